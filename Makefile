@@ -1,0 +1,100 @@
+# make help lists what can be typed. CI runs `make test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# A rustup that was installed for this user only.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+CARGO := cargo --locked
+NEXTEST := $(shell PATH="$(PATH)" cargo nextest --version >/dev/null 2>&1 && echo yes)
+
+# The tests' Postgres: RHONE_PG_BIN, else the newest package of version 15 or later.
+PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/null \
+	| awk -F/ '$$5 >= 15 {print $$5, $$0}' | sort -n | tail -n 1 | cut -d' ' -f2))
+
+# What the targets of later releases say.
+LATER = @echo 'make $@: not there yet in this version; $(1)' >&2; exit 2
+
+# What tests, chaos and the benchmark use.
+tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
+tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
+chaos bench: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+
+RUNS ?= 20
+MINUTES ?= 5
+SCENARIO ?= all
+SEED ?=
+
+.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## three real Postgres servers on loopback; the primary is killed under a writer
+	@deploy/install-deps.sh run
+	$(CARGO) build --release -p rhone
+	$(TARGET)/release/rhone demo --kill-primary
+
+test: ## everything CI runs: formatting, lints, docs, unit, simulation, live Postgres, chaos scenarios
+	@deploy/install-deps.sh test
+	@$(MAKE) --no-print-directory lint tests
+
+# One build for everything: cargo makes the rhone binary beside the tests that run it.
+tests:
+	@test -x "$(PG_BIN)/postgres" || { echo "error: no Postgres 15 or later: make deps" >&2; exit 1; }
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --workspace --no-fail-fast
+else
+	$(CARGO) test --workspace --all-targets --no-fail-fast
+endif
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items
+
+release:
+	$(CARGO) build --release -p rhone -p rhone-chaos
+
+verify: lint ## before a commit: formatting, lints, docs, all tests but the chaos scenarios; writes nothing
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --workspace -E 'not package(rhone-chaos)'
+else
+	$(CARGO) test --workspace --exclude rhone-chaos --all-targets
+endif
+
+fix: ## formats, and applies what clippy can
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+chaos: release ## random faults on real Postgres: MINUTES=5 SEED=… SCENARIO=all|power|network|process|switchover
+	"$(TARGET)/release/chaos" run --scenario "$(SCENARIO)" \
+		--minutes "$(MINUTES)" $(if $(SEED),--seed "$(SEED)")
+
+bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
+	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
+
+sim: ## random walks through the small world of decide/, and its mutants: SEED=… for one walk
+	$(if $(SEED),SEED="$(SEED)") $(CARGO) test -p rhone --test explore -- --nocapture
+
+soak: ## eight hours of `make chaos`: MINUTES=480
+	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
+
+test-all: test ## `make test`, then half an hour of chaos and the benchmark
+	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
+	@$(MAKE) --no-print-directory bench
+
+model: ## (later) the exhaustive model of lease and election
+	$(call LATER,"make sim" walks through the small world by seeds and proves that its mutants are noticed)
+
+image: ## (later) the container image
+	$(call LATER,"cargo build --release -p rhone" makes the one binary; it needs glibc and the programs of Postgres)
+
+deb: ## (later) the Debian package
+	$(call LATER,README.md shows how to install the binary and its systemd unit)
+
+deps: ## installs what is missing for all of the above, as root or by sudo
+	@deploy/install-deps.sh test

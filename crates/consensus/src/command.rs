@@ -1,0 +1,197 @@
+//! What may be proposed to the log: decisions with their evidence, never measurements.
+//!
+//! Preconditions live in [`crate::state::ClusterState::apply`] and only there. Applying a
+//! `Prepare` never refuses it, because voters stop renewing when they append it (DESIGN 3).
+
+use std::fmt;
+
+use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Incarnation, NodeId};
+use crate::policy::PolicyKind;
+use crate::settings::Settings;
+
+/// A moment of the wall clock in milliseconds since 1970, for people to read: nothing is decided by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WallTime(pub u64);
+
+/// What a member is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberKind {
+    /// It runs a Postgres instance.
+    Data,
+    /// It votes and never runs Postgres.
+    Witness,
+}
+
+/// A member as the state records it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its Raft node.
+    pub node: NodeId,
+    /// The name that people use; at most one member has it.
+    pub name: String,
+    /// Data or witness.
+    pub kind: MemberKind,
+    /// The incarnation of its store.
+    pub incarnation: Incarnation,
+    /// Where its peers reach its gRPC port, `host:port`.
+    pub address: String,
+    /// Where its Postgres is reached, `host:port`; empty for a witness.
+    pub postgres: String,
+    /// Where its HTTP port is reached, `host:port`.
+    pub http: String,
+    /// Breaks ties between equal positions; 0 is never promoted.
+    pub priority: u32,
+}
+
+/// Why an epoch is opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrepareReason {
+    /// The cluster's first primary.
+    Founding,
+    /// A majority of the voters heard no renewal for too long.
+    OwnerSilent {
+        /// For how long the quietest of that majority had heard nothing, in milliseconds.
+        silent_ms: u64,
+    },
+    /// The owner's own supervisor says that its Postgres is dead, hung or cannot be promoted.
+    OwnerDown {
+        /// In its words.
+        detail: String,
+    },
+    /// A planned handover.
+    Switchover,
+    /// A person asked for it.
+    Operator,
+}
+
+impl PrepareReason {
+    /// Returns the reason's name in logs, metrics and the history.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Founding => "founding",
+            Self::OwnerSilent { .. } => "owner_silent",
+            Self::OwnerDown { .. } => "owner_down",
+            Self::Switchover => "switchover",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for PrepareReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OwnerSilent { silent_ms } => write!(f, "owner_silent for {silent_ms} ms"),
+            Self::OwnerDown { detail } => write!(f, "owner_down: {detail}"),
+            Self::Founding | Self::Switchover | Self::Operator => f.write_str(self.code()),
+        }
+    }
+}
+
+/// One revoked member's word, kept as the evidence of a Grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Who was revoked.
+    pub node: NodeId,
+    /// The end of its WAL, frozen by the promise.
+    pub position: WalPosition,
+}
+
+/// Names the owner of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The epoch that a Prepare opened.
+    pub epoch: Epoch,
+    /// Who may be primary in it.
+    pub owner: NodeId,
+    /// The end of the owner's WAL; it promotes from exactly there.
+    pub base: WalPosition,
+    /// The number that its new timeline gets.
+    pub timeline: Timeline,
+    /// When its commits count as acknowledged.
+    pub policy: PolicyKind,
+    /// The revoked members and their positions.
+    pub evidence: Vec<Evidence>,
+    /// WAL that voters had heard of and nobody revoked holds: `(from, to)`.
+    pub lost: Option<(Lsn, Lsn)>,
+}
+
+/// A planned handover, as long as it goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// The epoch that it ends.
+    pub epoch: Epoch,
+    /// Who takes over; nobody in particular when empty.
+    pub to: Option<NodeId>,
+    /// Whether the owner's host is going down, so that the owner itself cannot be chosen.
+    pub leaving: bool,
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterCommand {
+    /// Founds the cluster; the first command, once.
+    Found {
+        /// The cluster's name.
+        cluster: String,
+        /// Who founds it, and has the first data directory.
+        founder: NodeId,
+        /// The founding members.
+        members: Vec<Member>,
+        /// The first settings.
+        settings: Settings,
+    },
+    /// Admits a member, or takes note of its new addresses. A member of the same name under
+    /// another node id is replaced: its store was lost.
+    Admit(Member),
+    /// Removes a member.
+    Remove(NodeId),
+    /// Records the system identifier, once.
+    SetSystemId(SystemId),
+    /// Opens an epoch: its number is this entry's own log index.
+    Prepare {
+        /// Why.
+        reason: PrepareReason,
+        /// When, for people.
+        at: WallTime,
+    },
+    /// Names the epoch's owner.
+    Grant(Grant),
+    /// The epoch's marker is durable and its gate is open: older policies end.
+    Established {
+        /// The epoch.
+        epoch: Epoch,
+        /// The timeline that the promotion made.
+        timeline: Timeline,
+        /// Where it left its parent.
+        switch: Lsn,
+        /// For how long nobody could write, in milliseconds.
+        gap_ms: u64,
+        /// When, for people.
+        at: WallTime,
+    },
+    /// Begins or ends a planned handover.
+    SetHandover(Option<Handover>),
+    /// Pauses or resumes automatic failover.
+    SetPaused(bool),
+}
+
+impl ClusterCommand {
+    /// Returns whether appending this command opens an epoch, so that voters stop renewing.
+    pub fn opens_epoch(&self) -> bool {
+        matches!(self, Self::Prepare { .. })
+    }
+}
+
+/// What became of a command when it was applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It changed the state.
+    Done,
+    /// It was refused and changed nothing.
+    Refused(String),
+    /// It opened this epoch.
+    Prepared(Epoch),
+}

@@ -1,0 +1,512 @@
+//! The replicated state: who is a member, who leads Postgres in which epoch, and how it came to that.
+//!
+//! Pure and deterministic: the same commands at the same log indexes give the same state on
+//! every member.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
+use serde::{Deserialize, Serialize};
+
+use crate::command::{ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime};
+use crate::ids::{Epoch, LogIndex, NodeId};
+use crate::ledger::{Ledger, LedgerEntry};
+use crate::policy::{Policy, PolicyKind};
+use crate::settings::Settings;
+
+/// How many changes of primary the history keeps.
+pub const HISTORY_LIMIT: usize = 200;
+
+/// How many policies may be open at once: far more than there are members and conditions.
+pub const POLICY_LIMIT: usize = 256;
+
+/// How many timelines the ledger remembers. A member on an older one has to be cloned.
+pub const LEDGER_LIMIT: usize = 1024;
+
+/// Where the newest epoch stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// No epoch was ever opened.
+    #[default]
+    None,
+    /// Opened; its owner is being elected.
+    Preparing {
+        /// Why it was opened.
+        reason: PrepareReason,
+        /// When, for people.
+        at: WallTime,
+    },
+    /// Its owner is named and promotes.
+    Granted,
+    /// Its marker is durable and clients are let in.
+    Established,
+}
+
+/// One change of primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When it was established.
+    pub at: WallTime,
+    /// Who was primary before.
+    pub from: Option<String>,
+    /// Who is primary from then on.
+    pub to: String,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The timeline.
+    pub timeline: Timeline,
+    /// Where it left the one before.
+    pub switch: Lsn,
+    /// Why.
+    pub reason: PrepareReason,
+    /// For how long nobody could write, in milliseconds.
+    pub gap_ms: u64,
+    /// WAL that was left behind, `(from, to)`.
+    pub lost: Option<(Lsn, Lsn)>,
+}
+
+/// What all members agree on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// The cluster's name; empty until it is founded.
+    pub cluster: String,
+    /// Who founded it.
+    pub founder: Option<NodeId>,
+    /// The system identifier that every data directory has to have.
+    pub system_id: Option<SystemId>,
+    /// The members.
+    pub members: BTreeMap<NodeId, Member>,
+    /// The settings.
+    pub settings: Settings,
+    /// The newest epoch that a Prepare opened.
+    pub epoch: Epoch,
+    /// Where that epoch stands.
+    pub phase: Phase,
+    /// Why the newest epoch was opened.
+    pub reason: Option<PrepareReason>,
+    /// When it was, for people.
+    pub prepared_at: WallTime,
+    /// The newest Grant; of an older epoch while a new one is being prepared.
+    pub grant: Option<Grant>,
+    /// Conditions under which an acknowledged commit may exist that the owner has not yet secured.
+    pub policies: Vec<Policy>,
+    /// Every timeline ever planned.
+    pub ledger: Ledger,
+    /// The planned handover that is going on.
+    pub handover: Option<Handover>,
+    /// Whether automatic failover is off.
+    pub paused: bool,
+    /// The last changes of primary, oldest first.
+    pub history: VecDeque<HistoryEntry>,
+}
+
+impl ClusterState {
+    /// Applies the entry at `index`; a refused command changes nothing.
+    pub fn apply(&mut self, index: LogIndex, command: &ClusterCommand) -> Outcome {
+        match command {
+            ClusterCommand::Found { cluster, founder, members, settings } => {
+                if self.is_founded() {
+                    return refused("the cluster is already founded");
+                }
+                if !members.iter().any(|m| m.node == *founder && m.kind == MemberKind::Data) {
+                    return refused("the founder is no data member");
+                }
+                self.cluster.clone_from(cluster);
+                self.founder = Some(*founder);
+                self.members = members.iter().map(|member| (member.node, member.clone())).collect();
+                self.settings = settings.clone();
+                Outcome::Done
+            }
+            ClusterCommand::Admit(member) => self.admit(member),
+            ClusterCommand::Remove(node) if self.leads(*node) => refused("the member leads: hand over first"),
+            ClusterCommand::Remove(node) => match self.members.remove(node) {
+                Some(_) => Outcome::Done,
+                None => refused("no such member"),
+            },
+            ClusterCommand::SetSystemId(system_id) => match self.system_id {
+                Some(known) if known != *system_id => refused("the system identifier is already known"),
+                Some(_) | None => {
+                    self.system_id = Some(*system_id);
+                    Outcome::Done
+                }
+            },
+            ClusterCommand::Prepare { reason, at } => {
+                self.epoch = Epoch(index.0);
+                self.phase = Phase::Preparing { reason: reason.clone(), at: *at };
+                self.reason = Some(reason.clone());
+                self.prepared_at = *at;
+                Outcome::Prepared(self.epoch)
+            }
+            ClusterCommand::Grant(grant) => self.apply_grant(grant),
+            ClusterCommand::Established { epoch, timeline, switch, gap_ms, at } => {
+                self.establish(*epoch, *timeline, *switch, *gap_ms, *at)
+            }
+            ClusterCommand::SetHandover(handover) => self.set_handover(handover.as_ref()),
+            ClusterCommand::SetPaused(paused) => {
+                self.paused = *paused;
+                Outcome::Done
+            }
+        }
+    }
+
+    fn admit(&mut self, member: &Member) -> Outcome {
+        if !self.is_founded() {
+            return refused("the cluster is not founded yet");
+        }
+        if self.members.get(&member.node).is_some_and(|m| m.kind != member.kind) {
+            return refused("a member stays what it is: data or witness");
+        }
+        let older = self.members.values().find(|m| m.name == member.name && m.node != member.node);
+        if let Some(older) = older.map(|m| m.node) {
+            // Only one that is gone may be replaced: a copied card must not evict the primary.
+            if self.leads(older) {
+                return refused("the member of that name leads");
+            }
+            self.members.remove(&older);
+        }
+        self.members.insert(member.node, member.clone());
+        Outcome::Done
+    }
+
+    fn apply_grant(&mut self, grant: &Grant) -> Outcome {
+        if grant.epoch != self.epoch || !matches!(self.phase, Phase::Preparing { .. }) {
+            return refused("the epoch is no longer being prepared");
+        }
+        if !self.members.get(&grant.owner).is_some_and(|m| m.kind == MemberKind::Data) {
+            return refused("the owner is no data member");
+        }
+        if grant.timeline <= self.ledger.highest() || grant.timeline <= grant.base.timeline {
+            return refused("the timeline's number was planned before");
+        }
+        // The same owner and condition are covered by the same members, so the newer policy stands
+        // for both: however often promotions fail in a row, the list stays short.
+        let same = |policy: &Policy| policy.owner == grant.owner && policy.kind == grant.policy;
+        if self.policies.iter().filter(|policy| !same(policy)).count() >= POLICY_LIMIT {
+            return refused("too many promotions failed in a row");
+        }
+        if self.ledger.root.is_none() {
+            self.ledger.root = Some(grant.base.timeline);
+        }
+        self.ledger.entries.insert(
+            grant.timeline,
+            LedgerEntry {
+                epoch: grant.epoch,
+                parent: grant.base.timeline,
+                switch: grant.base.lsn,
+                owner: grant.owner,
+                promoted: false,
+            },
+        );
+        self.ledger.forget_beyond(LEDGER_LIMIT);
+        self.policies.retain(|policy| !same(policy));
+        self.policies.push(Policy { epoch: grant.epoch, owner: grant.owner, kind: grant.policy.clone() });
+        self.grant = Some(grant.clone());
+        self.phase = Phase::Granted;
+        Outcome::Done
+    }
+
+    fn establish(
+        &mut self,
+        epoch: Epoch,
+        timeline: Timeline,
+        switch: Lsn,
+        gap_ms: u64,
+        at: WallTime,
+    ) -> Outcome {
+        let Some(grant) = self.grant.clone().filter(|g| g.epoch == epoch && self.epoch == epoch) else {
+            return refused("the epoch is over");
+        };
+        if self.phase != Phase::Granted {
+            return refused("the epoch is already established");
+        }
+        if grant.timeline != timeline {
+            return refused("the timeline is not the planned one");
+        }
+        if grant.base.lsn != switch {
+            return refused("the timeline does not begin where the grant says");
+        }
+        if let Some(entry) = self.ledger.entries.get_mut(&timeline) {
+            entry.switch = switch;
+            entry.promoted = true;
+        }
+        self.policies.retain(|policy| policy.epoch == epoch);
+        self.phase = Phase::Established;
+        self.handover = None;
+        let from = self.history.back().map(|entry| entry.to.clone());
+        let to = self.members.get(&grant.owner).map(|m| m.name.clone()).unwrap_or_default();
+        self.history.push_back(HistoryEntry {
+            at,
+            from,
+            to,
+            epoch,
+            timeline,
+            switch,
+            reason: self.reason.clone().unwrap_or(PrepareReason::Operator),
+            gap_ms,
+            lost: grant.lost,
+        });
+        while self.history.len() > HISTORY_LIMIT {
+            self.history.pop_front();
+        }
+        Outcome::Done
+    }
+
+    fn set_handover(&mut self, handover: Option<&Handover>) -> Outcome {
+        if let Some(handover) = handover {
+            if handover.epoch != self.epoch || self.phase != Phase::Established {
+                return refused("the epoch that it would end is not established");
+            }
+            let able = |m: &Member| m.kind == MemberKind::Data && m.priority > 0;
+            if handover.to.is_some_and(|to| self.leads(to) || !self.members.get(&to).is_some_and(able)) {
+                return refused("that member cannot take over");
+            }
+            if self.handover.as_ref().is_some_and(|going| going != handover && !handover.leaving) {
+                return refused("another handover is going on");
+            }
+        }
+        self.handover = handover.cloned();
+        Outcome::Done
+    }
+
+    /// Returns whether that member owns the newest epoch.
+    fn leads(&self, node: NodeId) -> bool {
+        self.current_grant().is_some_and(|grant| grant.owner == node)
+    }
+
+    /// Returns whether the cluster was founded.
+    pub fn is_founded(&self) -> bool {
+        self.founder.is_some()
+    }
+
+    /// Returns the Grant of the newest epoch, or nothing while its owner is being elected.
+    pub fn current_grant(&self) -> Option<&Grant> {
+        self.grant.as_ref().filter(|grant| grant.epoch == self.epoch)
+    }
+
+    /// Returns the owner of the newest epoch that has one: the one to be fenced before another may be granted.
+    pub fn last_owner(&self) -> Option<NodeId> {
+        self.grant.as_ref().map(|grant| grant.owner)
+    }
+
+    /// Returns the member of that name.
+    pub fn member_named(&self, name: &str) -> Option<&Member> {
+        self.members.values().find(|member| member.name == name)
+    }
+
+    /// Returns the data members.
+    pub fn data_members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|member| member.kind == MemberKind::Data)
+    }
+
+    /// Returns the policy that a Grant made now gets.
+    pub fn next_policy(&self) -> PolicyKind {
+        PolicyKind::Async { max_lag: self.settings.max_lag_on_failover }
+    }
+
+    /// Returns the first broken invariant, for tests and the simulation.
+    pub fn broken_invariant(&self) -> Option<String> {
+        if let Some(grant) = &self.grant {
+            if grant.epoch > self.epoch {
+                return Some(format!("grant of epoch {} above epoch {}", grant.epoch, self.epoch));
+            }
+            if !self.policies.iter().any(|p| p.epoch == grant.epoch && p.owner == grant.owner) {
+                return Some(format!("no policy for the granted epoch {}", grant.epoch));
+            }
+        }
+        let mut last = Epoch(0);
+        for policy in &self.policies {
+            if policy.epoch <= last {
+                return Some(format!("policies out of order at epoch {}", policy.epoch));
+            }
+            last = policy.epoch;
+        }
+        let mut made = Epoch(0);
+        for (timeline, entry) in &self.ledger.entries {
+            if entry.parent >= *timeline {
+                return Some(format!("timeline {timeline} is not above its parent"));
+            }
+            if entry.epoch <= made {
+                return Some(format!("timeline {timeline} does not rise with its epoch"));
+            }
+            made = entry.epoch;
+        }
+        None
+    }
+}
+
+fn refused(reason: &str) -> Outcome {
+    Outcome::Refused(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Incarnation;
+
+    fn member(node: u64, name: &str, kind: MemberKind) -> Member {
+        Member {
+            node: NodeId(node),
+            name: name.to_owned(),
+            kind,
+            incarnation: Incarnation(u128::from(node)),
+            address: String::new(),
+            postgres: String::new(),
+            http: String::new(),
+            priority: 1,
+        }
+    }
+
+    /// A command as a line: `found`, `prepare`, `grant EPOCH OWNER BASE TIMELINE`, ...
+    fn command(line: &str) -> ClusterCommand {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |at: usize| words[at].parse::<u64>().expect("a number");
+        let timeline = |at: usize| Timeline::new(u32::try_from(number(at)).expect("a timeline"));
+        match words[0] {
+            "found" => ClusterCommand::Found {
+                cluster: "main".to_owned(),
+                founder: NodeId(number(1)),
+                members: vec![
+                    member(1, "a", MemberKind::Data),
+                    member(2, "b", MemberKind::Data),
+                    member(3, "w", MemberKind::Witness),
+                ],
+                settings: Settings::default(),
+            },
+            "admit" => ClusterCommand::Admit(member(number(1), words[2], MemberKind::Data)),
+            "remove" => ClusterCommand::Remove(NodeId(number(1))),
+            "system" => ClusterCommand::SetSystemId(SystemId::new(number(1))),
+            "prepare" => ClusterCommand::Prepare { reason: PrepareReason::Operator, at: WallTime(0) },
+            "grant" => ClusterCommand::Grant(Grant {
+                epoch: Epoch(number(1)),
+                owner: NodeId(number(2)),
+                base: words[3].parse().expect("a position"),
+                timeline: timeline(4),
+                policy: PolicyKind::Async { max_lag: 0 },
+                evidence: Vec::new(),
+                lost: None,
+            }),
+            "established" => ClusterCommand::Established {
+                epoch: Epoch(number(1)),
+                timeline: timeline(2),
+                switch: Lsn::new(0x10),
+                gap_ms: 0,
+                at: WallTime(0),
+            },
+            "handover" => ClusterCommand::SetHandover(Some(Handover {
+                epoch: Epoch(number(1)),
+                to: words.get(2).map(|_| NodeId(number(2))),
+                leaving: words.len() < 3,
+            })),
+            "paused" => ClusterCommand::SetPaused(true),
+            other => panic!("no such command: {other}"),
+        }
+    }
+
+    /// Applies one line after the other, from index 1 on; the last one's outcome is looked at.
+    #[track_caller]
+    fn check(lines: &str, expected: &str) -> ClusterState {
+        let mut state = ClusterState::default();
+        let mut again = ClusterState::default();
+        let mut outcome = Outcome::Done;
+        for (index, line) in lines.split(" | ").enumerate() {
+            let before = state.clone();
+            let index = LogIndex(index as u64 + 1);
+            outcome = state.apply(index, &command(line));
+            assert_eq!(state.broken_invariant(), None, "after {line}");
+            assert_eq!(again.apply(index, &command(line)), outcome, "the same everywhere");
+            if matches!(outcome, Outcome::Refused(_)) {
+                assert_eq!(state, before, "a refused command changes nothing: {line}");
+            }
+        }
+        assert_eq!(state, again);
+        let found = match outcome {
+            Outcome::Done => "done".to_owned(),
+            Outcome::Refused(reason) => reason,
+            Outcome::Prepared(epoch) => format!("epoch {epoch}"),
+        };
+        assert_eq!(found, expected, "{lines}");
+        state
+    }
+
+    const GRANTED: &str = "found 1 | system 7 | prepare | grant 3 1 1:0/10 2";
+    const ESTABLISHED: &str = "found 1 | system 7 | prepare | grant 3 1 1:0/10 2 | established 3 2";
+
+    #[test]
+    fn a_cluster_is_founded_once_and_by_a_data_member() {
+        check("found 1", "done");
+        check("found 1 | found 1", "the cluster is already founded");
+        check("found 3", "the founder is no data member");
+        check("found 9", "the founder is no data member");
+        check("admit 4 d", "the cluster is not founded yet");
+        check("found 1 | system 7 | system 7", "done");
+        check("found 1 | system 7 | system 8", "the system identifier is already known");
+    }
+
+    #[test]
+    fn who_leads_is_neither_removed_nor_replaced() {
+        let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
+        after("remove 2", "done");
+        after("remove 9", "no such member");
+        after("remove 1", "the member leads: hand over first");
+        after("admit 4 a", "the member of that name leads"); // a copied card
+        after("admit 3 w", "a member stays what it is: data or witness");
+        let state = after("prepare | admit 4 a", "done"); // seen to be gone
+        assert_eq!(state.member_named("a").map(|m| m.node), Some(NodeId(4)));
+    }
+
+    #[test]
+    fn an_epoch_is_granted_once_and_only_the_newest() {
+        check("found 1 | prepare", "epoch 2");
+        check("found 1 | grant 0 1 1:0/10 2", "the epoch is no longer being prepared");
+        check(GRANTED, "done");
+        check(&format!("{GRANTED} | grant 3 2 1:0/10 3"), "the epoch is no longer being prepared");
+        check("found 1 | prepare | prepare | grant 2 1 1:0/10 2", "the epoch is no longer being prepared");
+        check("found 1 | prepare | grant 2 3 1:0/10 2", "the owner is no data member");
+        check("found 1 | prepare | grant 2 1 5:0/10 5", "the timeline's number was planned before");
+        let again = format!("{ESTABLISHED} | prepare | grant 6 2 2:0/20 2");
+        check(&again, "the timeline's number was planned before");
+    }
+
+    #[test]
+    fn establishing_drops_the_older_policies_and_only_then() {
+        let state = check(&format!("{ESTABLISHED} | prepare | grant 6 2 2:0/20 3"), "done");
+        assert_eq!(state.policies.iter().map(|p| p.epoch.0).collect::<Vec<_>>(), [3, 6]);
+        let state = check(&format!("{ESTABLISHED} | prepare | grant 6 2 2:0/10 3 | established 6 3"), "done");
+        check(
+            &format!("{ESTABLISHED} | prepare | grant 6 2 2:0/20 3 | established 6 3"),
+            "the timeline does not begin where the grant says",
+        );
+        assert_eq!(state.policies.iter().map(|p| p.epoch.0).collect::<Vec<_>>(), [6]);
+        check(&format!("{ESTABLISHED} | established 3 2"), "the epoch is already established");
+        check(&format!("{GRANTED} | established 3 9"), "the timeline is not the planned one");
+        check(&format!("{GRANTED} | prepare | established 3 2"), "the epoch is over"); // a Prepare came first
+    }
+
+    #[test]
+    fn a_handover_ends_the_established_epoch_and_no_other() {
+        let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
+        after("handover 3 2", "done");
+        after("handover 3 1", "that member cannot take over"); // leads already
+        after("handover 3 3", "that member cannot take over"); // a witness
+        after("handover 2 2", "the epoch that it would end is not established");
+        after("handover 3 | handover 3 2", "another handover is going on");
+        after("handover 3 2 | handover 3", "done"); // the host goes down meanwhile
+        check(&format!("{GRANTED} | handover 3 2"), "the epoch that it would end is not established");
+    }
+
+    #[test]
+    fn promotions_that_fail_for_a_night_leave_short_lists() {
+        let mut state = check(ESTABLISHED, "done");
+        for round in 0..2000_u64 {
+            let (index, timeline) = (10 + 2 * round, 3 + round);
+            state.apply(LogIndex(index), &command("prepare"));
+            let grant = command(&format!("grant {index} {} 2:0/20 {timeline}", 1 + round % 2));
+            assert_eq!(state.apply(LogIndex(index + 1), &grant), Outcome::Done, "round {round}");
+            assert_eq!(state.broken_invariant(), None);
+        }
+        assert_eq!(state.policies.len(), 2);
+        assert_eq!(state.ledger.entries.len(), LEDGER_LIMIT);
+        // Where the cluster last stood is not forgotten.
+        assert!(state.ledger.rank("2:0/20".parse().expect("a position")).is_some());
+    }
+}

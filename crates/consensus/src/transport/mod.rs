@@ -1,0 +1,93 @@
+//! Raft's messages over gRPC: opaque payloads, and on each call who asks whom.
+
+pub(crate) mod client;
+pub(crate) mod guard;
+pub(crate) mod pool;
+pub(crate) mod server;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rhone_pgctl::wal::SystemId;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{Identity, PROTOCOL_VERSION, Run};
+use crate::ids::NodeId;
+use crate::proto;
+use crate::raft::LogId;
+
+pub use pool::{Connector, Plaintext, prepare};
+pub use server::RaftService;
+
+/// The most bytes of one message.
+pub const MESSAGE_LIMIT: usize = 4 << 20;
+
+/// Where members listen, where that differs from what the membership records.
+#[derive(Clone, Debug, Default)]
+pub struct AddressBook(Arc<RwLock<BTreeMap<NodeId, String>>>);
+
+impl AddressBook {
+    /// Sends to `addr` (`host:port`) what is for `node`.
+    pub fn set(&self, node: NodeId, addr: impl Into<String>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(node, addr.into());
+    }
+
+    /// Goes back to what the membership records.
+    pub fn unset(&self, node: NodeId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
+    /// Returns the override for `node`.
+    pub fn get(&self, node: NodeId) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+}
+
+/// Who this member is, with what it learns while running.
+#[derive(Debug)]
+pub(crate) struct Me {
+    pub(crate) identity: Identity,
+    pub(crate) run: Run,
+    system_id: AtomicU64,
+}
+
+impl Me {
+    pub(crate) fn new(identity: Identity, run: Run, system_id: Option<SystemId>) -> Self {
+        Self { identity, run, system_id: AtomicU64::new(system_id.map_or(0, SystemId::get)) }
+    }
+
+    pub(crate) fn set_system_id(&self, id: SystemId) {
+        self.system_id.store(id.get(), Ordering::Relaxed);
+    }
+
+    /// Returns the system identifier, or 0 while unknown.
+    pub(crate) fn system_id(&self) -> u64 {
+        self.system_id.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn message(&self) -> proto::Identity {
+        proto::Identity {
+            cluster: self.identity.cluster.clone(),
+            generation: self.identity.generation.0,
+            system_identifier: self.system_id(),
+            node_id: self.identity.node.0,
+            incarnation: self.identity.incarnation.0.to_be_bytes().to_vec(),
+            session: self.identity.session.0,
+            protocol_version: PROTOCOL_VERSION,
+            run: self.run.0,
+        }
+    }
+}
+
+/// Asks whether the callee would vote for the caller.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PreVoteRequest {
+    pub(crate) last_log: Option<LogId>,
+}
+
+/// Says whether it would.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PreVoteResponse {
+    pub(crate) granted: bool,
+}

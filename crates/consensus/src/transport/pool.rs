@@ -1,0 +1,179 @@
+//! One connection to each peer, for life: lazy, kept alive, made anew when it keeps failing.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+use super::guard::Guard;
+use super::{AddressBook, MESSAGE_LIMIT};
+use crate::contact::Contacts;
+use crate::ids::NodeId;
+use crate::proto::raft_client::RaftClient;
+use crate::proto::{RaftRequest, RaftResponse};
+use crate::raft::PeerNode;
+
+/// Failures in a row after which a channel is made anew, so that the name is resolved again.
+const REBUILD_AFTER: u32 = 3;
+/// HTTP/2 and TCP keepalive: a peer whose address moved is found again in two seconds (RUST.md 4).
+const KEEPALIVE: Duration = Duration::from_secs(1);
+/// The limit for making a TCP connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// Makes channels to members: the seam for TLS.
+pub trait Connector: Send + Sync + Debug {
+    /// Makes a channel to `host:port` that connects when first used.
+    ///
+    /// # Errors
+    /// Returns a text when the address cannot be used.
+    fn channel(&self, addr: &str) -> Result<Channel, String>;
+}
+
+/// Connects without TLS.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plaintext;
+
+impl Connector for Plaintext {
+    fn channel(&self, addr: &str) -> Result<Channel, String> {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|e| e.to_string())?;
+        Ok(prepare(endpoint).connect_lazy())
+    }
+}
+
+/// Sets what every connection between members needs, for [`Connector`]s.
+pub fn prepare(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_LIMIT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEPALIVE.saturating_mul(2)))
+        .tcp_keepalive_interval(Some(KEEPALIVE))
+        .tcp_keepalive_retries(Some(2))
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+}
+
+#[derive(Debug)]
+struct Peer {
+    addr: String,
+    client: RaftClient<Channel>,
+    failures: u32,
+    complaint: Option<String>,
+}
+
+/// The connections of this member.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    guard: Arc<Guard>,
+    contacts: Arc<Contacts>,
+    book: AddressBook,
+    connector: Arc<dyn Connector>,
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
+}
+
+/// The four calls of the service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Call {
+    Append,
+    Vote,
+    Snapshot,
+    PreVote,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        guard: Arc<Guard>,
+        contacts: Arc<Contacts>,
+        book: AddressBook,
+        connector: Arc<dyn Connector>,
+    ) -> Self {
+        let peers = Mutex::default();
+        Self { inner: Arc::new(Inner { guard, contacts, book, connector, peers }) }
+    }
+
+    pub(crate) fn contacts(&self) -> &Contacts {
+        &self.inner.contacts
+    }
+
+    fn client(&self, to: NodeId, recorded: &str) -> Result<RaftClient<Channel>, String> {
+        let addr = self.inner.book.get(to).unwrap_or_else(|| recorded.to_owned());
+        let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&to).filter(|p| p.addr == addr && p.failures < REBUILD_AFTER) {
+            return Ok(peer.client.clone());
+        }
+        let complaint = peers.remove(&to).and_then(|peer| peer.complaint);
+        let client = RaftClient::new(self.inner.connector.channel(&addr)?)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT);
+        peers.insert(to, Peer { addr, client: client.clone(), failures: 0, complaint });
+        Ok(client)
+    }
+
+    fn note(&self, to: NodeId, result: &Result<Vec<u8>, tonic::Status>) {
+        let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(peer) = peers.get_mut(&to) else { return };
+        match result {
+            Ok(_) => {
+                peer.failures = 0;
+                peer.complaint = None;
+            }
+            Err(status) => {
+                peer.failures = peer.failures.saturating_add(1);
+                let refused =
+                    matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied);
+                if refused && peer.complaint.as_deref() != Some(status.message()) {
+                    tracing::warn!(node = %to, reason = status.message(), "no understanding with a peer");
+                    peer.complaint = Some(status.message().to_owned());
+                }
+            }
+        }
+    }
+
+    /// Takes an answer only from the very store that was asked: an old image would count as a
+    /// voter that remembers.
+    fn believe(&self, to: NodeId, node: &PeerNode, answer: &RaftResponse) -> Result<Vec<u8>, tonic::Status> {
+        let known = |id: NodeId| (id == to).then_some(node.incarnation);
+        let from = self.inner.guard.admit(answer.from.as_ref(), None, known)?;
+        if from == to {
+            Ok(answer.payload.to_vec())
+        } else {
+            Err(tonic::Status::failed_precondition(format!("{from} answers for {to}")))
+        }
+    }
+
+    /// Calls `to`, within `limit`.
+    pub(crate) async fn call(
+        &self,
+        call: Call,
+        to: NodeId,
+        node: &PeerNode,
+        payload: Vec<u8>,
+        limit: Duration,
+    ) -> Result<Vec<u8>, tonic::Status> {
+        let mut client = self.client(to, &node.addr).map_err(tonic::Status::unavailable)?;
+        let request =
+            RaftRequest { from: Some(self.inner.guard.me().message()), to: to.0, payload: payload.into() };
+        let answer = tokio::time::timeout(limit, async {
+            match call {
+                Call::Append => client.append(request).await,
+                Call::Vote => client.vote(request).await,
+                Call::Snapshot => client.snapshot(request).await,
+                Call::PreVote => client.pre_vote(request).await,
+            }
+        });
+        let result = match answer.await {
+            Ok(Ok(response)) => self.believe(to, node, response.get_ref()),
+            Ok(Err(status)) => Err(status),
+            Err(_) => Err(tonic::Status::deadline_exceeded("no answer in time")),
+        };
+        self.note(to, &result);
+        result
+    }
+}

@@ -1,0 +1,145 @@
+//! Answers the peers' calls.
+
+use std::sync::Arc;
+
+use openraft::ServerState;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tonic::{Request, Response, Status};
+
+use super::guard::Guard;
+use super::{MESSAGE_LIMIT, Me, PreVoteRequest, PreVoteResponse};
+use crate::codec;
+use crate::contact::Contacts;
+use crate::ids::{Incarnation, NodeId};
+use crate::proto::raft_server::{Raft, RaftServer};
+use crate::proto::{RaftRequest, RaftResponse};
+use crate::raft::{
+    AppendRequest, AppendResponse, RaftHandle, SnapshotRequest, Timings, Vote, VoteRequest, VoteResponse,
+};
+
+/// The most bytes of a snapshot that is accepted.
+const SNAPSHOT_LIMIT: u64 = 64 << 20;
+
+/// The service to add to a tonic server.
+pub type RaftService = RaftServer<Service>;
+
+/// Answers for one member.
+pub struct Service {
+    raft: RaftHandle,
+    contacts: Arc<Contacts>,
+    guard: Arc<Guard>,
+    me: Arc<Me>,
+    timings: Timings,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("identity", &self.me.identity).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn service(
+    raft: RaftHandle,
+    contacts: Arc<Contacts>,
+    guard: Arc<Guard>,
+    timings: Timings,
+) -> RaftService {
+    let me = Arc::clone(guard.me());
+    RaftServer::new(Service { raft, contacts, guard, me, timings })
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT)
+}
+
+/// Refuses a message in another member's name.
+fn own(from: NodeId, vote: &Vote) -> Result<(), Status> {
+    let named = vote.leader_id.node_id;
+    if named == from { Ok(()) } else { Err(Status::permission_denied(format!("{from} speaks for {named}"))) }
+}
+
+/// Returns the store that the membership knows for a node id.
+pub(crate) fn recorded(raft: &RaftHandle, id: NodeId) -> Option<Incarnation> {
+    let server = raft.server_metrics();
+    let server = server.borrow();
+    server.membership_config.membership().get_node(&id).map(|node| node.incarnation)
+}
+
+impl Service {
+    fn answer<T: Serialize>(&self, value: &T) -> Result<Response<RaftResponse>, Status> {
+        let payload = codec::encode(value).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(RaftResponse { payload: payload.into(), from: Some(self.me.message()) }))
+    }
+
+    fn open<T: DeserializeOwned>(&self, request: &RaftRequest) -> Result<(NodeId, T), Status> {
+        let recorded = |id| recorded(&self.raft, id);
+        let from = self.guard.admit(request.from.as_ref(), Some(NodeId(request.to)), recorded)?;
+        let value = codec::decode(&request.payload)
+            .map_err(|error| Status::invalid_argument(format!("cannot read the message: {error}")))?;
+        Ok((from, value))
+    }
+
+    /// Returns whether a leader is alive, as far as is known here: then nobody else is voted for.
+    fn bound(&self) -> bool {
+        let lease = self.timings.election_min;
+        let own = {
+            let server = self.raft.server_metrics();
+            let server = server.borrow();
+            let configs = server.membership_config.membership().get_joint_config();
+            (server.state == ServerState::Leader)
+                .then(|| self.contacts.quorum_age(self.me.identity.node, &server.vote, configs))
+                .flatten()
+        };
+        own.is_some_and(|age| age < lease) || self.contacts.binding_age().is_some_and(|age| age < lease)
+    }
+}
+
+#[tonic::async_trait]
+impl Raft for Service {
+    async fn append(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
+        let (from, message): (_, AppendRequest) = self.open(request.get_ref())?;
+        own(from, &message.vote)?;
+        let result = self.raft.append_entries(message).await;
+        if matches!(
+            result,
+            Ok(AppendResponse::Success | AppendResponse::PartialSuccess(_) | AppendResponse::Conflict)
+        ) {
+            self.contacts.leader_heard();
+        }
+        self.answer(&result)
+    }
+
+    async fn vote(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
+        let (from, message): (_, VoteRequest) = self.open(request.get_ref())?;
+        own(from, &message.vote)?;
+        if self.bound() {
+            tracing::debug!(node = %from, "no vote while a leader is alive");
+            let vote = self.raft.server_metrics().borrow().vote;
+            let last = self.raft.data_metrics().borrow().last_log;
+            let refusal: Result<VoteResponse, openraft::error::RaftError<NodeId>> =
+                Ok(VoteResponse::new(vote, last, false));
+            return self.answer(&refusal);
+        }
+        self.answer(&self.raft.vote(message).await)
+    }
+
+    async fn snapshot(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
+        let (from, message): (_, SnapshotRequest) = self.open(request.get_ref())?;
+        own(from, &message.vote)?;
+        let size = u64::try_from(message.data.len()).unwrap_or(u64::MAX);
+        if message.offset.saturating_add(size) > SNAPSHOT_LIMIT {
+            return Err(Status::resource_exhausted("the snapshot is too large"));
+        }
+        let vote = message.vote;
+        let result = self.raft.install_snapshot(message).await;
+        if result.as_ref().is_ok_and(|response| response.vote == vote) {
+            self.contacts.leader_heard();
+        }
+        self.answer(&result)
+    }
+
+    async fn pre_vote(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
+        let (_, message): (_, PreVoteRequest) = self.open(request.get_ref())?;
+        let mine = self.raft.data_metrics().borrow().last_log;
+        self.answer(&PreVoteResponse { granted: !self.bound() && message.last_log >= mine })
+    }
+}

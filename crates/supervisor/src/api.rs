@@ -1,0 +1,16 @@
+//! What the member shows to the outside: gRPC for operators, HTTP for checks and dashboards.
+//!
+//! Nothing over HTTP changes anything. Only `convert` knows both the protocol's types and ours.
+
+pub mod admin;
+pub mod agent;
+mod convert;
+pub mod health;
+mod metrics;
+mod page;
+mod patroni;
+pub mod proto;
+pub mod socket;
+
+pub use self::admin::admin_service;
+pub(crate) use self::convert::{change_reply, cluster_status, explanation, history_entry, to_dsn_role};

@@ -1,0 +1,136 @@
+//! The `Admin` gRPC service over whatever implements [`Operator`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use rhone_consensus::ids::Epoch;
+use tokio_stream::wrappers::BroadcastStream;
+use tonic::{Request, Response, Status};
+
+use super::convert::to_change_reply;
+use super::proto::v1;
+use super::proto::v1::admin_server::{Admin, AdminServer};
+use crate::status::{FailoverRequest, Operator, OperatorError, SwitchoverReply, SwitchoverRequest};
+
+/// A request to `Admin` larger than this is refused: each holds a few names.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// Makes the gRPC service, to be added to a tonic router.
+pub fn admin_service<O: Operator>(operator: Arc<O>) -> AdminServer<AdminService<O>> {
+    AdminServer::new(AdminService { operator }).max_decoding_message_size(MAX_REQUEST_BYTES)
+}
+
+/// The `Admin` service; made by [`admin_service`].
+#[derive(Debug)]
+pub struct AdminService<O> {
+    operator: Arc<O>,
+}
+
+impl<O: Operator> AdminService<O> {
+    /// Refuses a change that was meant for another epoch.
+    async fn check_epoch(&self, expected: Option<Epoch>) -> Result<(), Status> {
+        let Some(expected) = expected else { return Ok(()) };
+        let present = self.operator.status().await?.epoch;
+        if present == Some(expected) {
+            return Ok(());
+        }
+        let present = present.map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());
+        let reason = format!("the epoch is {present}, not {expected}: the cluster has changed meanwhile");
+        Err(OperatorError::Refused { reason, hint: Some("look again with `rhone status`".to_owned()) }.into())
+    }
+
+    async fn set_paused(
+        &self,
+        expected: Option<u64>,
+        paused: bool,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.check_epoch(expected.map(Epoch)).await?;
+        let outcome = self.operator.pause(paused).await;
+        let reply =
+            to_change_reply(outcome.map(|()| SwitchoverReply { finished: true, ..Default::default() }))?;
+        Ok(Response::new(reply))
+    }
+}
+
+type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<O: Operator> Admin for AdminService<O> {
+    type EventsStream = EventStream;
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let status = self.operator.status().await?;
+        Ok(Response::new(v1::StatusReply { status: Some(status.into()) }))
+    }
+
+    async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
+        Ok(Response::new(self.operator.explain().await?.into()))
+    }
+
+    async fn history(
+        &self,
+        request: Request<v1::HistoryRequest>,
+    ) -> Result<Response<v1::HistoryReply>, Status> {
+        let history = self.operator.history().await?;
+        let limit = match request.into_inner().limit {
+            0 => usize::MAX,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let skip = history.len().saturating_sub(limit);
+        let entries = history.into_iter().skip(skip).map(Into::into).collect();
+        Ok(Response::new(v1::HistoryReply { entries }))
+    }
+
+    async fn switchover(
+        &self,
+        request: Request<v1::SwitchoverRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let request = request.into_inner();
+        let outcome = self.operator.switchover(SwitchoverRequest {
+            to: request.to,
+            expected_epoch: request.expected_epoch.map(Epoch),
+            idempotency_key: request.idempotency_key,
+            no_wait: request.no_wait,
+        });
+        Ok(Response::new(to_change_reply(outcome.await)?))
+    }
+
+    async fn failover(
+        &self,
+        request: Request<v1::FailoverRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let request = request.into_inner();
+        let outcome = self.operator.failover(FailoverRequest {
+            to: request.to,
+            expected_epoch: request.expected_epoch.map(Epoch),
+            idempotency_key: request.idempotency_key,
+            accept_data_loss: request.accept_data_loss,
+            no_wait: request.no_wait,
+        });
+        Ok(Response::new(to_change_reply(outcome.await)?))
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::ChangeReply>, Status> {
+        self.set_paused(request.into_inner().expected_epoch, true).await
+    }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ChangeReply>, Status> {
+        self.set_paused(request.into_inner().expected_epoch, false).await
+    }
+
+    async fn dsn(&self, request: Request<v1::DsnRequest>) -> Result<Response<v1::DsnReply>, Status> {
+        let dsn = self.operator.dsn(request.into_inner().role().into()).await?;
+        Ok(Response::new(v1::DsnReply { dsn }))
+    }
+
+    async fn events(&self, _: Request<v1::EventsRequest>) -> Result<Response<EventStream>, Status> {
+        let Some(events) = self.operator.events() else {
+            return Err(OperatorError::NotImplemented { what: "the event stream".to_owned() }.into());
+        };
+        // A reader that lags loses the oldest events and goes on with the newer ones.
+        let stream = BroadcastStream::new(events)
+            .filter_map(|event| std::future::ready(event.ok().map(|event| Ok(event.into()))));
+        Ok(Response::new(Box::pin(stream)))
+    }
+}

@@ -1,0 +1,267 @@
+//! What other supervisors may ask of this one; strangers are turned away before anything else.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rhone_consensus::command::{ClusterCommand, Member, Outcome};
+use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use rhone_consensus::proto::Identity;
+use rhone_consensus::store::hard::Founder;
+use rhone_pgctl::wal::{Lsn, SystemId};
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status};
+
+use crate::api::proto::v1::agent_server::Agent;
+use crate::api::proto::v1::{
+    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, RenewReply,
+    RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
+};
+use crate::runtime::lease::renew_reply;
+use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
+use crate::runtime::{codec, found};
+use crate::view::{Received, Report};
+
+/// How long an admission may take: two proposals on slow disks.
+const ADMIT_LIMIT: std::time::Duration = std::time::Duration::from_secs(8);
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct AgentService {
+    shared: Arc<Shared>,
+}
+
+impl AgentService {
+    /// Makes the service.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Turns strangers away: another cluster or generation, an old image or a copy of a store, a
+    /// member under another store than the recorded one.
+    fn known(&self, from: Option<&Identity>) -> Result<NodeId, Status> {
+        self.shared.consensus.admit(from, None).inspect_err(|_| {
+            self.shared.strangers.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    /// Refuses a renewal by anybody but the owner, where the Grant is known here.
+    fn owner_at_most(&self, node: NodeId, epoch: Epoch) -> Result<(), Status> {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        match applied.state.grant.as_ref().filter(|grant| grant.epoch == epoch) {
+            Some(grant) if grant.owner != node => {
+                Err(Status::permission_denied(format!("{node} does not own epoch {epoch}")))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Refuses to promise an epoch that the log here does not hold to anybody but the Raft leader: a
+    /// promise cannot be taken back.
+    fn leader_at_most(&self, node: NodeId, epoch: Epoch) -> Result<(), Status> {
+        let held = self.shared.voter.log_held().1 >= epoch;
+        if held || self.shared.consensus.status().leader == Some(node) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!("epoch {epoch} is not known here, nor {node} as the leader")))
+    }
+
+    /// Like `known`, and only members that the state names: what they say counts in decisions.
+    fn member(&self, from: Option<&Identity>) -> Result<NodeId, Status> {
+        let node = self.known(from)?;
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        if applied.state.is_founded() && !applied.state.members.contains_key(&node) {
+            return Err(Status::failed_precondition(format!("{node} is no member (yet)")));
+        }
+        Ok(node)
+    }
+}
+
+/// Says who this member is and what its store holds.
+pub fn hello(shared: &Shared) -> HelloReply {
+    let hard = shared.hard.get();
+    let member = shared.member();
+    let own = shared.own.borrow();
+    let data = own.as_ref().and_then(|report| report.system_id);
+    let position = own.as_ref().and_then(|report| report.instance.position());
+    let mut peers: Vec<String> = shared.config.node.peers.iter().map(ToString::to_string).collect();
+    peers.sort();
+    let state =
+        if shared.consensus.status().nodes.is_empty() { StoreState::Empty } else { StoreState::Member };
+    HelloReply {
+        from: Some(shared.identity()),
+        name: member.name,
+        store: state.into(),
+        accepted_founder: hard.accepted_founder.as_ref().map(|f| f.name.clone()).unwrap_or_default(),
+        accepted_incarnation: hard
+            .accepted_founder
+            .map(|f| f.incarnation.0.to_be_bytes().to_vec())
+            .unwrap_or_default(),
+        peers,
+        kind: "data".to_owned(),
+        address: member.address,
+        postgres: member.postgres,
+        http: member.http,
+        priority: member.priority,
+        data_system_identifier: data.map_or(0, SystemId::get),
+        data_position: position.map(|p| p.to_string()).unwrap_or_default(),
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let request = request.into_inner();
+        // A member of an older generation, or one that has no store yet, may still ask who is here.
+        if request.from.as_ref().is_none_or(|from| from.cluster != self.shared.config.cluster) {
+            self.known(request.from.as_ref())?;
+        }
+        if self.shared.own.borrow().is_none() {
+            return Err(Status::unavailable("this member has not looked at its data directory yet"));
+        }
+        Ok(Response::new(hello(&self.shared)))
+    }
+
+    async fn accept_founder(
+        &self,
+        request: Request<AcceptFounderRequest>,
+    ) -> Result<Response<AcceptFounderReply>, Status> {
+        let request = request.into_inner();
+        self.known(request.from.as_ref())?;
+        let from = request.from.unwrap_or_default();
+        let refuse = |reason: &str| {
+            Ok(Response::new(AcceptFounderReply { accepted: false, reason: reason.to_owned() }))
+        };
+        if !self.shared.consensus.status().nodes.is_empty() {
+            return refuse("this member belongs to a cluster already");
+        }
+        let Ok(bytes) = <[u8; 16]>::try_from(from.incarnation.as_slice()) else {
+            return refuse("the founder's incarnation cannot be read");
+        };
+        let founder = Founder { name: request.founder, incarnation: Incarnation(u128::from_be_bytes(bytes)) };
+        let known = self.shared.hard.get().accepted_founder;
+        if let Some(known) = known.filter(|known| known.name != founder.name) {
+            return refuse(&format!("this member accepted {} as founder", known.name));
+        }
+        let keeper = Arc::clone(&self.shared.hard);
+        let kept = tokio::task::spawn_blocking(move || {
+            keeper.update(|state| found::accept(state, founder.clone())).map(|_| ())
+        })
+        .await;
+        match kept {
+            Ok(Ok(())) => Ok(Response::new(AcceptFounderReply { accepted: true, reason: String::new() })),
+            Ok(Err(error)) => Err(Status::internal(error.to_string())),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let request = request.into_inner();
+        if request.from.as_ref().is_none_or(|from| from.cluster != self.shared.config.cluster) {
+            self.known(request.from.as_ref())?;
+        }
+        let Some(member) = codec::unpack::<Member>(&request.member) else {
+            return Err(Status::invalid_argument("the member's description cannot be read"));
+        };
+        Ok(Response::new(self.admit(member).await))
+    }
+
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
+        let request = request.into_inner();
+        let node = self.member(request.from.as_ref())?;
+        let Some(report) = codec::unpack::<Report>(&request.report) else {
+            return Err(Status::invalid_argument("the report cannot be read"));
+        };
+        let now = self.shared.now();
+        let leader = self.shared.consensus.status().leading;
+        let mut reply = ReportReply { leader, ..ReportReply::default() };
+        if leader {
+            self.shared.table.send_modify(|table| {
+                table.insert(node, Received { at: now, report });
+            });
+            reply.table = codec::pack(&table_rows(&self.shared.table.borrow(), now));
+        }
+        // Only a member that the state names with this very store gets the password.
+        let named = self.shared.consensus.state().borrow().state.members.contains_key(&node);
+        if named && let Some(secret) = self.shared.secret.get() {
+            reply.replication_secret = secret.into_bytes();
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
+        let request = request.into_inner();
+        let node = self.member(request.from.as_ref())?;
+        self.leader_at_most(node, Epoch(request.epoch))?;
+        let (answer, told) = oneshot::channel();
+        let ask = RevokeAsk { epoch: Epoch(request.epoch), answer };
+        if self.shared.revokes.send(ask).await.is_err() {
+            return Err(Status::unavailable("this member is stopping"));
+        }
+        let reply = match told.await {
+            Ok(Ok(revoked)) => RevokeReply { revoked: codec::pack(&revoked), reason: String::new() },
+            Ok(Err(reason)) => RevokeReply { revoked: Vec::new(), reason },
+            Err(_) => RevokeReply { revoked: Vec::new(), reason: "superseded".to_owned() },
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        let request = request.into_inner();
+        let node = self.member(request.from.as_ref())?;
+        self.owner_at_most(node, Epoch(request.epoch))?;
+        let result = self.shared.voter.renew(
+            Epoch(request.epoch),
+            Lsn::new(request.flushed_lsn),
+            LogIndex(request.membership),
+        );
+        Ok(Response::new(renew_reply(request.seq, result)))
+    }
+}
+
+impl AgentService {
+    async fn admit(&self, member: Member) -> JoinReply {
+        let generation = self.shared.hard.get().generation.0;
+        let status = self.shared.consensus.status();
+        let mut reply = JoinReply { generation, ..JoinReply::default() };
+        if !status.leading {
+            let applied = Arc::clone(&self.shared.consensus.state().borrow());
+            reply.leader_address = status
+                .leader
+                .and_then(|leader| applied.state.members.get(&leader).map(|m| m.address.clone()))
+                .unwrap_or_default();
+            "this member does not lead".clone_into(&mut reply.reason);
+            return reply;
+        }
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        if applied.state.members.get(&member.node) == Some(&member) {
+            reply.admitted = true;
+            return reply;
+        }
+        if let Some(reason) = self.alive_under_that_name(&member) {
+            reply.reason = reason;
+            return reply;
+        }
+        let command = ClusterCommand::Admit(member);
+        if let Some(reason) = self.shared.would_refuse(&command) {
+            reply.reason = reason;
+            return reply;
+        }
+        match self.shared.consensus.propose(command, ADMIT_LIMIT).await {
+            Ok(done) if done.outcome == Outcome::Done => reply.admitted = true,
+            Ok(done) => reply.reason = format!("{:?}", done.outcome),
+            Err(error) => reply.reason = error.to_string(),
+        }
+        reply
+    }
+
+    /// A name that another live store answers to is not given away.
+    fn alive_under_that_name(&self, member: &Member) -> Option<String> {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        let known = applied.state.member_named(&member.name).filter(|known| known.node != member.node)?;
+        let now = self.shared.now();
+        let table = self.shared.table.borrow();
+        let alive = table.get(&known.node).is_some_and(|received| now.millis_since(received.at) < 3000);
+        alive
+            .then(|| format!("another live member is named {}: give this one another node.name", member.name))
+    }
+}

@@ -1,0 +1,272 @@
+//! The HTTP server: health checks with Patroni's meanings, metrics and the status page.
+//!
+//! It reads one published [`LocalView`] and a clock, and changes nothing. HTTP/1.1 only, a
+//! deadline on each request, a limit on connections and on the size of a request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{RawQuery, State as Shared};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::{metrics, page, patroni};
+use crate::config::units;
+use crate::status::{LocalView, Role, State};
+
+/// Connections served at a time; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 128;
+/// A connection that sends no complete request head for so long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection is closed after so long, whatever it does: checks reconnect.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
+/// Larger request heads are refused (hyper's least is 8192).
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// `/liveness` fails when the runtime's loop stood still for so long.
+const STALLED_LOOP: Duration = Duration::from_secs(30);
+
+/// Reads `CLOCK_BOOTTIME`.
+pub type BootClock = fn() -> Duration;
+
+/// What every request sees.
+#[derive(Clone)]
+struct Http {
+    view: watch::Receiver<Arc<LocalView>>,
+    now: BootClock,
+}
+
+/// One request: the facts, the time, and what was asked.
+struct Check<'a> {
+    view: &'a LocalView,
+    now: Duration,
+    query: Query,
+}
+
+/// Serves HTTP on `listener` until the returned future is dropped.
+pub async fn serve(listener: TcpListener, view: watch::Receiver<Arc<LocalView>>, now: BootClock) {
+    let app = Router::new().fallback(answer).with_state(Http { view, now });
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let app = app.clone();
+                tokio::spawn(async move {
+                    let _ended = tokio::time::timeout(CONNECTION_LIMIT, serve_connection(stream, app)).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors: others may free some.
+                tracing::warn!(%error, "cannot accept an http connection");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, app: Router) {
+    let served = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new())
+        .http1_only()
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "http connection ended");
+    }
+}
+
+/// Answers any request. Patroni's server knows no 404: an unknown path is a failed check.
+async fn answer(
+    Shared(http): Shared<Http>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    if method != Method::GET && method != Method::HEAD && method != Method::OPTIONS {
+        let refused = "nothing over HTTP changes anything: use the `rhone` command\n";
+        return (StatusCode::NOT_IMPLEMENTED, refused).into_response();
+    }
+    let view = Arc::clone(&http.view.borrow());
+    let query = match Query::parse(query.as_deref().unwrap_or_default()) {
+        Ok(query) => query,
+        Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
+    };
+    let check = Check { view: &view, now: (http.now)(), query };
+    let response = route(&check, uri.path(), &headers);
+    if method == Method::GET { response } else { response.status().into_response() }
+}
+
+fn route(check: &Check<'_>, path: &str, headers: &HeaderMap) -> Response {
+    let (view, now) = (check.view, check.now);
+    let path = match path.trim_end_matches('/') {
+        "" => "/",
+        path => path,
+    };
+    let json = |value: serde_json::Value| axum::Json(value).into_response();
+    match path {
+        "/patroni" => json(patroni::state(view, now)),
+        "/cluster" => json(patroni::cluster(view, now)),
+        "/history" => json(patroni::history(view)),
+        "/config" => json(patroni::config(view)),
+        "/metrics" => {
+            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+            (kind, metrics::render(view, now)).into_response()
+        }
+        "/ui" => html(StatusCode::OK, view, now),
+        path => {
+            let code = if passes(check, path) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let wants_html = headers
+                .get(header::ACCEPT)
+                .and_then(|accept| accept.to_str().ok())
+                .is_some_and(|accept| accept.contains("text/html"));
+            if path == "/" && wants_html {
+                return html(code, view, now);
+            }
+            (code, axum::Json(patroni::state(view, now))).into_response()
+        }
+    }
+}
+
+fn html(code: StatusCode, view: &LocalView, now: Duration) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+    ];
+    (code, headers, page::render(view, now)).into_response()
+}
+
+/// Says whether the check of this path holds.
+fn passes(check: &Check<'_>, path: &str) -> bool {
+    let (view, query) = (check.view, &check.query);
+    let primary = view.is_writable_primary(check.now);
+    let standby = view.is_running_standby();
+    let sync = standby && is_sync(view);
+    let near = || query.lag_allows(view);
+    let tagged = query.tags_match(view);
+    match path {
+        "/" | "/primary" | "/read-write" | "/leader" | "/master" => primary && tagged,
+        "/replica" => standby && near() && tagged && query.replication_matches(view),
+        "/read-only" => primary && tagged || standby && near() && tagged,
+        "/synchronous" | "/sync" | "/quorum" => sync && tagged,
+        "/read-only-sync" | "/read-only-quorum" => (primary || sync) && tagged,
+        "/asynchronous" | "/async" => standby && !is_sync(view) && near() && tagged,
+        "/health" => serves(view),
+        "/readiness" => primary || ready_standby(check),
+        "/liveness" => view.loop_at.is_none_or(|at| check.now.saturating_sub(at) < STALLED_LOOP),
+        // A standby cluster is not something Rhone has: its check is always false, as is an
+        // unknown path's.
+        _ => false,
+    }
+}
+
+fn is_sync(view: &LocalView) -> bool {
+    view.sync.members.contains(&view.name)
+}
+
+/// Postgres answers queries here, whatever its role.
+fn serves(view: &LocalView) -> bool {
+    matches!(view.state, State::Running | State::Streaming | State::ArchiveRecovery)
+        && matches!(view.role, Role::Primary | Role::Standby)
+        || view.state == State::Voting
+}
+
+/// A standby is ready when it streams and is near enough; a witness when it votes.
+fn ready_standby(check: &Check<'_>) -> bool {
+    match check.view.role {
+        Role::Standby => check.view.state == State::Streaming && check.query.readiness_allows(check.view),
+        Role::Witness => check.view.state == State::Voting,
+        Role::Primary | Role::None => false,
+    }
+}
+
+/// `/readiness` without `lag` allows so much (Patroni: `maximum_lag_on_failover`).
+const READY_LAG_BYTES: u64 = 1024 * 1024;
+
+/// What a check's URL asks beyond its path. Names that are not known are ignored.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Query {
+    lag: Option<u64>,
+    received: bool,
+    replication_state: Option<String>,
+    tags: Vec<(String, String)>,
+}
+
+impl Query {
+    fn parse(query: &str) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (key, value) = (decode(key), decode(value));
+            match (key.as_str(), key.strip_prefix("tag_")) {
+                ("lag", _) => {
+                    let lag = units::parse_size(&value);
+                    parsed.lag = Some(lag.map_err(|why| format!("lag={value}: {why}"))?);
+                }
+                ("mode", _) => parsed.received = value == "write",
+                ("replication_state", _) => parsed.replication_state = Some(value),
+                (_, Some(tag)) => parsed.tags.push((tag.to_owned(), value)),
+                (_, None) => {}
+            }
+        }
+        Ok(parsed)
+    }
+
+    /// An unknown lag passes only when none is asked for.
+    fn lag_allows(&self, view: &LocalView) -> bool {
+        self.lag.is_none_or(|limit| view.lag_bytes.is_some_and(|lag| lag <= limit))
+    }
+
+    fn readiness_allows(&self, view: &LocalView) -> bool {
+        let own = view.members.iter().find(|m| m.status.name == view.name);
+        let lag =
+            if self.received { own.and_then(|m| m.receive_lag) } else { own.and_then(|m| m.replay_lag) };
+        lag.or(view.lag_bytes).is_some_and(|lag| lag <= self.lag.unwrap_or(READY_LAG_BYTES))
+    }
+
+    fn tags_match(&self, view: &LocalView) -> bool {
+        self.tags.iter().all(|(key, value)| match view.tags.get(key) {
+            Some(tag) => tag.eq_ignore_ascii_case(value),
+            None => value.eq_ignore_ascii_case("false"),
+        })
+    }
+
+    fn replication_matches(&self, view: &LocalView) -> bool {
+        let state = patroni::replication_state(view);
+        self.replication_state.as_deref().is_none_or(|wanted| state == Some(wanted))
+    }
+}
+
+/// Decodes `%41` and `+`; what is not a code stays as it is.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let code = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match (first, code.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = tail.get(2..).unwrap_or_default();
+                continue;
+            }
+            (b'+', _) => bytes.push(b' '),
+            (other, _) => bytes.push(other),
+        }
+        rest = tail;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+#[path = "health_tests.rs"]
+mod tests;

@@ -1,0 +1,216 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::{Query, serve};
+use crate::civil::WallTime;
+use crate::status::fake;
+use crate::status::local::{PeerView, Recovery, ReplicationRow};
+use crate::status::{LocalView, Role, State, SyncStatus};
+
+/// The clock of these tests stands at 100 s.
+fn now() -> Duration {
+    Duration::from_secs(100)
+}
+
+fn primary() -> LocalView {
+    LocalView {
+        scope: "main".to_owned(),
+        name: "pg-1".to_owned(),
+        role: Role::Primary,
+        state: State::Running,
+        writable_primary: true,
+        lease_until: Some(Duration::from_secs(101)),
+        epoch: rhone_consensus::ids::Epoch(7),
+        timeline: Some(rhone_pgctl::wal::Timeline::new(5)),
+        lsn: "0/5A3F2C8".parse().ok(),
+        replication: vec![ReplicationRow {
+            application_name: "pg-2".to_owned(),
+            ..ReplicationRow::default()
+        }],
+        members: fake::status()
+            .members
+            .into_iter()
+            .map(|status| PeerView { status, ..PeerView::default() })
+            .collect(),
+        majority_last_seen: Some(WallTime::from_ms(1_795_245_180_123)),
+        postmaster_started: Some(WallTime::from_ms(1_795_245_180_123)),
+        server_version: Some(150_018),
+        system_id: "7423474350493388827".parse().ok(),
+        history: fake::history(),
+        ..LocalView::default()
+    }
+}
+
+fn standby() -> LocalView {
+    LocalView {
+        name: "pg-2".to_owned(),
+        role: Role::Standby,
+        state: State::Streaming,
+        writable_primary: false,
+        lsn: None,
+        recovery: Some(Recovery { received: "0/5A3F2C8".parse().ok(), ..Recovery::default() }),
+        lag_bytes: Some(1 << 20),
+        replication: Vec::new(),
+        tags: [("zone".to_owned(), "a".to_owned())].into(),
+        ..primary()
+    }
+}
+
+/// Asks a real server over a real socket; gives the status and the body.
+async fn ask(view: &LocalView, request: &str) -> (u16, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (_keep, receiver) = watch::channel(Arc::new(view.clone()));
+    let server = tokio::spawn(serve(listener, receiver, now));
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let text = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    stream.write_all(text.as_bytes()).await.expect("sent");
+    stream.write_all(b"\r\n").await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    server.abort();
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
+
+#[track_caller]
+fn assert_codes(got: &[(String, u16)], expected: &str) {
+    let got: Vec<String> = got.iter().map(|(path, code)| format!("{path} {code}")).collect();
+    assert_eq!(got.join("\n"), expected.lines().map(str::trim).collect::<Vec<_>>().join("\n"));
+}
+
+async fn codes(view: &LocalView, paths: &str) -> Vec<(String, u16)> {
+    let mut got = Vec::new();
+    for path in paths.split_whitespace() {
+        got.push((path.to_owned(), ask(view, &format!("GET {path}")).await.0));
+    }
+    got
+}
+
+#[tokio::test]
+async fn checks_on_a_primary() {
+    let paths = "/ /primary /read-write /leader /read-only /read-only-sync /health /readiness /liveness /patroni \
+                 /cluster /history /config /metrics /ui /replica /standby-leader /sync /async /nonsense";
+    assert_codes(
+        &codes(&primary(), paths).await,
+        "/ 200\n/primary 200\n/read-write 200\n/leader 200\n/read-only 200\n/read-only-sync 200\n/health 200
+        /readiness 200\n/liveness 200\n/patroni 200\n/cluster 200\n/history 200\n/config 200\n/metrics 200\n/ui 200
+        /replica 503\n/standby-leader 503\n/sync 503\n/async 503\n/nonsense 503",
+    );
+}
+
+#[tokio::test]
+async fn checks_on_a_standby() {
+    let paths = "/ /primary /replica /replica?lag=2MB /replica?lag=1048575 /replica?tag_zone=a /replica?tag_zone=b \
+                 /replica?replication_state=streaming /replica?replication_state=in+archive+recovery \
+                 /read-only?lag=1kB /async /asynchronous?lag=1MB /sync /quorum /readiness /readiness?lag=1kB \
+                 /health /replica?lag=far";
+    assert_codes(
+        &codes(&standby(), paths).await,
+        "/ 503\n/primary 503\n/replica 200\n/replica?lag=2MB 200\n/replica?lag=1048575 503\n/replica?tag_zone=a 200
+        /replica?tag_zone=b 503\n/replica?replication_state=streaming 200
+        /replica?replication_state=in+archive+recovery 503\n/read-only?lag=1kB 503\n/async 200
+        /asynchronous?lag=1MB 200\n/sync 503\n/quorum 503\n/readiness 200\n/readiness?lag=1kB 503\n/health 200
+        /replica?lag=far 400",
+    );
+    let sync = SyncStatus { members: vec!["pg-2".to_owned()], ..SyncStatus::default() };
+    let view = LocalView { sync, ..standby() };
+    assert_codes(
+        &codes(&view, "/sync /read-only-sync /async").await,
+        "/sync 200\n/read-only-sync 200\n/async 503",
+    );
+}
+
+#[tokio::test]
+async fn only_a_live_lease_and_an_open_gate_make_a_primary() {
+    let closed_gate = LocalView { writable_primary: false, ..primary() };
+    // The view still says "writable", but by now the lease has ended.
+    let expired = LocalView { lease_until: Some(Duration::from_secs(100)), ..primary() };
+    let promoting = LocalView { state: State::Promoting, ..primary() };
+    let frozen = LocalView { state: State::Frozen, ..primary() };
+    for view in [closed_gate, expired, promoting, frozen] {
+        for path in ["/", "/primary", "/leader", "/read-write", "/read-only", "/readiness"] {
+            assert_eq!(ask(&view, &format!("OPTIONS {path}")).await, (503, String::new()), "{path} {view:?}");
+        }
+        assert!(
+            ask(&view, "GET /metrics").await.1.contains("patroni_primary{scope=\"main\",name=\"pg-1\"} 0\n")
+        );
+    }
+}
+
+#[tokio::test]
+async fn head_and_options_answer_without_a_body_and_nothing_changes_anything() {
+    assert_eq!(ask(&primary(), "OPTIONS /").await, (200, String::new()));
+    assert_eq!(ask(&primary(), "HEAD /replica").await, (503, String::new()));
+    assert_eq!(ask(&primary(), "POST /switchover").await.0, 501);
+    assert_eq!(ask(&primary(), "PATCH /config").await.0, 501);
+}
+
+#[tokio::test]
+async fn bodies_are_patronis() {
+    let (_, body) = ask(&standby(), "GET /primary").await;
+    let value: serde_json::Value = serde_json::from_str(&body).expect("JSON with a failed check too");
+    assert_eq!(value["role"], "replica");
+    assert_eq!(value["state"], "running");
+    assert_eq!(value["replication_state"], "streaming");
+    assert_eq!(value["xlog"]["received_location"], 94_630_600);
+    assert_eq!(value["server_version"], 150_018);
+    assert_eq!(value["dcs_last_seen"], 1_795_245_180);
+    assert_eq!(value["postmaster_start_time"], "2026-11-21 07:13:00.123000+00:00");
+    assert_eq!(value["patroni"]["scope"], "main");
+    let cluster: serde_json::Value =
+        serde_json::from_str(&ask(&primary(), "GET /cluster").await.1).expect("JSON");
+    let members = cluster["members"].as_array().expect("members");
+    let roles: Vec<&str> = members.iter().filter_map(|m| m["role"].as_str()).collect();
+    assert_eq!(roles, ["leader", "replica", "replica"]);
+    assert_eq!(members[1]["lag"], 0);
+    assert_eq!(members[2]["lag"], "unknown");
+    let history = ask(&primary(), "GET /history").await.1;
+    assert_eq!(history, "[[4,94375792,\"primary_silent\",\"2026-11-21T07:18:00.000+00:00\",\"pg-1\"]]");
+}
+
+#[tokio::test]
+async fn each_metric_is_described_once() {
+    let (_, text) = ask(&primary(), "GET /metrics").await;
+    let mut described = std::collections::BTreeSet::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let name = rest.split(' ').next().expect("a name").to_owned();
+            assert!(described.insert(name), "twice: {line}");
+        } else if !line.starts_with('#') {
+            let name = line.split('{').next().expect("a name");
+            assert!(described.contains(name), "undescribed: {line}");
+            assert!(line.rsplit(' ').next().is_some_and(|v| v.parse::<f64>().is_ok()), "no number: {line}");
+        }
+    }
+    assert!(text.contains("rhone_epoch{cluster=\"main\",member=\"pg-1\"} 7\n"), "{text}");
+}
+
+#[tokio::test]
+async fn the_page_escapes_what_members_say() {
+    let mut view = primary();
+    view.members[0].status.note = Some("<script>".to_owned());
+    let (code, page) = ask(&view, "GET /ui").await;
+    assert_eq!(code, 200);
+    assert!(
+        page.contains("&lt;script&gt;") && !page.contains("<script>") && page.contains("primary pg-1"),
+        "{page}"
+    );
+    let view = LocalView { writable_primary: false, ..view };
+    let (code, page) = ask(&view, "GET / HTTP/1.1\r\nAccept: text/html\r\nX-Rest:").await;
+    assert_eq!(code, 503);
+    assert!(page.contains("no primary accepts writes"), "{page}");
+}
+
+#[test]
+fn queries_are_decoded() {
+    let query = Query::parse("lag=10%4DB&tag_a+b=c%20d&unknown&mode=write").expect("good");
+    assert_eq!(query.lag, Some(10 << 20));
+    assert_eq!(query.tags, [("a b".to_owned(), "c d".to_owned())]);
+    assert!(query.received && Query::parse("lag=x").is_err());
+}

@@ -1,0 +1,216 @@
+//! ✦ The member's state in the words of Patroni's REST API, for tools that read those.
+//!
+//! Patroni calls the primary `leader` in `/cluster` and `primary` elsewhere; so does this file,
+//! and no other.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::civil::WallTime;
+use crate::status::local::{PeerView, ReplicationRow};
+use crate::status::{Kind, LocalView, Role, State};
+
+/// The version of Patroni whose answers these are. Tools compare it; ours is in `rhone.version`.
+const PATRONI_VERSION: &str = "4.1.0";
+
+/// Gives `/patroni` and the body of each check.
+pub(super) fn state(view: &LocalView, now: Duration) -> Value {
+    let mut body = Map::new();
+    let mut put = |key: &str, value: Value| {
+        body.insert(key.to_owned(), value);
+    };
+    put("state", json!(own_state(view)));
+    put("role", json!(role(view)));
+    if let Some(started) = view.postmaster_started {
+        put("postmaster_start_time", json!(started.patroni()));
+    }
+    if let Some(version) = view.server_version {
+        put("server_version", json!(version));
+    }
+    if let Some(xlog) = xlog(view) {
+        put("xlog", xlog);
+    }
+    if let Some(timeline) = view.timeline {
+        put("timeline", json!(timeline.get()));
+    }
+    if let Some(state) = replication_state(view) {
+        put("replication_state", json!(state));
+    }
+    if !view.replication.is_empty() {
+        put("replication", view.replication.iter().map(replication_row).collect());
+    }
+    if view.sync.members.contains(&view.name) {
+        let key = if view.sync.members.len() > 1 { "quorum_standby" } else { "sync_standby" };
+        put(key, json!(true));
+    }
+    if view.cluster_unlocked {
+        put("cluster_unlocked", json!(true));
+    }
+    if view.paused {
+        put("pause", json!(true));
+    }
+    if !view.pending_restart.is_empty() {
+        put("pending_restart", json!(true));
+        let reasons = view.pending_restart.iter().map(|name| (name.clone(), json!("changed")));
+        put("pending_restart_reason", Value::Object(reasons.collect()));
+    }
+    if !view.tags.is_empty() {
+        put("tags", json!(view.tags));
+    }
+    put("dcs_last_seen", json!(view.majority_last_seen.map_or(0, |at| at.as_ms() / 1000)));
+    put("database_system_identifier", json!(view.system_id.map(|id| id.to_string()).unwrap_or_default()));
+    put("patroni", json!({"version": PATRONI_VERSION, "scope": view.scope, "name": view.name}));
+    put(
+        "rhone",
+        json!({
+            "version": env!("CARGO_PKG_VERSION"), "epoch": view.epoch.0, "term": view.term,
+            "writable": view.is_writable_primary(now), "state": view.state,
+        }),
+    );
+    Value::Object(body)
+}
+
+/// Patroni's word for the local Postgres' state.
+fn own_state(view: &LocalView) -> &'static str {
+    match view.state {
+        State::Running | State::Streaming | State::ArchiveRecovery | State::Promoting | State::Voting => {
+            "running"
+        }
+        State::Starting | State::CrashRecovery => "starting",
+        State::Rewinding | State::Cloning => "creating replica",
+        State::Frozen | State::Stopped | State::Fenced => "stopped",
+        State::Crashed => "crashed",
+        State::Unreachable => "unknown",
+    }
+}
+
+/// Patroni's word for the role in health checks.
+fn role(view: &LocalView) -> &'static str {
+    match view.role {
+        Role::Primary => "primary",
+        Role::Standby | Role::None => "replica",
+        Role::Witness => "witness",
+    }
+}
+
+/// `streaming` or `in archive recovery` on a standby that replays.
+pub(super) fn replication_state(view: &LocalView) -> Option<&'static str> {
+    match (view.role, view.state) {
+        (Role::Standby, State::Streaming) => Some("streaming"),
+        (Role::Standby, State::ArchiveRecovery) => Some("in archive recovery"),
+        (_, _) => None,
+    }
+}
+
+/// WAL positions as decimal bytes: what is written on a primary, received and replayed else.
+fn xlog(view: &LocalView) -> Option<Value> {
+    if let Some(lsn) = view.lsn {
+        return Some(json!({"location": lsn.get()}));
+    }
+    let recovery = view.recovery.as_ref()?;
+    Some(json!({
+        "received_location": recovery.received.map_or(0, rhone_pgctl::wal::Lsn::get),
+        "replayed_location": recovery.replayed.map_or(0, rhone_pgctl::wal::Lsn::get),
+        "replayed_timestamp": recovery.replayed_at.map(WallTime::patroni),
+        "paused": recovery.paused,
+    }))
+}
+
+fn replication_row(row: &ReplicationRow) -> Value {
+    json!({
+        "usename": row.usename,
+        "application_name": row.application_name,
+        "client_addr": row.client_addr,
+        "state": row.state,
+        "sync_state": row.sync_state,
+        "sync_priority": row.sync_priority,
+    })
+}
+
+/// Gives `/cluster`.
+pub(super) fn cluster(view: &LocalView, now: Duration) -> Value {
+    let data = view.members.iter().filter(|m| m.status.kind == Kind::Data);
+    let mut body = json!({
+        "members": data.map(|peer| member(view, peer, now)).collect::<Vec<_>>(),
+        "scope": view.scope,
+    });
+    if let (true, Some(object)) = (view.paused, body.as_object_mut()) {
+        object.insert("pause".to_owned(), json!(true));
+    }
+    body
+}
+
+fn member(view: &LocalView, peer: &PeerView, now: Duration) -> Value {
+    let status = &peer.status;
+    let is_self = status.name == view.name;
+    // Only this member's own lease is known here; of others the replicated role must do.
+    let leads = status.role == Role::Primary && (!is_self || view.is_writable_primary(now));
+    let role = match (leads, view.sync.members.contains(&status.name), view.sync.members.len()) {
+        (true, _, _) => "leader",
+        (false, true, 1) => "sync_standby",
+        (false, true, _) => "quorum_standby",
+        (false, false, _) => "replica",
+    };
+    let mut body = json!({
+        "name": status.name,
+        "role": role,
+        "state": member_state(status.state),
+        "api_url": peer.api_url,
+        "host": status.host,
+        "port": status.port,
+        "timeline": status.timeline.map(rhone_pgctl::wal::Timeline::get),
+    });
+    let Some(object) = body.as_object_mut() else { return body };
+    if !leads {
+        let known = |lag: Option<u64>| lag.map_or_else(|| json!("unknown"), |lag| json!(lag));
+        object.insert("lag".to_owned(), known(peer.replay_lag.or(status.lag_bytes)));
+        object.insert("receive_lag".to_owned(), known(peer.receive_lag.or(status.lag_bytes)));
+        object.insert("replay_lag".to_owned(), known(peer.replay_lag.or(status.lag_bytes)));
+    }
+    if status.pending_restart == Some(true) {
+        object.insert("pending_restart".to_owned(), json!(true));
+    }
+    if !status.tags.is_empty() {
+        object.insert("tags".to_owned(), json!(status.tags));
+    }
+    body
+}
+
+/// Patroni's word for a member's state in `/cluster`.
+fn member_state(state: State) -> &'static str {
+    match state {
+        State::Running | State::Promoting | State::Voting => "running",
+        State::Streaming => "streaming",
+        State::ArchiveRecovery => "in archive recovery",
+        State::Starting | State::CrashRecovery => "starting",
+        State::Rewinding | State::Cloning => "creating replica",
+        State::Frozen | State::Stopped | State::Fenced => "stopped",
+        State::Crashed => "crashed",
+        State::Unreachable => "unknown",
+    }
+}
+
+/// Gives `/history`: `[timeline it left, LSN, reason, time, the new primary]`, oldest first.
+pub(super) fn history(view: &LocalView) -> Value {
+    let known = view.history.iter().filter_map(|entry| {
+        let ended = entry.timeline?.get().checked_sub(1).filter(|timeline| *timeline > 0)?;
+        let time = entry.time.map(|t| t.to_string().replace('Z', "+00:00"));
+        Some(json!([ended, entry.switch_lsn.map(rhone_pgctl::wal::Lsn::get), entry.reason, time, entry.to]))
+    });
+    Value::Array(known.collect())
+}
+
+/// Gives `/config`: what of the replicated settings Patroni has a name for.
+pub(super) fn config(view: &LocalView) -> Value {
+    let mode: Value = match view.sync.mode {
+        crate::status::SyncMode::Off => json!(false),
+        crate::status::SyncMode::Quorum | crate::status::SyncMode::Strict => json!("quorum"),
+    };
+    json!({
+        "pause": view.paused,
+        "synchronous_mode": mode,
+        "synchronous_mode_strict": view.sync.mode == crate::status::SyncMode::Strict,
+        "synchronous_node_count": view.sync.required,
+    })
+}

@@ -1,0 +1,93 @@
+//! The command line: reads arguments, asks a member over gRPC, prints the answer.
+//!
+//! Data goes to stdout, talk to stderr, both through [`terminal::Terminal`]. It has no private
+//! way into a member: all it does is in `proto/rhone/v1/admin.proto`.
+
+pub mod args;
+mod check;
+mod client;
+mod exit;
+mod explain;
+mod history;
+mod operate;
+mod psql;
+mod serve;
+mod status;
+mod table;
+pub mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Cli, Command};
+pub use self::exit::{CliError, Exit};
+pub(crate) use self::status::{fetch as fetch_status, render as render_status};
+use self::terminal::Terminal;
+
+/// Runs the command that the process was called with.
+pub fn main() -> ExitCode {
+    let mut terminal = Terminal::of_process();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are data, a usage error is talk; clap knows which is which.
+            let _written = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(execute(cli, &mut terminal)),
+        Err(error) => Err(CliError::failed(format!("start the runtime: {error}"))),
+    };
+    finish(&mut terminal, outcome).into()
+}
+
+/// Prints an error, if there is one, and gives the exit status.
+pub fn finish(terminal: &mut Terminal, outcome: Result<(), CliError>) -> Exit {
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            terminal.error(&error);
+            error.exit
+        }
+    }
+}
+
+/// Carries out one command.
+///
+/// # Errors
+///
+/// What is to be told to the caller, with the exit status.
+pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Run { log_format } => serve::run(&global, log_format).await,
+        Command::Demo(options) => crate::demo::demo(options, global.json(), terminal).await,
+        Command::Check => check::check(&global, terminal),
+        Command::Status { watch } => status::run(&global, watch, terminal).await,
+        Command::Explain => explain::run(&global, terminal).await,
+        Command::History { limit } => history::run(&global, limit, terminal).await,
+        Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
+        Command::Dsn { role } => psql::dsn(&global, role, terminal).await,
+        Command::Psql { arguments } => psql::psql(&global, &arguments).await,
+    }
+}
+
+/// Prints data as JSON on one line.
+fn print_json<T: serde::Serialize>(terminal: &mut Terminal, data: &T) -> Result<(), CliError> {
+    let text =
+        serde_json::to_string(data).map_err(|error| CliError::failed(format!("print as JSON: {error}")))?;
+    terminal.data(&format!("{text}\n"));
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::needless_raw_string_hashes,
+    clippy::needless_pass_by_value,
+    reason = "expect-test writes them so"
+)]
+#[path = "cli/tests.rs"]
+mod tests;

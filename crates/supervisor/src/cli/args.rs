@@ -1,0 +1,115 @@
+//! What may be typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::demo::DemoOptions;
+use crate::status::DsnRole;
+use crate::telemetry::LogFormat;
+
+/// High availability for `PostgreSQL`, with Raft built in.
+#[derive(Debug, Parser)]
+#[command(about = "High availability for PostgreSQL, with Raft built in")]
+#[command(
+    name = "rhone",
+    bin_name = "rhone",
+    version,
+    propagate_version = false,
+    disable_help_subcommand = true
+)]
+#[command(after_help = "Exit status: 0 done; 1 failed; 2 usage; 3 refused for safety, nothing changed; \
+    4 no quorum or nobody reachable; 5 outcome unknown.")]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// Configuration of the member on this machine [default: /etc/rhone/rhone.toml]
+    #[arg(short, long, global = true, value_name = "FILE", env = "RHONE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Members to ask instead, HOST or HOST:PORT (7400), the first that answers
+    #[arg(long = "host", global = true, value_name = "HOST", env = "RHONE_HOST", value_delimiter = ',')]
+    pub hosts: Vec<String>,
+    /// How to print data
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    pub output: Output,
+    /// The same as `-o json`
+    #[arg(long = "json", global = true)]
+    pub as_json: bool,
+}
+
+impl Global {
+    /// Says whether data is printed as JSON.
+    pub fn json(&self) -> bool {
+        self.as_json || self.output == Output::Json
+    }
+}
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the supervisor in the foreground; it owns the local Postgres
+    Run {
+        /// How log lines on stderr look; `RHONE_LOG` filters them
+        #[arg(long, value_enum, default_value_t, env = "RHONE_LOG_FORMAT")]
+        log_format: LogFormat,
+    },
+    /// Shows a throw-away cluster of real Postgres servers on this machine
+    Demo(DemoOptions),
+    /// Says all that is wrong with a configuration; starts nothing
+    Check,
+    /// Shows the cluster at a glance, and what a failover now would lose
+    Status {
+        /// Show it again every second until Ctrl-C
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Says what would be decided now, by whom, and why
+    Explain,
+    /// Lists every change of primary
+    History {
+        /// Show only so many, the newest
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        limit: u32,
+    },
+    /// Hands the primary's role to a standby; loses nothing
+    Switchover {
+        /// The next primary [default: the best standby]
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        /// Return as soon as it has begun
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Prints libpq's connection string of the cluster
+    Dsn {
+        /// Which servers: the primary, a standby by preference, or any
+        #[arg(long, value_enum, default_value_t)]
+        role: DsnRole,
+    },
+    /// Runs psql at the primary
+    Psql {
+        /// psql's own arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<OsString>,
+    },
+}

@@ -1,0 +1,59 @@
+//! `rhone check`: all that is wrong with a configuration.
+
+use super::args::Global;
+use super::exit::{CliError, Exit};
+use super::terminal::Terminal;
+use super::{client, print_json};
+use crate::config::{self, Config, ConfigErrors};
+
+/// Reads the configuration as `rhone run` would, and looks at the machine; starts nothing.
+pub(super) fn check(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
+    let path = global.config.clone().unwrap_or_else(|| config::DEFAULT_PATH.into());
+    let (exit, errors) = match Config::load(&path, &config::environment()) {
+        Err(errors) => (Exit::Usage, errors),
+        Ok(config) => {
+            let problems = config::inspect(&config);
+            if problems.is_empty() {
+                return sound(global, &config, terminal);
+            }
+            (Exit::Failed, ConfigErrors { path, problems })
+        }
+    };
+    if global.json() {
+        let list: Vec<_> = errors
+            .problems
+            .iter()
+            .map(|p| serde_json::json!({"line": p.line, "variable": p.variable, "message": p.message, "hint": p.hint}))
+            .collect();
+        print_json(terminal, &serde_json::json!({"file": errors.path, "sound": false, "problems": list}))?;
+    }
+    Err(CliError { exit, ..errors.into() })
+}
+
+fn sound(global: &Global, config: &Config, terminal: &mut Terminal) -> Result<(), CliError> {
+    if global.json() {
+        return print_json(
+            terminal,
+            &serde_json::json!({"file": config.path, "sound": true, "problems": []}),
+        );
+    }
+    let text = format!(
+        "{}: sound; member {} of cluster {}\n",
+        config.path.display(),
+        config.node.name,
+        config.cluster
+    );
+    terminal.data(&text);
+    Ok(())
+}
+
+/// Loads what `rhone run` needs, or says all that is wrong with it.
+pub(super) fn checked(global: &Global) -> Result<Config, CliError> {
+    let config = client::load_config(global)?;
+    let problems = config::inspect(&config);
+    if problems.is_empty() {
+        return Ok(config);
+    }
+    let errors = ConfigErrors { path: config.path, problems };
+    Err(CliError { exit: Exit::Failed, ..errors.into() })
+}

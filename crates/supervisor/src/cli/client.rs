@@ -1,0 +1,190 @@
+//! Finds a member that answers: the local socket first, then its peers, then whoever leads.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use super::args::Global;
+use super::exit::{CliError, Exit};
+use crate::api::proto::v1::admin_client::AdminClient;
+use crate::api::socket;
+use crate::config::{self, Config};
+use crate::status::OperatorError;
+
+/// A member that does not accept a connection in so long is passed over.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// A question that changes nothing is put to the next member after so long.
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
+/// A change is unknown after so long; a switchover has a shorter deadline of its own.
+pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+/// Following "somebody else leads" more often than this is going in circles.
+const MAX_REDIRECTS: usize = 3;
+/// How often is asked who leads, while nobody does: for the time of several elections.
+const LEADER_ROUNDS: u32 = 25;
+/// Between two rounds of asking who leads.
+const LEADER_AGAIN: Duration = Duration::from_millis(200);
+/// Where gRPC listens unless a port is named.
+const DEFAULT_PORT: u16 = 7400;
+
+/// A way to a member.
+#[derive(Clone, Debug)]
+enum Target {
+    /// The local socket in this state directory.
+    Local(PathBuf),
+    /// `host:port`.
+    Remote(String),
+}
+
+impl Target {
+    fn of(host: &str) -> Self {
+        let has_port = host.rsplit_once(':').is_some_and(|(before, port)| {
+            port.parse::<u16>().is_ok() && (!before.contains(':') || before.ends_with(']'))
+        });
+        let bare_v6 = !has_port && host.contains(':') && !host.starts_with('[');
+        match (has_port, bare_v6) {
+            (true, _) => Self::Remote(host.to_owned()),
+            (false, true) => Self::Remote(format!("[{host}]:{DEFAULT_PORT}")),
+            (false, false) => Self::Remote(format!("{host}:{DEFAULT_PORT}")),
+        }
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Local(dir) => dir.join(socket::SOCKET_NAME).display().to_string(),
+            Self::Remote(address) => address.clone(),
+        }
+    }
+
+    async fn connect(&self) -> Result<AdminClient<Channel>, String> {
+        let channel = match self {
+            Self::Remote(address) => {
+                let endpoint =
+                    Endpoint::from_shared(format!("http://{address}")).map_err(|error| chain(&error))?;
+                endpoint.connect_timeout(CONNECT_LIMIT).connect().await
+            }
+            Self::Local(dir) => {
+                let dir = dir.clone();
+                let connector = service_fn(move |_| {
+                    let dir = dir.clone();
+                    async move { socket::connect(&dir).await.map(TokioIo::new) }
+                });
+                Endpoint::from_static("http://local").connect_with_connector(connector).await
+            }
+        };
+        channel.map(AdminClient::new).map_err(|error| chain(&error))
+    }
+}
+
+/// The last cause is what an operator can do something about.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// Loads the configuration that the flags name, or the default one.
+pub(super) fn load_config(global: &Global) -> Result<Config, CliError> {
+    let path = global.config.clone().unwrap_or_else(|| PathBuf::from(config::DEFAULT_PATH));
+    Ok(Config::load(&path, &config::environment())?)
+}
+
+fn targets(global: &Global) -> Result<Vec<Target>, CliError> {
+    if !global.hosts.is_empty() {
+        return Ok(global.hosts.iter().map(|host| Target::of(host.trim())).collect());
+    }
+    if global.config.is_none() && !PathBuf::from(config::DEFAULT_PATH).exists() {
+        let message = format!("no member to ask: there is no {}", config::DEFAULT_PATH);
+        return Err(CliError::new(Exit::Usage, message)
+            .hint("name a member with `--host HOST`, or its configuration with `-c FILE`"));
+    }
+    let config = load_config(global)?;
+    let own = Target::Local(config.node.state_dir.clone());
+    let peers = config.node.peers.iter().filter(|peer| **peer != config.node.advertise);
+    Ok(std::iter::once(own).chain(peers.map(|peer| Target::Remote(peer.to_string()))).collect())
+}
+
+/// Asks the first member that answers; follows to the leader when that member says so, and waits a
+/// while for one when nobody leads: that changes nothing, and an election is soon over.
+///
+/// With `changes`, a call that was cut short may have been heard and is not repeated elsewhere.
+pub(super) async fn ask<T>(
+    global: &Global,
+    changes: bool,
+    call: impl AsyncFn(AdminClient<Channel>) -> Result<T, OperatorError>,
+) -> Result<T, CliError> {
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        match ask_once(global, changes, &call).await {
+            Err(Asked::NobodyLeads(_)) if rounds < LEADER_ROUNDS => tokio::time::sleep(LEADER_AGAIN).await,
+            Err(Asked::NobodyLeads(error)) => return Err(error.into()),
+            Err(Asked::Failed(error)) => return Err(error),
+            Ok(answer) => return Ok(answer),
+        }
+    }
+}
+
+/// Why a round of asking brought no answer.
+enum Asked {
+    /// Members answered, and nobody led just then.
+    NobodyLeads(OperatorError),
+    /// All else.
+    Failed(CliError),
+}
+
+async fn ask_once<T>(
+    global: &Global,
+    changes: bool,
+    call: &impl AsyncFn(AdminClient<Channel>) -> Result<T, OperatorError>,
+) -> Result<T, Asked> {
+    let limit = if changes { CHANGE_LIMIT } else { READ_LIMIT };
+    let mut queue: Vec<Target> = targets(global).map_err(Asked::Failed)?;
+    queue.reverse();
+    let (mut redirects, mut tried) = (0, Vec::new());
+    let mut last = None;
+    while let Some(target) = queue.pop() {
+        let client = match tokio::time::timeout(CONNECT_LIMIT, target.connect()).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => {
+                tried.push(format!("{}: {error}", target.shown()));
+                continue;
+            }
+            Err(_late) => {
+                tried.push(format!("{}: no answer", target.shown()));
+                continue;
+            }
+        };
+        let answer = tokio::time::timeout(limit, call(client)).await.unwrap_or(Err(OperatorError::Unknown));
+        match answer {
+            Ok(answer) => return Ok(answer),
+            Err(OperatorError::NotLeader { leader: Some(leader) }) if redirects < MAX_REDIRECTS => {
+                redirects += 1;
+                queue.push(Target::of(&leader));
+            }
+            Err(OperatorError::Unknown) if !changes => {
+                tried.push(format!("{}: connected, but it did not answer", target.shown()));
+            }
+            Err(error @ (OperatorError::NoQuorum | OperatorError::NotLeader { .. })) => last = Some(error),
+            Err(error) => return Err(Asked::Failed(error.into())),
+        }
+    }
+    match last {
+        Some(error) => Err(Asked::NobodyLeads(error)),
+        None => Err(Asked::Failed(
+            CliError::new(Exit::NoQuorum, format!("no member answers ({})", tried.join("; ")))
+                .hint("is `rhone run` at work there? `--host HOST` asks another member"),
+        )),
+    }
+}
+
+/// Draws a key that makes a repeated call the same call.
+pub(super) fn idempotency_key() -> Result<String, CliError> {
+    let drawn =
+        getrandom::u64().map_err(|error| CliError::failed(format!("draw a random number: {error}")))?;
+    Ok(format!("{drawn:016x}"))
+}

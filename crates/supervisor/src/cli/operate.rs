@@ -1,0 +1,54 @@
+//! Commands that change something: they wait for the outcome, then print the new state.
+
+use super::args::Global;
+use super::exit::CliError;
+use super::terminal::Terminal;
+use super::{client, print_json, status};
+use crate::api;
+use crate::api::proto::v1;
+use crate::status::SwitchoverReply;
+
+/// Hands the primary's role over.
+///
+/// The epoch that was seen before is sent along, so that a failover in between refuses this
+/// instead of moving a primary that nobody meant.
+pub(super) async fn switchover(
+    global: &Global,
+    to: Option<String>,
+    no_wait: bool,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let before = status::fetch(global).await?;
+    let request = v1::SwitchoverRequest {
+        idempotency_key: client::idempotency_key()?,
+        expected_epoch: before.epoch.map(|epoch| epoch.0),
+        to,
+        no_wait,
+    };
+    let reply = client::ask(global, true, async |mut client| {
+        api::change_reply(client.switchover(request.clone()).await?.into_inner())
+    })
+    .await?;
+    if global.json() {
+        return print_json(terminal, &reply);
+    }
+    terminal.talk(&told(&reply));
+    if reply.finished
+        && let Ok(after) = status::fetch(global).await
+    {
+        terminal.data(&status::render(&after, terminal.colour()));
+    }
+    Ok(())
+}
+
+/// Tells in a sentence what happened.
+fn told(reply: &SwitchoverReply) -> String {
+    let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "the best standby".to_owned());
+    if !reply.finished {
+        return format!("the switchover to {} has begun; `rhone status --watch` shows it", name(&reply.to));
+    }
+    let from = reply.from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
+    let gap =
+        reply.seconds_without_primary.map_or_else(String::new, |s| format!(", {s:.2} s without a primary"));
+    format!("switched over{from} to {}{gap}; nothing was lost", name(&reply.to))
+}

@@ -1,0 +1,15 @@
+//! `rhone run`: the way into the runtime.
+
+use super::args::Global;
+use super::check;
+use super::exit::{CliError, Exit};
+use crate::telemetry::{self, LogFormat};
+
+/// Checks the configuration, sets up logs, and runs the supervisor until it is told to stop.
+pub(super) async fn run(global: &Global, format: LogFormat) -> Result<(), CliError> {
+    let config = check::checked(global)?;
+    let filter = std::env::var("RHONE_LOG").ok();
+    telemetry::init(format, filter.as_deref())
+        .map_err(|error| CliError::new(Exit::Usage, format!("{error:#}")))?;
+    Ok(crate::run::run(config).await?)
+}

@@ -1,0 +1,265 @@
+use std::sync::Arc;
+
+use clap::Parser;
+use expect_test::{Expect, expect};
+
+use super::args::Cli;
+use super::terminal::Terminal;
+use super::{Exit, execute, finish};
+use crate::api::{admin_service, socket};
+use crate::status::OperatorError;
+use crate::status::fake::FakeOperator;
+
+/// A member with a local socket in a folder whose path is too long for one.
+struct Member {
+    folder: tempfile::TempDir,
+    operator: Arc<FakeOperator>,
+}
+
+impl Member {
+    fn start(operator: FakeOperator) -> Self {
+        let folder = tempfile::Builder::new().prefix(&"long-".repeat(24)).tempdir().expect("a folder");
+        let at = folder.path().display();
+        let text = format!(
+            "cluster = \"main\"\n[node]\nname = \"pg-1\"\nstate-dir = \"{at}\"\npeers = [\"127.0.0.1:7400\"]\n\
+             [postgres]\ndata-dir = \"{at}/data\"\n"
+        );
+        std::fs::write(folder.path().join("rhone.toml"), text).expect("the file is written");
+        let operator = Arc::new(operator);
+        let incoming = socket::bind(folder.path()).expect("a socket");
+        let service = admin_service(Arc::clone(&operator));
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        Self { folder, operator }
+    }
+
+    /// Runs a command line; gives what a terminal would show.
+    async fn run(&self, line: &str) -> (Exit, String, String) {
+        let config = self.folder.path().join("rhone.toml");
+        let words = ["rhone", "-c", config.to_str().expect("UTF-8")].into_iter().chain(line.split(' '));
+        let (mut terminal, out, err) = Terminal::captured();
+        let cli = Cli::try_parse_from(words).expect("a good command line");
+        let outcome = execute(cli, &mut terminal).await;
+        let exit = finish(&mut terminal, outcome);
+        (exit, out.text(), err.text().replace(&self.folder.path().display().to_string(), "DIR"))
+    }
+}
+
+#[track_caller]
+fn check(shown: (Exit, String, String), expected: Expect) {
+    let (exit, out, err) = shown;
+    let talk = if err.is_empty() { String::new() } else { format!("---- stderr\n{err}") };
+    expected.assert_eq(&format!("{out}{talk}---- {exit:?}\n"));
+}
+
+#[tokio::test]
+async fn status_shows_the_cluster_at_a_glance() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("status").await,
+        expect![[r#"
+        cluster main, system 7423474350493388827: primary pg-1, epoch 7, timeline 5
+        each commit waits for one of pg-2, pg-3; a failover now would lose nothing
+
+        NODE   ROLE     STATE      FLUSHED      LAG  SEEN  NOTE
+        pg-1   primary  running    5:0/5A3F2C8    -  0.0s  lease 1.4s left
+        pg-2   standby  streaming  5:0/5A3F2C8  0 B  0.1s  next in line; raft leader, term 12
+        pg-3   standby  rewinding  4:0/5A01100    -  0.4s  forked at 4:0/5A00F70
+        wit-1  witness  voting     -              -  0.2s
+        ---- stderr
+        warning: only pg-2 can take over until pg-3 has rejoined
+        hint: `rhone explain` shows what would be decided now, and why
+        ---- Done
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn status_as_json_is_the_public_interface() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, err) = member.run("status -o json").await;
+    assert_eq!((exit, err.as_str()), (Exit::Done, ""));
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let first = serde_json::to_string(&value["members"][0]).expect("JSON");
+    expect![[r#"{"host":"pg-1.lan","kind":"data","lag_bytes":0,"lsn":"0/5A3F2C8","name":"pg-1","note":"lease 1.4s left","pending_restart":false,"port":5432,"role":"primary","seen_ms":0,"state":"running","tags":{},"timeline":5,"version":"15.18","voter":true}"#]]
+        .assert_eq(&first);
+    assert_eq!(value["system_identifier"], "7423474350493388827");
+    assert_eq!(value["members"][3]["lsn"], serde_json::Value::Null);
+    assert!(out.starts_with(r#"{"cluster":"main","system_identifier":"7423474350493388827","primary":"pg-1","raft_leader":"pg-2","term":12,"epoch":7,"timeline":5,"paused":false,"writable":true,"sync":{"mode":"quorum","required":1,"members":["pg-2","pg-3"]},"failover_would_lose":"nothing","members":["#), "{out}");
+}
+
+#[tokio::test]
+async fn history_explain_and_dsn_answer() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("history").await,
+        expect![[r#"
+        WHEN (UTC)           FROM  TO    EPOCH  TIMELINE  SWITCH LSN  WITHOUT  LOST     REASON
+        2026-11-21 07:13:00  -     pg-3      2         1  -                 -  -        founded
+        2026-11-21 07:18:00  pg-3  pg-1      7         5  0/5A00F70     1.87s  nothing  primary_silent
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("history -n 1 --json").await,
+        expect![[r#"
+        [{"time":"2026-11-21T07:18:00.000Z","from":"pg-3","to":"pg-1","epoch":7,"timeline":5,"switch_lsn":"0/5A00F70","reason":"primary_silent","seconds_without_primary":1.87,"lost":"nothing"}]
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("explain").await,
+        expect![[r#"
+        pg-2 decides: nothing to do (primary_healthy)
+        - pg-1 was renewed 0.1 s ago
+
+        NODE  IS                REASON
+        pg-3  rewind from pg-1  forked
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("dsn").await,
+        expect![[r#"
+        host=pg-1.lan,pg-2.lan,pg-3.lan port=5432,5432,5432 target_session_attrs=read-write connect_timeout=2
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("dsn --role ro --json").await,
+        expect![[r#"
+        {"dsn":"host=pg-1.lan,pg-2.lan,pg-3.lan port=5432,5432,5432 target_session_attrs=prefer-standby connect_timeout=2"}
+        ---- Done
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn a_switchover_is_told_and_carries_the_epoch_that_was_seen() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("switchover --to pg-2 --json").await,
+        expect![[r#"
+        {"from":"pg-1","to":"pg-2","epoch":8,"seconds_without_primary":0.34,"finished":true}
+        ---- Done
+    "#]],
+    );
+    let seen = member.operator.seen.lock().expect("unpoisoned").clone();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].expected_epoch.map(|e| e.0), Some(7));
+    assert_eq!(seen[0].idempotency_key.len(), 16);
+    let (exit, _, err) = member.run("switchover").await;
+    assert_eq!(exit, Exit::Done);
+    assert_eq!(err, "switched over from pg-1 to pg-2, 0.34 s without a primary; nothing was lost\n");
+}
+
+#[tokio::test]
+async fn each_way_to_fail_has_its_exit_status() {
+    let refused = OperatorError::Refused {
+        reason: "pg-3 does not stream".to_owned(),
+        hint: Some("choose another with `--to`".to_owned()),
+    };
+    let fails = |error| Member::start(FakeOperator { refusal: Some(error), ..FakeOperator::default() });
+    check(
+        fails(refused).run("switchover --to pg-3").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: pg-3 does not stream
+        hint: choose another with `--to`
+        ---- Refused
+    "#]],
+    );
+    check(
+        fails(OperatorError::NoQuorum).run("switchover").await,
+        expect![[r#"
+        ---- stderr
+        error: no quorum: a majority of voters cannot be reached
+        hint: `rhone status` shows who is reachable; start the missing members
+        ---- NoQuorum
+    "#]],
+    );
+    check(
+        fails(OperatorError::Unknown).run("switchover").await,
+        expect![[r#"
+        ---- stderr
+        error: the outcome is unknown
+        hint: `rhone status` and `rhone history` show what became of it
+        ---- Unknown
+    "#]],
+    );
+    let failed = OperatorError::Failed("the disk is full".to_owned());
+    check(
+        fails(failed).run("switchover").await,
+        expect![[r#"
+        ---- stderr
+        error: the disk is full
+        ---- Failed
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn nobody_there_is_said_with_where_was_looked() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, err) = member.run("--host 127.0.0.1:1 status").await;
+    assert_eq!((exit, out.as_str()), (Exit::NoQuorum, ""));
+    assert!(err.starts_with("error: no member answers (127.0.0.1:1: "), "{err}");
+    std::fs::remove_file(member.folder.path().join(socket::SOCKET_NAME)).expect("removed");
+    let (exit, _, err) = member.run("status").await;
+    assert_eq!(exit, Exit::NoQuorum);
+    assert!(err.contains("DIR/rhone.sock: No such file or directory"), "{err}");
+}
+
+#[tokio::test]
+async fn a_member_that_does_not_lead_names_who_does() {
+    let leader = Member::start(FakeOperator::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let service = admin_service(Arc::clone(&leader.operator));
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    let elsewhere = OperatorError::NotLeader { leader: Some(address) };
+    let follower = Member::start(FakeOperator { refusal: Some(elsewhere), ..FakeOperator::default() });
+    let (exit, ..) = follower.run("switchover --to pg-2").await;
+    assert_eq!(exit, Exit::Done);
+    assert_eq!(leader.operator.seen.lock().expect("unpoisoned").len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_there_yet_is_a_usage_error() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("demo --sync").await,
+        expect![[r#"
+        ---- stderr
+        error: --sync: synchronous mode is not there yet in this version
+        hint: `rhone demo --kill-primary` works
+        ---- Usage
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn check_tells_what_the_machine_lacks() {
+    let member = Member::start(FakeOperator::default());
+    let data = member.folder.path().join("data");
+    std::fs::create_dir(&data).expect("made");
+    std::fs::write(data.join("notes.txt"), "mine").expect("written");
+    let (exit, _, err) = member.run("check").await;
+    assert_eq!(exit, Exit::Failed);
+    assert!(
+        err.contains("`postgres.data-dir`: DIR/data is neither empty nor a Postgres data directory"),
+        "{err}"
+    );
+    let config = member.folder.path().join("rhone.toml");
+    let text =
+        std::fs::read_to_string(&config).expect("read").replace("[postgres]", "[postgres]\npriority = -1");
+    std::fs::write(&config, text).expect("written");
+    let (exit, _, err) = member.run("check").await;
+    assert_eq!((exit, err.lines().count()), (Exit::Usage, 1), "{err}");
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    use clap::CommandFactory;
+    Cli::command().debug_assert();
+}

@@ -1,0 +1,340 @@
+//! From entries to a checked [`Config`]: every rule about values is here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rhone_pgctl::settings::check_parameters;
+
+use super::address::Address;
+use super::file::Entries;
+use super::nearest::nearest;
+use super::timing::{PRESETS, Timing, parse_percent};
+use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
+
+/// Builds the configuration; `None` when something indispensable is missing. Problems are in
+/// `entries`, also when there is a result.
+pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
+    let cluster = name(entries, "cluster");
+    if cluster.is_none() {
+        entries.missing("cluster", "\"main\"");
+    }
+    let node = node(entries);
+    let postgres = postgres(entries);
+    for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
+        let address = address(entries, key);
+        if address.is_some() {
+            let hint = "remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary";
+            entries.complain(key, "the proxy ports are not there yet in this version", Some(hint));
+        }
+    }
+    let tls = tls(entries);
+    let bootstrap = bootstrap(entries);
+    let config =
+        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
+    refuse_cleartext(entries, &config);
+    refuse_equal_ports(entries, &config);
+    Some(config)
+}
+
+/// Takes a name: what fits in a slot's name, an application name and a DNS label.
+fn name(entries: &mut Entries, key: &str) -> Option<String> {
+    entries.parsed(key, |text| {
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+        let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if starts && text.len() <= 63 && text.chars().all(good) {
+            Ok(text.to_owned())
+        } else {
+            Err(format!(
+                "\"{text}\" is not a name; use up to 63 letters, digits, `-`, `_` and `.`, beginning with a letter or digit"
+            ))
+        }
+    })
+}
+
+fn address(entries: &mut Entries, key: &str) -> Option<Address> {
+    entries.parsed(key, str::parse)
+}
+
+fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
+    entries.parsed(key, |text| {
+        let path = PathBuf::from(text);
+        if path.is_absolute() { Ok(path) } else { Err(format!("\"{text}\" is not an absolute path")) }
+    })
+}
+
+/// Takes one of a few words.
+fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
+    entries.parsed(key, |text| {
+        words.iter().find(|word| **word == text).copied().ok_or_else(|| {
+            let near = nearest(text, words.iter().copied());
+            let near = near.map_or_else(String::new, |word| format!("; did you mean \"{word}\"?"));
+            format!("\"{text}\" is none of {}{near}", words.join(", "))
+        })
+    })
+}
+
+fn node(entries: &mut Entries) -> Option<Node> {
+    if word(entries, "node.kind", &["data", "witness"]) == Some("witness") {
+        let hint = "use a third data member, or wait for the release that has witnesses";
+        entries.complain("node.kind", "a witness is not there yet in this version", Some(hint));
+    }
+    let name = name(entries, "node.name");
+    if name.is_none() {
+        entries.missing("node.name", "\"pg-1\"");
+    }
+    let state_dir = path(entries, "node.state-dir");
+    let listen = address(entries, "node.listen");
+    let advertise = address(entries, "node.advertise");
+    let http = address(entries, "node.http");
+    let peers = peers(entries);
+    let listen = listen.or_else(|| default_address(entries, "node.listen", 7400));
+    let advertise = reachable(entries, "node.advertise", advertise, listen.as_ref(), 7400);
+    let http = http.or_else(|| default_address(entries, "node.http", 8008));
+    let state_dir = state_dir.or_else(|| default_path(entries, "node.state-dir", "/var/lib/rhone"));
+    Some(Node {
+        name: name?,
+        state_dir: state_dir?,
+        listen: listen?,
+        advertise: advertise?,
+        http: http?,
+        peers: peers?,
+        tags: entries.free("node.tags."),
+    })
+}
+
+fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
+    let texts = entries.list("node.peers");
+    if texts.as_ref().is_none_or(Vec::is_empty) {
+        let example = "[\"10.0.0.11:7400\", \"10.0.0.12:7400\", \"10.0.0.13:7400\"]";
+        if texts.is_some() {
+            entries.complain(
+                "node.peers",
+                "`node.peers` is empty",
+                Some("name every founding member, this one too"),
+            );
+        }
+        entries.missing("node.peers", example);
+        return None;
+    }
+    let mut peers: Vec<Address> = Vec::new();
+    for text in texts.unwrap_or_default() {
+        match text.parse::<Address>() {
+            Ok(peer) if peers.contains(&peer) => {
+                entries.complain("node.peers", format!("`node.peers` names {peer} twice"), None);
+            }
+            Ok(peer) if peer.is_wildcard() => {
+                entries.complain("node.peers", format!("`node.peers`: {peer} cannot be reached"), None);
+            }
+            Ok(peer) => peers.push(peer),
+            Err(why) => entries.complain("node.peers", format!("`node.peers`: {why}"), None),
+        }
+    }
+    Some(peers)
+}
+
+/// A default for a key that was not set; none when it was set badly.
+fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
+    (!entries.is_set(key)).then(|| Address { host: "127.0.0.1".to_owned(), port })
+}
+
+fn default_path(entries: &Entries, key: &str, path: &str) -> Option<PathBuf> {
+    (!entries.is_set(key)).then(|| PathBuf::from(path))
+}
+
+/// Checks an address that others use: by default where we listen, unless that is everywhere.
+fn reachable(
+    entries: &mut Entries,
+    key: &str,
+    given: Option<Address>,
+    listen: Option<&Address>,
+    port: u16,
+) -> Option<Address> {
+    match (given, listen) {
+        (Some(address), _) if address.is_wildcard() => {
+            let hint = "write the address that the other machines use for this one";
+            entries.complain(key, format!("`{key}`: {address} cannot be reached by others"), Some(hint));
+            None
+        }
+        (Some(address), _) => Some(address),
+        (None, Some(listen)) if !listen.is_wildcard() => (!entries.is_set(key)).then(|| listen.clone()),
+        // `listen` itself was set badly, which is said already.
+        (None, None) => None,
+        (None, Some(_)) => {
+            entries.missing(key, &format!("\"10.0.0.11:{port}\""));
+            None
+        }
+    }
+}
+
+fn postgres(entries: &mut Entries) -> Option<Postgres> {
+    let bin_dir = path(entries, "postgres.bin-dir");
+    let data_dir = path(entries, "postgres.data-dir");
+    if data_dir.is_none() {
+        entries.missing("postgres.data-dir", "\"/var/lib/postgresql/15/main\"");
+    }
+    let listen = address(entries, "postgres.listen");
+    let advertise = address(entries, "postgres.advertise");
+    let listen = listen.or_else(|| default_address(entries, "postgres.listen", 5432));
+    let advertise = reachable(entries, "postgres.advertise", advertise, listen.as_ref(), 5432);
+    let socket_dir = path(entries, "postgres.socket-dir");
+    let socket_dir =
+        socket_dir.or_else(|| default_path(entries, "postgres.socket-dir", "/var/run/postgresql"));
+    let superuser = entries.text("postgres.superuser").unwrap_or_else(|| "postgres".to_owned());
+    let user = entries.text("postgres.user");
+    let replication_password_file = path(entries, "postgres.replication-password-file");
+    let priority = entries.integer("postgres.priority", 0..1001).unwrap_or(50);
+    Some(Postgres {
+        bin_dir,
+        data_dir: data_dir?,
+        listen: listen?,
+        advertise: advertise?,
+        socket_dir: socket_dir?,
+        superuser,
+        user,
+        replication_password_file,
+        priority,
+    })
+}
+
+fn tls(entries: &mut Entries) -> Tls {
+    let insecure = entries.boolean("tls.insecure").unwrap_or(false);
+    for key in ["tls.ca", "tls.cert", "tls.key"] {
+        if entries.text(key).is_some() {
+            let hint = "set `insecure = true` in [tls] instead, only on a network that you trust";
+            entries.complain(key, "TLS is not there yet in this version", Some(hint));
+        }
+    }
+    if insecure { Tls::Insecure } else { Tls::LoopbackOnly }
+}
+
+/// Without `insecure = true`, nothing that members say to each other may leave the machine.
+fn refuse_cleartext(entries: &mut Entries, config: &Config) {
+    if config.tls == Tls::Insecure {
+        return;
+    }
+    let far = |address: &Address| !address.is_loopback();
+    let reaches =
+        [("node.listen", far(&config.node.listen)), ("node.advertise", far(&config.node.advertise))];
+    let by_peers = ("node.peers", config.node.peers.iter().any(far));
+    if let Some((key, _)) =
+        reaches.into_iter().chain([by_peers]).find(|(key, far)| *far && entries.is_set(key))
+    {
+        let hint = "TLS is not there yet: on a network that you trust add [tls] with `insecure = true`";
+        entries.complain(key, format!("`{key}` goes beyond loopback without TLS"), Some(hint));
+    }
+}
+
+/// Two listeners of one member cannot share an address.
+fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
+    let listeners = [
+        ("node.listen", &config.node.listen),
+        ("node.http", &config.node.http),
+        ("postgres.listen", &config.postgres.listen),
+    ];
+    for (n, (key, address)) in listeners.iter().enumerate() {
+        for (other, earlier) in listeners.iter().take(n) {
+            let same_host = address.host == earlier.host || address.is_wildcard() || earlier.is_wildcard();
+            if address.port == earlier.port && same_host {
+                entries.complain(
+                    key,
+                    format!("`{key}` and `{other}` both listen on port {}", address.port),
+                    None,
+                );
+            }
+        }
+    }
+}
+
+fn bootstrap(entries: &mut Entries) -> Bootstrap {
+    let sync = word(entries, "bootstrap.sync", &["off", "quorum", "strict"]);
+    if let Some(mode @ ("quorum" | "strict")) = sync {
+        let hint = "write sync = \"off\" until then; a failover may lose up to max-lag-on-failover";
+        let message = format!("sync = \"{mode}\" comes with the next release (synchronous modes)");
+        entries.complain("bootstrap.sync", message, Some(hint));
+    }
+    if entries.integer("bootstrap.sync-required", 1..13).is_some() && sync.is_none_or(|mode| mode == "off") {
+        let hint = "remove it; it comes with the synchronous modes of the next release";
+        entries.complain(
+            "bootstrap.sync-required",
+            "`bootstrap.sync-required` means nothing with sync = \"off\"",
+            Some(hint),
+        );
+    }
+    let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
+    Bootstrap {
+        timing: timing(entries),
+        max_lag_on_failover: max_lag.unwrap_or(1 << 20),
+        pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
+        database: database(entries),
+        postgres: parameters(entries),
+    }
+}
+
+fn timing(entries: &mut Entries) -> Timing {
+    let named = word(entries, "bootstrap.timing", &PRESETS);
+    let preset = word(entries, "bootstrap.timing.preset", &PRESETS).or(named);
+    let mut timing = preset.and_then(Timing::preset).unwrap_or_default();
+    let ms = |text: &str| {
+        let ms = units::parse_duration(text)?.as_millis();
+        u32::try_from(ms).map_err(|_| "the duration is too long".to_owned())
+    };
+    let mut at = "bootstrap.timing";
+    let fields = [
+        ("bootstrap.timing.renewal", &mut timing.renewal_ms),
+        ("bootstrap.timing.suspicion", &mut timing.suspicion_ms),
+        ("bootstrap.timing.lease", &mut timing.lease_ms),
+        ("bootstrap.timing.guard", &mut timing.guard_ms),
+    ];
+    for (key, field) in fields {
+        if let Some(value) = entries.parsed(key, ms) {
+            *field = value;
+            at = key;
+        }
+    }
+    if let Some(drift) = entries.parsed("bootstrap.timing.drift", parse_percent) {
+        timing.drift_permille = drift;
+        at = "bootstrap.timing.drift";
+    }
+    for contradiction in timing.contradictions() {
+        let hint = "`timing = \"default\"`, \"fast\" and \"calm\" are sets that fit together";
+        entries.complain(at, format!("the timings contradict each other: {contradiction}"), Some(hint));
+    }
+    timing
+}
+
+fn database(entries: &mut Entries) -> Option<Database> {
+    let database = name(entries, "bootstrap.database");
+    let owner = name(entries, "bootstrap.database-owner");
+    let password_file = path(entries, "bootstrap.database-password-file");
+    let Some(name) = database else {
+        for key in ["bootstrap.database-owner", "bootstrap.database-password-file"] {
+            if entries.is_set(key) && !entries.is_set("bootstrap.database") {
+                let message = format!("`{key}` needs `bootstrap.database`");
+                entries.complain(key, message, Some("write database = \"app\" in [bootstrap]"));
+            }
+        }
+        return None;
+    };
+    let owner = owner.unwrap_or_else(|| name.clone());
+    Some(Database { name, owner, password_file })
+}
+
+fn parameters(entries: &mut Entries) -> BTreeMap<String, String> {
+    let parameters = entries.free("bootstrap.postgres.");
+    for (name, value) in &parameters {
+        let key = format!("bootstrap.postgres.{name}");
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if !name.chars().all(good) {
+            entries.complain(&key, format!("\"{name}\" is not the name of a Postgres parameter"), None);
+        } else if keys::MANAGED.contains(&name.to_lowercase().as_str()) {
+            let hint = "remove it; [postgres] says where this member listens";
+            entries.complain(&key, format!("Rhone sets `{name}` itself"), Some(hint));
+        } else if name.eq_ignore_ascii_case("fsync") && value.eq_ignore_ascii_case("off") {
+            let hint = "remove it; Rhone counts on what Postgres says it has flushed";
+            entries.complain(&key, "`fsync = off` would lose acknowledged commits", Some(hint));
+        } else if let Err(error) = check_parameters(&BTreeMap::from([(name.clone(), value.clone())])) {
+            entries.complain(&key, error.to_string(), Some("remove it"));
+        }
+    }
+    parameters
+}

@@ -1,0 +1,91 @@
+//! ✦ The keys of `rhone.toml`, and the environment variables that override them.
+
+/// Every key, with the table it is in.
+pub(super) const KEYS: [&str; 44] = [
+    "cluster",
+    "node.name",
+    "node.kind",
+    "node.state-dir",
+    "node.listen",
+    "node.advertise",
+    "node.http",
+    "node.peers",
+    "postgres.bin-dir",
+    "postgres.data-dir",
+    "postgres.listen",
+    "postgres.advertise",
+    "postgres.socket-dir",
+    "postgres.superuser",
+    "postgres.user",
+    "postgres.replication-password-file",
+    "postgres.priority",
+    "proxy.rw",
+    "proxy.ro",
+    "proxy.any",
+    "tls.insecure",
+    "tls.ca",
+    "tls.cert",
+    "tls.key",
+    "bootstrap.sync",
+    "bootstrap.sync-required",
+    "bootstrap.timing",
+    "bootstrap.timing.preset",
+    "bootstrap.timing.renewal",
+    "bootstrap.timing.suspicion",
+    "bootstrap.timing.lease",
+    "bootstrap.timing.drift",
+    "bootstrap.timing.guard",
+    "bootstrap.max-lag-on-failover",
+    "bootstrap.pg-hba",
+    "bootstrap.database",
+    "bootstrap.database-owner",
+    "bootstrap.database-password-file",
+    // Tables, so that a misspelled one finds its name.
+    "node",
+    "postgres",
+    "proxy",
+    "tls",
+    "bootstrap",
+    "bootstrap.postgres",
+];
+
+/// Tables whose keys are the operator's own.
+pub(super) const FREE: [&str; 2] = ["node.tags.", "bootstrap.postgres."];
+
+/// Parameters that Rhone sets itself on every member.
+pub(super) const MANAGED: [&str; 13] = [
+    "data_directory",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "listen_addresses",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "recovery_target_timeline",
+    "restore_command",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+    "wal_log_hints",
+];
+
+/// Says whether a key holds a value (and is not only a table).
+pub(super) fn is_value(key: &str) -> bool {
+    is_free(key) || KEYS.contains(&key) && (!is_table(key) || key == "bootstrap.timing")
+}
+
+/// Says whether a key names a table.
+pub(super) fn is_table(key: &str) -> bool {
+    let inside = format!("{key}.");
+    FREE.contains(&inside.as_str()) || KEYS.iter().any(|known| known.starts_with(&inside))
+}
+
+/// Says whether a key lies directly in one of the operator's own tables.
+pub(super) fn is_free(key: &str) -> bool {
+    FREE.iter().any(|prefix| key.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty()))
+}
+
+/// Gives the variable that overrides a key: `RHONE_NODE_STATE_DIR`.
+pub(super) fn variable(key: &str) -> String {
+    format!("RHONE_{}", key.to_uppercase().replace(['.', '-'], "_"))
+}

@@ -1,0 +1,266 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use expect_test::expect;
+
+use super::{Config, Environment, Timing, Tls};
+
+const SOUND: &str = r#"cluster = "main"
+[node]
+name = "pg-1"
+peers = ["127.0.0.1:7400"]
+[postgres]
+data-dir = "/data"
+"#;
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    Config::parse(Path::new("rhone.toml"), text, &environment(env)).map_err(|errors| errors.to_string())
+}
+
+#[track_caller]
+fn check(text: &str, expected: expect_test::Expect) {
+    expected.assert_eq(&load(text, &[]).expect_err("a configuration that is refused"));
+}
+
+/// A sound configuration with one line put into a table.
+#[track_caller]
+fn with(table: &str, line: &str, expected: expect_test::Expect) {
+    let mark = format!("[{table}]\n");
+    let text = if SOUND.contains(&mark) {
+        SOUND.replace(&mark, &format!("{mark}{line}\n"))
+    } else {
+        format!("{SOUND}{mark}{line}\n")
+    };
+    check(&text, expected);
+}
+
+#[test]
+fn a_short_file_is_enough_on_loopback() {
+    let config = load(SOUND, &[]).expect("sound");
+    assert_eq!(config.node.advertise.to_string(), "127.0.0.1:7400");
+    assert_eq!(config.postgres.advertise.to_string(), "127.0.0.1:5432");
+    assert_eq!(config.node.http.port, 8008);
+    assert_eq!(config.bootstrap.timing, Timing::default());
+    assert_eq!(config.tls, Tls::LoopbackOnly);
+    assert_eq!(config.postgres.priority, 50);
+}
+
+#[test]
+fn the_example_is_sound() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/rhone.example.toml"));
+    let config = Config::load(path, &BTreeMap::new()).expect("the example");
+    assert_eq!(config.cluster, "main");
+    assert_eq!(config.node.peers.len(), 3);
+    assert_eq!(config.tls, Tls::Insecure);
+    assert_eq!(config.bootstrap.postgres.get("shared_buffers").map(String::as_str), Some("128MB"));
+    assert_eq!(config.node.tags.get("zone").map(String::as_str), Some("shelf-a"));
+}
+
+#[test]
+fn the_environment_overrides_each_key() {
+    let env = [
+        ("RHONE_NODE_NAME", "pg-7"),
+        ("RHONE_NODE_PEERS", "127.0.0.1:7400, 127.0.0.2:7400"),
+        ("RHONE_POSTGRES_PRIORITY", "0"),
+        ("RHONE_TLS_INSECURE", "true"),
+        ("RHONE_NODE_LISTEN", ""),
+        ("RHONE_BOOTSTRAP_TIMING", "calm"),
+        ("RHONE_BOOTSTRAP_POSTGRES_WORK_MEM", "4MB"),
+        ("RHONE_PORT", "tcp://10.0.0.1:1"),
+    ];
+    let config = load(SOUND, &env).expect("sound");
+    assert_eq!(config.node.name, "pg-7");
+    assert_eq!(config.node.peers.len(), 2);
+    assert_eq!(config.postgres.priority, 0);
+    assert_eq!(config.tls, Tls::Insecure);
+    assert_eq!(config.bootstrap.timing.lease_ms, 12_000);
+    assert_eq!(config.bootstrap.postgres.get("work_mem").map(String::as_str), Some("4MB"));
+    let error = load(SOUND, &[("RHONE_NODE_LISTEN", "nowhere")]).expect_err("refused");
+    expect![[r#"error: $RHONE_NODE_LISTEN: `node.listen`: "nowhere" has no port; write host:port"#]]
+        .assert_eq(&error);
+}
+
+#[test]
+fn one_file_with_many_faults_names_them_all() {
+    check(
+        "clutser = \"main\"\nname = \"x\"\n[node]\nnaem = \"pg-1\"\npeers = []\n[postgre]\ndata-dir = \"data\"\n",
+        expect![[r#"
+            error: rhone.toml:1: unknown key `clutser`
+            hint: did you mean `cluster`?
+            error: rhone.toml:2: unknown key `name`
+            hint: `name` belongs in [node]
+            error: rhone.toml:4: unknown key `naem` in [node]
+            hint: did you mean `name`?
+            error: rhone.toml:5: `node.peers` is empty
+            hint: name every founding member, this one too
+            error: rhone.toml:6: unknown key `postgre`
+            hint: did you mean `postgres`?
+            error: rhone.toml: `cluster` is missing
+            hint: write cluster = "main", or set RHONE_CLUSTER
+            error: rhone.toml: `node.name` is missing
+            hint: write name = "pg-1" in [node], or set RHONE_NODE_NAME
+            error: rhone.toml: `postgres.data-dir` is missing
+            hint: write data-dir = "/var/lib/postgresql/15/main" in [postgres], or set RHONE_POSTGRES_DATA_DIR"#]],
+    );
+}
+
+#[test]
+fn each_bad_value_has_one_clear_message() {
+    with(
+        "node",
+        "http = \"0.0.0.0\"",
+        expect![[r#"error: rhone.toml:3: `node.http`: "0.0.0.0" has no port; write host:port"#]],
+    );
+    with(
+        "node",
+        "http = 8008",
+        expect![[r#"error: rhone.toml:3: `node.http`: "8008" has no port; write host:port"#]],
+    );
+    with(
+        "node",
+        "state-dir = \"rhone\"",
+        expect![[r#"error: rhone.toml:3: `node.state-dir`: "rhone" is not an absolute path"#]],
+    );
+    with(
+        "node",
+        "http = \"127.0.0.1:7400\"",
+        expect!["error: rhone.toml:3: `node.http` and `node.listen` both listen on port 7400"],
+    );
+    with(
+        "postgres",
+        "priority = 1001",
+        expect!["error: rhone.toml:6: `postgres.priority` is 1001; it must be 0 to 1000"],
+    );
+    with(
+        "postgres",
+        "priority = \"high\"",
+        expect!["error: rhone.toml:6: `postgres.priority` must be an integer, not a string"],
+    );
+    with(
+        "postgres",
+        "data_dir = \"/x\"",
+        expect![[r#"
+        error: rhone.toml:6: unknown key `data_dir` in [postgres]
+        hint: did you mean `data-dir`?"#]],
+    );
+    with(
+        "bootstrap",
+        "postgres.primary_conninfo = \"host=x\"",
+        expect![[r#"
+        error: rhone.toml:8: Rhone sets `primary_conninfo` itself
+        hint: remove it; [postgres] says where this member listens"#]],
+    );
+    with(
+        "bootstrap",
+        "postgres.fsync = \"off\"",
+        expect![[r#"
+        error: rhone.toml:8: `fsync = off` would lose acknowledged commits
+        hint: remove it; Rhone counts on what Postgres says it has flushed"#]],
+    );
+    with(
+        "bootstrap",
+        "pg-hba = \"host all all all trust\"",
+        expect![[r#"error: rhone.toml:8: `bootstrap.pg-hba` must be a list: ["…", "…"], not a string"#]],
+    );
+    with(
+        "bootstrap",
+        "max-lag-on-failover = \"1 apple\"",
+        expect!["error: rhone.toml:8: `bootstrap.max-lag-on-failover`: a size has a unit: 512kB, 10MB, 1GB"],
+    );
+}
+
+#[test]
+fn timings_that_contradict_each_other_show_the_inequality() {
+    with(
+        "bootstrap",
+        "timing = \"defualt\"",
+        expect![[
+            r#"error: rhone.toml:8: `bootstrap.timing`: "defualt" is none of default, fast, calm; did you mean "default"?"#
+        ]],
+    );
+    with(
+        "bootstrap.timing",
+        "lease = 2000",
+        expect![
+            "error: rhone.toml:8: `bootstrap.timing.lease`: a duration has a unit: 500ms, 1.5s, 2min, 1h"
+        ],
+    );
+    with(
+        "bootstrap.timing",
+        "lease = \"400ms\"",
+        expect![[r#"
+        error: rhone.toml:8: the timings contradict each other: suspicion <= lease fails: suspicion is 500ms, lease is 400ms
+        hint: `timing = "default"`, "fast" and "calm" are sets that fit together
+        error: rhone.toml:8: the timings contradict each other: guard < lease * (1 - drift) - 3 * renewal fails: guard is 150ms, the right side 96ms; a healthy primary must never come near its guard
+        hint: `timing = "default"`, "fast" and "calm" are sets that fit together"#]],
+    );
+}
+
+#[test]
+fn what_is_not_there_yet_says_so() {
+    with(
+        "node",
+        "kind = \"witness\"",
+        expect![[r#"
+        error: rhone.toml:3: a witness is not there yet in this version
+        hint: use a third data member, or wait for the release that has witnesses"#]],
+    );
+    with(
+        "bootstrap",
+        "sync = \"quorum\"",
+        expect![[r#"
+        error: rhone.toml:8: sync = "quorum" comes with the next release (synchronous modes)
+        hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
+    );
+    with(
+        "proxy",
+        "rw = \"0.0.0.0:5000\"",
+        expect![[r#"
+        error: rhone.toml:8: the proxy ports are not there yet in this version
+        hint: remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary"#]],
+    );
+    with(
+        "tls",
+        "cert = \"/etc/rhone/pg-1.crt\"",
+        expect![[r#"
+        error: rhone.toml:8: TLS is not there yet in this version
+        hint: set `insecure = true` in [tls] instead, only on a network that you trust"#]],
+    );
+}
+
+#[test]
+fn nothing_leaves_loopback_without_a_word_about_tls() {
+    with(
+        "node",
+        "listen = \"0.0.0.0:7400\"\nadvertise = \"10.0.0.11:7400\"",
+        expect![[r#"
+        error: rhone.toml:3: `node.listen` goes beyond loopback without TLS
+        hint: TLS is not there yet: on a network that you trust add [tls] with `insecure = true`"#]],
+    );
+    let text = SOUND.replace(
+        "[node]",
+        "[tls]\ninsecure = true\n[node]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"db:7400\"",
+    );
+    assert_eq!(load(&text, &[]).map(|c| c.node.advertise.to_string()), Ok("db:7400".to_owned()));
+    with(
+        "node",
+        "listen = \"[::]:7400\"",
+        expect![[r#"
+        error: rhone.toml: `node.advertise` is missing
+        hint: write advertise = "10.0.0.11:7400" in [node], or set RHONE_NODE_ADVERTISE"#]],
+    );
+}
+
+#[test]
+fn garbage_is_refused_with_its_line() {
+    let error = load("cluster = \"main\"\n[node\n", &[]).expect_err("refused");
+    assert!(error.starts_with("error: rhone.toml:2: "), "{error}");
+    let missing = Config::load(Path::new("/nonexistent/rhone.toml"), &BTreeMap::new()).expect_err("refused");
+    assert!(missing.to_string().starts_with("error: /nonexistent/rhone.toml: cannot be read: "), "{missing}");
+    assert_eq!(super::units::parse_duration("1s"), Ok(Duration::from_secs(1)));
+}

@@ -1,0 +1,281 @@
+//! Who is promoted, and whether anybody may be yet (DESIGN 5.3, 6, 7).
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use rhone_consensus::command::{Evidence, Grant};
+use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::ledger::Lineage;
+use rhone_consensus::policy::PolicyKind;
+use rhone_consensus::state::ClusterState;
+use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
+
+use super::decision::Wait;
+use crate::view::{ClusterView, Heard, Moment, Revoked};
+
+/// For how long members that have not answered are waited for in asynchronous mode, counted from
+/// the first answer: every answer can only make the loss smaller (DESIGN 7). A healthy member
+/// answers in 10 to 40 ms.
+pub const ELECTION_WINDOW_MS: u64 = 250;
+
+/// For how long a last owner that lives is waited for when its answer would save something: it may
+/// be reading the end of its WAL from a slow disk.
+const OWNER_WINDOW_MS: u64 = 5000;
+
+/// A report older than this says nothing about whether its member is alive.
+const REPORT_FRESH_MS: u64 = 1500;
+
+/// What an election comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Election {
+    /// This Grant may be proposed.
+    Grant(Box<Grant>),
+    /// Not yet, and why.
+    Wait(Wait),
+}
+
+/// One revoked member whose WAL counts.
+struct Candidate<'a> {
+    node: NodeId,
+    position: WalPosition,
+    rank: (Epoch, Lsn),
+    answer: &'a Revoked,
+}
+
+/// Elects the owner of the epoch that is being prepared, or says what the election waits for.
+///
+/// The revoked members, whose reports count, must cover every open policy; then the one with the
+/// maximal position holds every acknowledged commit, and nobody outside can acknowledge another.
+/// Where the policies are asynchronous, `fenced` (the last owner revoked, or its lease aged)
+/// stands for the second half, and the bytes that the best lacks of what voters heard of must be
+/// within the setting.
+pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
+    let epoch = view.state.epoch;
+    let answers = || view.revoked.iter().filter(|(_, (_, answer))| answer.epoch == epoch);
+    let founding = view.state.grant.is_none();
+    // WAL that cannot be compared is no evidence: it would hide what its member acknowledged.
+    let rank = |position: WalPosition| {
+        if founding { Some((Epoch(0), position.lsn)) } else { view.state.ledger.rank(position) }
+    };
+    let counted: BTreeSet<NodeId> = answers()
+        .filter(|(_, (_, a))| a.position.is_some_and(|position| rank(position).is_some()))
+        .map(|(node, _)| *node)
+        .collect();
+    if let Some(policy) = view.state.policies.iter().find(|p| !p.covered(&counted, fenced)) {
+        return Election::Wait(Wait::CommitsMayBeUnseen { epoch: policy.epoch, revoked: counted.len() });
+    }
+    let candidates: Vec<Candidate<'_>> = answers()
+        .filter(|(node, _)| !founding || view.state.founder == Some(**node))
+        .filter_map(|(node, (_, answer))| {
+            let position = answer.position?;
+            rank(position).map(|rank| Candidate { node: *node, position, rank, answer })
+        })
+        .collect();
+    let Some(first) = candidates.iter().max_by_key(|c| c.rank) else {
+        return Election::Wait(Wait::NoCandidate);
+    };
+    let best = candidates.iter().filter(|c| may_lead(view, c)).max_by_key(|c| preference(view, c));
+    if let Some(missing) = stragglers(view, now)
+        && !founding
+        && !best.is_some_and(|best| nobody_is_better(view, best, &candidates))
+    {
+        return Election::Wait(Wait::Window { missing });
+    }
+    let Some(best) = best else { return Election::Wait(Wait::NoCandidate) };
+    match loss(view, &counted, best, first) {
+        Err(wait) => Election::Wait(wait),
+        // The last owner may still read the end of its WAL from a slow disk: it has everything.
+        Ok(Some(_)) if owner_answers_soon(view, now) => Election::Wait(Wait::Window { missing: 1 }),
+        // The last owner is here with more than the best has, and is about to leave: nothing is given
+        // up before it is gone, which it soon is.
+        Ok(Some(_)) if best.rank < first.rank && owner_leaves(view, now, first.node) => {
+            Election::Wait(Wait::BestCannotLead { position: first.position })
+        }
+        Ok(lost) => Election::Grant(Box::new(grant(view, &candidates, best, lost))),
+    }
+}
+
+/// Returns how many live data members have not answered while the window is open.
+fn stragglers(view: &ClusterView<'_>, now: Moment) -> Option<usize> {
+    let only_async = view.state.policies.iter().all(|p| matches!(p.kind, PolicyKind::Async { .. }));
+    let first =
+        view.revoked.values().filter(|(_, a)| a.epoch == view.state.epoch).map(|(at, _)| *at).min()?;
+    if !only_async || now.millis_since(first) >= ELECTION_WINDOW_MS {
+        return None;
+    }
+    let missing = view
+        .state
+        .data_members()
+        .filter(|m| view.revoked.get(&m.node).is_none_or(|(_, a)| a.epoch != view.state.epoch))
+        .filter(|m| view.reports.get(&m.node).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS))
+        .count();
+    (missing > 0).then_some(missing)
+}
+
+/// Returns whether waiting for more answers could not change the choice for the better: a standby
+/// has all that the last owner itself has, and none of the others is preferred to it.
+fn nobody_is_better(view: &ClusterView<'_>, best: &Candidate<'_>, candidates: &[Candidate<'_>]) -> bool {
+    let Some(owner) = view.state.last_owner() else { return false };
+    let complete = candidates.iter().any(|c| c.node == owner && best.rank >= c.rank);
+    let wanted = view.state.handover.as_ref().and_then(|handover| handover.to);
+    let priority = |node: NodeId| view.state.members.get(&node).map_or(0, |member| member.priority);
+    let others = view
+        .state
+        .data_members()
+        .filter(|m| view.revoked.get(&m.node).is_none_or(|(_, a)| a.epoch != view.state.epoch));
+    complete
+        && best.node != owner
+        && view.state.ledger.last_tried(best.node).is_none()
+        && wanted.is_none_or(|wanted| wanted == best.node)
+        && others.map(|member| member.priority).max() <= Some(priority(best.node))
+}
+
+fn may_lead(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> bool {
+    let priority = view.state.members.get(&candidate.node).map_or(0, |member| member.priority);
+    priority > 0 && candidate.answer.able
+}
+
+/// What candidates are ordered by.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Preference {
+    /// The end of its WAL, before anything else.
+    rank: (Epoch, Lsn),
+    /// Those whose promotion did not fail since the last that succeeded, then the one that failed longest ago.
+    untried: usize,
+    /// The one that a person asked for.
+    wanted: bool,
+    /// A standby before the former owner, whose instance has to be started.
+    standby: bool,
+    /// As set.
+    priority: u32,
+    /// The lower id.
+    node: Reverse<NodeId>,
+}
+
+fn preference(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> Preference {
+    let node = candidate.node;
+    Preference {
+        rank: candidate.rank,
+        untried: view.state.ledger.last_tried(node).unwrap_or(usize::MAX),
+        wanted: view.state.handover.as_ref().and_then(|h| h.to) == Some(node),
+        standby: view.state.last_owner() != Some(node),
+        priority: view.state.members.get(&node).map_or(0, |member| member.priority),
+        node: Reverse(node),
+    }
+}
+
+/// Returns whether the last owner lives and has not answered, and the time for that is not over.
+fn owner_answers_soon(view: &ClusterView<'_>, now: Moment) -> bool {
+    let epoch = view.state.epoch;
+    let Some(owner) = view.state.last_owner() else { return false };
+    let answered = view.revoked.get(&owner).is_some_and(|(_, answer)| answer.epoch == epoch);
+    let lives = view.reports.get(&owner).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS);
+    let first = view.revoked.values().filter(|(_, a)| a.epoch == epoch).map(|(at, _)| *at).min();
+    !answered && lives && first.is_some_and(|first| now.millis_since(first) < OWNER_WINDOW_MS)
+}
+
+fn owner_leaves(view: &ClusterView<'_>, now: Moment, node: NodeId) -> bool {
+    let fresh = view.reports.get(&node).filter(|r| now.millis_since(r.at) < REPORT_FRESH_MS);
+    view.state.last_owner() == Some(node) && fresh.is_some_and(|r| r.report.leaving)
+}
+
+/// Returns the range that the chosen one lacks, or why that is too much.
+fn loss(
+    view: &ClusterView<'_>,
+    counted: &BTreeSet<NodeId>,
+    best: &Candidate<'_>,
+    first: &Candidate<'_>,
+) -> Result<Option<(Lsn, Lsn)>, Wait> {
+    let state = view.state;
+    let Some(last) = state.grant.as_ref() else { return Ok(None) };
+    let limit = state.policies.iter().fold(u64::MAX, |limit, policy| match policy.kind {
+        PolicyKind::Async { max_lag } => limit.min(max_lag),
+        PolicyKind::Quorum { .. } | PolicyKind::Alone => 0,
+    });
+    if best.rank < first.rank && limit == 0 {
+        return Err(Wait::BestCannotLead { position: first.position });
+    }
+    let mut range = lacks(state, best.position, first.position);
+    if !counted.contains(&last.owner)
+        && state.policies.iter().any(|p| matches!(p.kind, PolicyKind::Async { .. }))
+    {
+        // The last owner's own end is unknown: the voters' memory of it stands in.
+        let heard = last_heard(view).ok_or(Wait::LagUnknown)?;
+        let timeline = state.ledger.timeline_of(heard.epoch).unwrap_or(last.base.timeline);
+        range = wider(range, lacks(state, best.position, WalPosition::new(timeline, heard.lsn)));
+    }
+    if state.ledger.failures() > 0 {
+        // The epoch before was not established: what it gave up is given up only together with this.
+        let gave_up = last.lost.map(|(_, to)| WalPosition::new(last.base.timeline, to));
+        for end in [Some(last.base), gave_up].into_iter().flatten() {
+            range = wider(range, lacks(state, best.position, end));
+        }
+    }
+    let bytes = range.map_or(0, |(from, to)| to.bytes_since(from));
+    if bytes > limit { Err(Wait::LagTooLarge { bytes, limit }) } else { Ok(range) }
+}
+
+/// Returns what of the history that ends in `end` a member at `position` lacks.
+fn lacks(state: &ClusterState, position: WalPosition, end: WalPosition) -> Option<(Lsn, Lsn)> {
+    let common = match state.ledger.lineage(end, position.timeline) {
+        Lineage::Within if position.timeline == end.timeline => position.lsn,
+        Lineage::Within => return None,
+        // An older timeline, left before this end of it.
+        Lineage::Forked(at) if at.timeline == end.timeline => at.lsn,
+        Lineage::Forked(_) | Lineage::Foreign => match state.ledger.lineage(position, end.timeline) {
+            Lineage::Within => position.lsn,
+            Lineage::Forked(at) => at.lsn.min(position.lsn),
+            Lineage::Foreign => return None,
+        },
+    };
+    (common < end.lsn).then_some((common, end.lsn))
+}
+
+fn wider(one: Option<(Lsn, Lsn)>, other: Option<(Lsn, Lsn)>) -> Option<(Lsn, Lsn)> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some((one.0.min(other.0), one.1.max(other.1))),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Returns the furthest renewal of an epoch before this one that voters remember, if enough of them
+/// do: each renewal that counted reached a majority, so those who remember must meet every majority.
+fn last_heard(view: &ClusterView<'_>) -> Option<Heard> {
+    let heard = |voter: &NodeId| view.reports.get(voter).and_then(|r| r.report.voter.heard);
+    let enough = |voters: &BTreeSet<NodeId>| {
+        voters.iter().filter_map(heard).count() >= (voters.len() - voters.len() / 2).max(1)
+    };
+    if view.voters.is_empty() || !view.voters.iter().all(enough) {
+        return None;
+    }
+    view.reports
+        .values()
+        .filter_map(|received| received.report.voter.heard)
+        .filter(|heard| heard.epoch < view.state.epoch)
+        .max_by_key(|heard| (heard.epoch, heard.lsn))
+}
+
+fn grant(
+    view: &ClusterView<'_>,
+    candidates: &[Candidate<'_>],
+    best: &Candidate<'_>,
+    lost: Option<(Lsn, Lsn)>,
+) -> Grant {
+    let seen = view
+        .reports
+        .values()
+        .map(|received| received.report.highest_timeline)
+        .chain(view.revoked.values().map(|(_, answer)| answer.highest_timeline))
+        .chain([view.state.ledger.highest(), best.position.timeline])
+        .max()
+        .unwrap_or(Timeline::new(1));
+    Grant {
+        epoch: view.state.epoch,
+        owner: best.node,
+        base: best.position,
+        timeline: seen.next(),
+        policy: view.state.next_policy(),
+        evidence: candidates.iter().map(|c| Evidence { node: c.node, position: c.position }).collect(),
+        lost,
+    }
+}

@@ -1,0 +1,16 @@
+//! What is to be done, as two functions of data: [`cluster()`] on the Raft leader and [`node()`] on
+//! each member.
+//!
+//! Facts and time go in; a proposal, an effect, or a wait with its reason comes out. Nothing here
+//! reads a clock, waits, logs, fails or does I/O, so that every decision can be tested as a table,
+//! replayed from a record, and explored by a model. Doing nothing is a value with a reason, too.
+
+mod cluster;
+mod decision;
+mod elect;
+mod node;
+
+pub use cluster::cluster;
+pub use decision::{ClusterDecision, Effect, NodeDecision, Reason, Wait};
+pub use elect::{ELECTION_WINDOW_MS, Election, elect};
+pub use node::{down, node};

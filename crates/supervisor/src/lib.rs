@@ -1,0 +1,17 @@
+//! Rhone: a high-availability supervisor for `PostgreSQL` with Raft built in.
+//!
+//! The binary is a thin shell round [`cli::main`]. What operators see (configuration,
+//! command line, HTTP, gRPC) lives here beside what decides ([`decide`], pure) and what carries it
+//! out ([`runtime`]); the fence is a process of its own ([`guardian`]).
+pub mod api;
+pub mod civil;
+pub mod cli;
+pub mod config;
+pub mod decide;
+pub mod demo;
+pub mod guardian;
+pub mod run;
+pub mod runtime;
+pub mod status;
+pub mod telemetry;
+pub mod view;

@@ -1,0 +1,371 @@
+//! Founding (DESIGN 11): all founding members agree on one founder before anything exists, and a
+//! member whose store is empty never founds a second cluster beside one that is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhone_consensus::command::{ClusterCommand, Member, MemberKind};
+use rhone_consensus::ids::{Epoch, Incarnation, NodeId};
+use rhone_consensus::raft::PeerNode;
+use rhone_consensus::settings::Settings;
+use rhone_consensus::store::hard::{Founder, HardState};
+
+use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
+use crate::runtime::codec;
+use crate::runtime::shared::Shared;
+
+/// How often the others are asked while there is no cluster.
+const ASK_EVERY: Duration = Duration::from_millis(300);
+
+/// How long one of them may take to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many voters a cluster has at the most; the rest learn.
+const VOTERS_MAX: usize = 5;
+
+/// What the founding members' answers come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A cluster is there: ask this address to be admitted.
+    Join(String),
+    /// This member founds it.
+    Found,
+    /// Another one founds it.
+    Follow(String),
+    /// Nothing yet, and why.
+    Wait(String),
+    /// A person has to decide, and why.
+    Stop(String),
+}
+
+/// Says what to do from the answers of all founding members, by address; nothing: no answer.
+pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verdict {
+    if let Some((address, _)) = answers
+        .iter()
+        .find(|(_, answer)| answer.as_ref().is_some_and(|a| a.name != me && a.store() == StoreState::Member))
+    {
+        return Verdict::Join(address.clone());
+    }
+    let silent: Vec<&str> =
+        answers.iter().filter(|(_, a)| a.is_none()).map(|(address, _)| address.as_str()).collect();
+    if !silent.is_empty() {
+        return Verdict::Wait(format!("no answer yet from {}", silent.join(", ")));
+    }
+    let answers: Vec<(&String, &HelloReply)> =
+        answers.iter().filter_map(|(address, answer)| answer.as_ref().map(|a| (address, a))).collect();
+    let names: BTreeSet<&str> = answers.iter().map(|(_, a)| a.name.as_str()).collect();
+    if names.len() < answers.len() {
+        return Verdict::Stop("two founding members have the same node.name".to_owned());
+    }
+    let peers: BTreeSet<&[String]> = answers.iter().map(|(_, a)| a.peers.as_slice()).collect();
+    if peers.len() > 1 {
+        return Verdict::Stop(
+            "the founding members' node.peers differ: they must be the same everywhere".to_owned(),
+        );
+    }
+    let with_data: Vec<&HelloReply> =
+        answers.iter().map(|(_, a)| *a).filter(|a| a.data_system_identifier != 0).collect();
+    if with_data.len() > 1 {
+        let found: Vec<String> = with_data
+            .iter()
+            .map(|a| format!("{}: system {} at {}", a.name, a.data_system_identifier, a.data_position))
+            .collect();
+        return Verdict::Stop(format!(
+            "more than one data directory holds data and no cluster is known ({}): move aside all but the one to keep",
+            found.join("; ")
+        ));
+    }
+    let founder = with_data
+        .first()
+        .copied()
+        .or_else(|| {
+            answers.iter().map(|(_, a)| *a).filter(|a| a.kind == "data").min_by(|a, b| a.name.cmp(&b.name))
+        })
+        .map(|a| a.name.clone());
+    match founder {
+        Some(founder) if founder == me => Verdict::Found,
+        Some(founder) => Verdict::Follow(founder),
+        None => Verdict::Stop("no founding member is a data member".to_owned()),
+    }
+}
+
+/// Chooses the voters: as many as possible up to five, an odd number, the founder among them.
+pub fn voters(founder: NodeId, names: &BTreeMap<String, NodeId>) -> BTreeSet<NodeId> {
+    let count = names.len().min(VOTERS_MAX);
+    let count = if count.is_multiple_of(2) { count.saturating_sub(1).max(1) } else { count };
+    let others = names.values().copied().filter(|node| *node != founder);
+    std::iter::once(founder).chain(others).take(count).collect()
+}
+
+/// Asks until this member is part of a cluster.
+pub async fn until_member(shared: &Arc<Shared>, settings: Settings) {
+    let mut told = String::new();
+    loop {
+        if !shared.consensus.status().nodes.is_empty() {
+            return;
+        }
+        let answers = ask_all(shared, &peer_addresses(shared)).await;
+        let verdict = verdict(&shared.config.node.name, &answers);
+        let news = format!("{verdict:?}");
+        if news != told {
+            tell(&verdict);
+            told = news;
+        }
+        match verdict {
+            Verdict::Join(address) => join(shared, &address).await,
+            Verdict::Found => {
+                let answers: Vec<HelloReply> = answers.into_values().flatten().collect();
+                found(shared, &answers, settings.clone()).await;
+            }
+            Verdict::Follow(_) | Verdict::Wait(_) | Verdict::Stop(_) => {}
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn tell(verdict: &Verdict) {
+    match verdict {
+        Verdict::Join(address) => tracing::info!(%address, "a cluster is there: asks to be admitted"),
+        Verdict::Found => tracing::info!("founds the cluster"),
+        Verdict::Follow(founder) => tracing::info!(%founder, "waits for the founder"),
+        Verdict::Wait(reason) => tracing::info!(%reason, "waits for the other founding members"),
+        Verdict::Stop(reason) => tracing::error!(%reason, "cannot found a cluster: a person has to decide"),
+    }
+}
+
+fn peer_addresses(shared: &Shared) -> Vec<String> {
+    shared.config.node.peers.iter().map(ToString::to_string).collect()
+}
+
+/// Asks every one of these addresses who is there.
+pub async fn ask_all(shared: &Arc<Shared>, addresses: &[String]) -> BTreeMap<String, Option<HelloReply>> {
+    let own = shared.config.node.advertise.to_string();
+    let calls = addresses.iter().map(|address| {
+        let own = own.clone();
+        async move {
+            if *address == own {
+                return (address.clone(), Some(crate::api::agent::hello(shared)));
+            }
+            let request =
+                HelloRequest { from: Some(shared.identity()), name: shared.config.node.name.clone() };
+            let answer = shared
+                .peers
+                .call(address, ASK_LIMIT, |mut client| async move { client.hello(request).await })
+                .await;
+            if let Err(error) = &answer {
+                tracing::debug!(%error, "no hello");
+            }
+            (address.clone(), answer.ok())
+        }
+    });
+    futures_util::future::join_all(calls).await.into_iter().collect()
+}
+
+/// Asks to be admitted by the cluster that is there.
+pub async fn join(shared: &Arc<Shared>, address: &str) {
+    let mut address = address.to_owned();
+    // One redirection: from the member asked to the Raft leader that it knows.
+    for _ in 0..2 {
+        let request = JoinRequest { from: Some(shared.identity()), member: codec::pack(&shared.member()) };
+        let reply = shared
+            .peers
+            .call(&address, Duration::from_secs(10), |mut client| async move { client.join(request).await })
+            .await;
+        match reply {
+            Ok(reply) if reply.admitted => return,
+            Ok(reply) if !reply.leader_address.is_empty() && reply.leader_address != address => {
+                address = reply.leader_address;
+            }
+            Ok(reply) => {
+                tracing::info!(reason = %reply.reason, "not admitted yet");
+                return;
+            }
+            Err(error) => {
+                tracing::info!(%error, "could not ask to be admitted");
+                return;
+            }
+        }
+    }
+}
+
+async fn found(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings) {
+    let name = shared.config.node.name.clone();
+    let hard = shared.hard.get();
+    let mine = Founder { name: name.clone(), incarnation: hard.incarnation };
+    if hard.accepted_founder.as_ref().is_some_and(|accepted| accepted.name != name) {
+        tracing::warn!(founder = ?hard.accepted_founder, "another founder was accepted: waits for it");
+        return;
+    }
+    let keeper = Arc::clone(&shared.hard);
+    let kept =
+        tokio::task::spawn_blocking(move || keeper.update(|state| accept(state, mine.clone())).map(|_| ()))
+            .await;
+    if !matches!(kept, Ok(Ok(()))) {
+        tracing::error!("could not keep the founder's promise");
+        return;
+    }
+    for answer in answers.iter().filter(|answer| answer.name != name) {
+        let request = AcceptFounderRequest { from: Some(shared.identity()), founder: name.clone() };
+        let accepted = shared
+            .peers
+            .call(&answer.address, ASK_LIMIT, |mut c| async move { c.accept_founder(request).await })
+            .await;
+        match accepted {
+            Ok(reply) if reply.accepted => {}
+            Ok(reply) => {
+                tracing::warn!(member = %answer.name, reason = %reply.reason, "does not accept this founder");
+                return;
+            }
+            Err(error) => {
+                tracing::info!(%error, "could not ask a founding member");
+                return;
+            }
+        }
+    }
+    if let Err(error) = shared.secret.make() {
+        tracing::error!(%error, "could not make the replication password");
+        return;
+    }
+    initialize(shared, answers, settings).await;
+}
+
+async fn initialize(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings) {
+    let members: Vec<Member> = answers.iter().filter_map(member_of_hello).collect();
+    let names: BTreeMap<String, NodeId> = members.iter().map(|m| (m.name.clone(), m.node)).collect();
+    let chosen = voters(shared.me(), &names);
+    let nodes: BTreeMap<NodeId, PeerNode> =
+        members.iter().filter(|m| chosen.contains(&m.node)).map(|m| (m.node, peer_node(m))).collect();
+    if let Err(error) = shared.consensus.initialize(nodes).await {
+        tracing::error!(%error, "could not found the cluster");
+        return;
+    }
+    propose_founding(shared, members, settings).await;
+}
+
+/// Takes note of the founder of a new log. Epochs are indexes of the log, so that promises made in an
+/// earlier one, whose stores are all gone, would stand in the way of every epoch of this one.
+pub fn accept(state: &mut HardState, founder: Founder) {
+    if state.accepted_founder.as_ref() != Some(&founder) {
+        state.promise = Epoch(0);
+        state.was_owner = None;
+        state.floor = None;
+    }
+    state.accepted_founder = Some(founder);
+}
+
+/// Proposes the first entry until it is in the log, here or by another leader.
+async fn propose_founding(shared: &Arc<Shared>, members: Vec<Member>, settings: Settings) {
+    let command = ClusterCommand::Found {
+        cluster: shared.config.cluster.clone(),
+        founder: shared.me(),
+        members: members.clone(),
+        settings,
+    };
+    loop {
+        if shared.consensus.state().borrow().state.is_founded() {
+            break;
+        }
+        match shared.consensus.propose(command.clone(), Duration::from_secs(10)).await {
+            Ok(applied) => {
+                tracing::info!(index = %applied.index, "the cluster is founded");
+                break;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the founding entry is not in the log yet");
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        }
+    }
+}
+
+/// Reads a member out of its Hello.
+pub fn member_of_hello(hello: &HelloReply) -> Option<Member> {
+    let from = hello.from.as_ref()?;
+    let incarnation = <[u8; 16]>::try_from(from.incarnation.as_slice()).ok()?;
+    Some(Member {
+        node: NodeId(from.node_id),
+        name: hello.name.clone(),
+        kind: if hello.kind == "witness" { MemberKind::Witness } else { MemberKind::Data },
+        incarnation: Incarnation(u128::from_be_bytes(incarnation)),
+        address: hello.address.clone(),
+        postgres: hello.postgres.clone(),
+        http: hello.http.clone(),
+        priority: hello.priority,
+    })
+}
+
+/// Returns how Raft knows a member.
+pub fn peer_node(member: &Member) -> PeerNode {
+    PeerNode { name: member.name.clone(), addr: member.address.clone(), incarnation: member.incarnation }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(name: &str, store: StoreState, data: u64, peers: &str) -> HelloReply {
+        HelloReply {
+            name: name.to_owned(),
+            store: store.into(),
+            data_system_identifier: data,
+            data_position: "1:0/30".to_owned(),
+            kind: "data".to_owned(),
+            peers: peers.split(' ').map(str::to_owned).collect(),
+            ..HelloReply::default()
+        }
+    }
+
+    /// Each answer: `name store data peers`, or `-` for silence; the address is its place.
+    #[track_caller]
+    fn check(me: &str, answers: &[&str], expected: &str) {
+        let answers = answers
+            .iter()
+            .enumerate()
+            .map(|(place, text)| {
+                let words: Vec<&str> = text.splitn(4, ' ').collect();
+                let answer = (words.len() == 4).then(|| {
+                    let store = if words[1] == "member" { StoreState::Member } else { StoreState::Empty };
+                    hello(words[0], store, words[2].parse().expect("a number"), words[3])
+                });
+                (format!("a{}", place + 1), answer)
+            })
+            .collect();
+        let found = format!("{:?}", verdict(me, &answers));
+        assert!(found.starts_with(expected), "{found} does not start with {expected}");
+    }
+
+    #[test]
+    fn exactly_one_founder_comes_out_of_the_same_answers() {
+        let three = ["n1 empty 0 p", "n2 empty 0 p", "n3 empty 0 p"];
+        check("n1", &three, "Found");
+        check("n2", &three, "Follow(\"n1\")");
+        check("n3", &three, "Follow(\"n1\")");
+        let data = ["n1 empty 0 p", "n2 empty 77 p", "n3 empty 0 p"];
+        check("n1", &data, "Follow(\"n2\")"); // the data directory that holds data comes first
+        check("n2", &data, "Found");
+    }
+
+    #[test]
+    fn nothing_is_founded_while_anybody_is_silent_or_a_cluster_is_there() {
+        check("n1", &["n1 empty 0 p", "n2 empty 0 p", "-"], "Wait(\"no answer yet from a3\")");
+        check("n1", &["n1 empty 0 p", "n2 member 0 p", "-"], "Join(\"a2\")"); // a wiped member joins
+        check("n1", &["n1 empty 5 p", "n2 empty 5 p", "n3 empty 0 p"], "Stop(\"more than one data directory");
+        check(
+            "n1",
+            &["n1 empty 0 p", "n2 empty 0 q", "n3 empty 0 p"],
+            "Stop(\"the founding members' node.peers",
+        );
+        check("n1", &["n1 empty 0 p", "n1 empty 0 p", "n3 empty 0 p"], "Stop(\"two founding members");
+    }
+
+    #[test]
+    fn voters_are_odd_and_at_most_five() {
+        for (count, expected) in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (13, 5)] {
+            let names = (0..count).map(|n| (format!("n{n:02}"), NodeId(n))).collect();
+            let chosen = voters(NodeId(count - 1), &names);
+            assert_eq!(chosen.len(), expected, "{count} members");
+            assert!(chosen.contains(&NodeId(count - 1)), "the founder votes");
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! The Raft leader's loop: looks at the reports, decides, proposes, asks for promises.
+//!
+//! Runs on every member and does nothing unless this one leads. What it remembers between two
+//! rounds is only what others answered; every round decides anew from the state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhone_consensus::command::{ClusterCommand, WallTime};
+use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::settings::Settings;
+use rhone_consensus::state::{ClusterState, Phase};
+use tokio::sync::mpsc;
+
+use crate::api::proto::v1::RevokeRequest;
+use crate::decide::{self, ClusterDecision};
+use crate::runtime::clock::wall_time;
+use crate::runtime::shared::{RevokeAsk, Shared};
+use crate::runtime::{codec, found};
+use crate::view::{ClusterView, Moment, Revoked};
+
+/// How often the leader looks when nothing happens.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// How often it looks while an election is going on: windows and ages pass by time alone.
+const ELECTION_ROUND: Duration = Duration::from_millis(20);
+
+/// How long a proposal may take: a slow disk's fsync on a majority, several times over.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long one Revoke may take: a stuck walreceiver is frozen and killed within it.
+const REVOKE_LIMIT: Duration = Duration::from_secs(20);
+
+/// After a Revoke that failed, the same member is asked again this much later.
+const REVOKE_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often leadership is offered to another member than the primary's.
+const YIELD_EVERY_MS: u64 = 10_000;
+
+/// A member that is silent for longer is not offered leadership.
+const ALIVE_MS: u64 = 1500;
+
+type Answer = (NodeId, Epoch, Result<Revoked, String>);
+
+/// What the loop remembers.
+struct Leader {
+    shared: Arc<Shared>,
+    settings: Settings,
+    leading: bool,
+    led_since: Moment,
+    revoked: BTreeMap<NodeId, (Moment, Revoked)>,
+    asked: BTreeSet<NodeId>,
+    /// Why each member was not revoked at the last try, to be told once.
+    unrevoked: BTreeMap<NodeId, String>,
+    asked_epoch: Epoch,
+    answers: mpsc::Receiver<Answer>,
+    answer_to: mpsc::Sender<Answer>,
+    granted_seen: (Epoch, Moment),
+    prepared: Option<(Epoch, Moment, u64)>,
+    yielded: Moment,
+}
+
+/// Runs the loop until the process ends.
+pub async fn run(shared: Arc<Shared>, settings: Settings) {
+    let (answer_to, answers) = mpsc::channel(64);
+    let now = shared.now();
+    let mut leader = Leader {
+        settings,
+        leading: false,
+        led_since: now,
+        revoked: BTreeMap::new(),
+        asked: BTreeSet::new(),
+        unrevoked: BTreeMap::new(),
+        asked_epoch: Epoch(0),
+        answers,
+        answer_to,
+        granted_seen: (Epoch(0), now),
+        prepared: None,
+        yielded: now,
+        shared,
+    };
+    let mut state = leader.shared.consensus.state();
+    let mut raft = leader.shared.consensus.status_changes();
+    let mut table = leader.shared.table.subscribe();
+    loop {
+        let busy = leader.round().await;
+        let pause = if busy { ELECTION_ROUND } else { ROUND };
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            changed = raft.changed() => if changed.is_err() { return },
+            changed = table.changed(), if leader.leading => if changed.is_err() { return },
+            Some(answer) = leader.answers.recv() => leader.note(answer),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+impl Leader {
+    /// Looks once. Returns whether time alone may change the decision soon.
+    async fn round(&mut self) -> bool {
+        let status = self.shared.consensus.status();
+        let now = self.shared.now();
+        self.be_reluctant();
+        if status.leading != self.leading {
+            self.leading = status.leading;
+            self.led_since = now;
+            self.revoked.clear();
+            self.asked.clear();
+            self.prepared = None;
+            tracing::info!(leading = self.leading, term = status.term, "raft leadership changed");
+        }
+        if !self.leading {
+            return false;
+        }
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        let state = &applied.state;
+        if !state.is_founded() {
+            self.found_again().await;
+            return false;
+        }
+        if self.asked_epoch != state.epoch {
+            self.asked_epoch = state.epoch;
+            self.asked.clear();
+            self.revoked.clear();
+            self.unrevoked.clear();
+        }
+        let granted = state.current_grant().map_or(Epoch(0), |grant| grant.epoch);
+        if self.granted_seen.0 != granted {
+            self.granted_seen = (granted, now);
+        }
+        let decision = {
+            // What an earlier leader passed on is for people; it is no member's word to this one.
+            let mut reports = self.shared.table.borrow().clone();
+            let me = self.shared.me();
+            reports.retain(|node, received| *node == me || received.at >= self.led_since);
+            let view = ClusterView {
+                state,
+                voters: &status.configs,
+                reports: &reports,
+                revoked: &self.revoked,
+                granted_since: (granted > Epoch(0)).then_some(self.granted_seen.1.max(self.led_since)),
+            };
+            decide::cluster(&view, now)
+        };
+        self.tell(&decision);
+        match decision {
+            ClusterDecision::Propose(command) => self.propose(state, command, now).await,
+            ClusterDecision::Revoke { epoch, members, .. } => {
+                self.revoke(state, epoch, &members);
+                true
+            }
+            ClusterDecision::Wait(_) => {
+                self.keep_members(state).await;
+                self.offer_leadership(state, now);
+                matches!(state.phase, Phase::Preparing { .. })
+            }
+        }
+    }
+
+    /// Publishes the decision, and logs it when it changed.
+    fn tell(&self, decision: &ClusterDecision) {
+        let (code, words) = match decision {
+            ClusterDecision::Propose(command) => ("propose".to_owned(), command_in_words(command)),
+            ClusterDecision::Revoke { epoch, members, wait } => (
+                wait.code().to_owned(),
+                format!("asks {} members to promise epoch {epoch}; {wait}", members.len()),
+            ),
+            ClusterDecision::Wait(wait) => (wait.code().to_owned(), wait.to_string()),
+        };
+        let changed = self.shared.decided.send_if_modified(|known| {
+            let changed = known.0 != code;
+            *known = (code.clone(), words.clone());
+            changed
+        });
+        if changed {
+            tracing::info!(reason = %code, decision = %words, "the cluster's decision changed");
+        }
+    }
+
+    async fn propose(&mut self, state: &ClusterState, mut command: ClusterCommand, now: Moment) -> bool {
+        let mut silent = 0;
+        match &mut command {
+            ClusterCommand::Prepare { at, reason } => {
+                *at = WallTime(wall_time());
+                if let rhone_consensus::command::PrepareReason::OwnerSilent { silent_ms } = reason {
+                    silent = *silent_ms;
+                }
+            }
+            ClusterCommand::Established { at, gap_ms, epoch, .. } => {
+                *at = WallTime(wall_time());
+                *gap_ms = self.gap(state, *epoch, *at, now);
+            }
+            ClusterCommand::Found { .. }
+            | ClusterCommand::Admit(_)
+            | ClusterCommand::Remove(_)
+            | ClusterCommand::SetSystemId(_)
+            | ClusterCommand::Grant(_)
+            | ClusterCommand::SetHandover(_)
+            | ClusterCommand::SetPaused(_) => {}
+        }
+        let words = command_in_words(&command);
+        if let Some(reason) = self.shared.would_refuse(&command) {
+            tracing::warn!(%reason, decision = %words, "would be refused");
+            tokio::time::sleep(ROUND).await;
+            return false;
+        }
+        match self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
+            Ok(applied) => {
+                tracing::info!(index = %applied.index, outcome = ?applied.outcome, decision = %words, "decided");
+                if let rhone_consensus::command::Outcome::Prepared(epoch) = applied.outcome {
+                    self.prepared = Some((epoch, now, silent));
+                }
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, decision = %words, "could not be put into the log");
+                // Not in a tight loop: the next change or the next round tries again.
+                tokio::time::sleep(ELECTION_ROUND).await;
+                false
+            }
+        }
+    }
+
+    /// Returns for how long nobody could write: since the last renewal that was heard, by this
+    /// node's clock where it opened the epoch itself, else by the wall clocks of two leaders.
+    fn gap(&self, state: &ClusterState, epoch: Epoch, at: WallTime, now: Moment) -> u64 {
+        match (self.prepared, &state.reason) {
+            (Some((prepared, since, silent)), _) if prepared == epoch => now.millis_since(since) + silent,
+            (_, Some(rhone_consensus::command::PrepareReason::OwnerSilent { silent_ms })) => {
+                at.0.saturating_sub(state.prepared_at.0) + silent_ms
+            }
+            (_, Some(_) | None) => at.0.saturating_sub(state.prepared_at.0),
+        }
+    }
+
+    /// Asks each of these members that is not being asked already.
+    fn revoke(&mut self, state: &ClusterState, epoch: Epoch, members: &BTreeSet<NodeId>) {
+        for node in members {
+            let Some(member) = state.members.get(node) else { continue };
+            if !self.asked.insert(*node) {
+                continue;
+            }
+            let (shared, answer_to) = (Arc::clone(&self.shared), self.answer_to.clone());
+            let (node, address) = (*node, member.address.clone());
+            tokio::spawn(async move {
+                let answer = ask_revoke(&shared, node, &address, epoch).await;
+                if answer.is_err() {
+                    tokio::time::sleep(REVOKE_AGAIN).await;
+                }
+                // The loop ends only with the process.
+                drop(answer_to.send((node, epoch, answer)).await);
+            });
+        }
+    }
+
+    fn note(&mut self, (node, epoch, answer): Answer) {
+        if epoch != self.asked_epoch {
+            return;
+        }
+        self.asked.remove(&node);
+        match answer {
+            Ok(revoked) => {
+                let position = revoked.position.map_or_else(|| "-".to_owned(), |p| p.to_string());
+                tracing::info!(member = %node, %epoch, %position, able = revoked.able, "revoked");
+                self.revoked.insert(node, (self.shared.now(), revoked));
+            }
+            Err(error) if self.unrevoked.get(&node) == Some(&error) => {}
+            Err(error) => {
+                tracing::info!(member = %node, %epoch, %error, "not revoked yet");
+                self.unrevoked.insert(node, error);
+            }
+        }
+    }
+
+    /// Keeps Raft's membership in step with the state's: who was admitted learns, then votes.
+    async fn keep_members(&mut self, state: &ClusterState) {
+        let status = self.shared.consensus.status();
+        if status.configs.len() > 1 {
+            return;
+        }
+        for member in state.members.values() {
+            let node = found::peer_node(member);
+            match status.nodes.get(&member.node) {
+                None => {
+                    tracing::info!(member = %member.name, "becomes a learner");
+                    if let Err(error) =
+                        self.shared.consensus.add_learner(member.node, node, PROPOSE_LIMIT).await
+                    {
+                        tracing::info!(%error, member = %member.name, "is not a learner yet");
+                    }
+                    return;
+                }
+                Some(known) if *known != node => {
+                    if let Err(error) =
+                        self.shared.consensus.update_node(member.node, node, PROPOSE_LIMIT).await
+                    {
+                        tracing::info!(%error, member = %member.name, "its address is not recorded yet");
+                    }
+                    return;
+                }
+                Some(_) => {}
+            }
+        }
+        let gone: Vec<NodeId> =
+            status.nodes.keys().filter(|node| !state.members.contains_key(node)).copied().collect();
+        let names: BTreeMap<String, NodeId> =
+            state.members.values().map(|member| (member.name.clone(), member.node)).collect();
+        let staying: BTreeSet<NodeId> =
+            status.voters.iter().filter(|node| state.members.contains_key(node)).copied().collect();
+        let wanted = wanted_voters(&staying, &names, &self.alive(state));
+        if wanted != status.voters && !wanted.is_empty() {
+            tracing::info!(voters = wanted.len(), "changes who votes");
+            if let Err(error) = self.shared.consensus.change_voters(wanted, true, PROPOSE_LIMIT).await {
+                tracing::info!(%error, "who votes is not changed yet");
+            }
+            return;
+        }
+        for node in gone.into_iter().filter(|node| !status.voters.contains(node)) {
+            if let Err(error) = self.shared.consensus.remove(node, PROPOSE_LIMIT).await {
+                tracing::info!(%error, %node, "is not removed yet");
+            }
+        }
+    }
+
+    /// Returns the members that were heard from lately.
+    fn alive(&self, state: &ClusterState) -> BTreeSet<NodeId> {
+        let (now, me) = (self.shared.now(), self.shared.me());
+        let table = self.shared.table.borrow();
+        state
+            .members
+            .keys()
+            .filter(|node| **node == me || table.get(node).is_some_and(|r| now.millis_since(r.at) < ALIVE_MS))
+            .copied()
+            .collect()
+    }
+
+    /// The primary's node campaigns later than the others, whether it leads or not.
+    fn be_reluctant(&self) {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        let owner = applied.state.current_grant().map(|grant| grant.owner);
+        self.shared.consensus.set_reluctant(owner == Some(self.shared.me()));
+    }
+
+    /// Keeps leadership off the primary's node, so that losing that node needs no election.
+    fn offer_leadership(&mut self, state: &ClusterState, now: Moment) {
+        let me = self.shared.me();
+        let owner = state.current_grant().map(|grant| grant.owner);
+        if owner != Some(me)
+            || state.phase != Phase::Established
+            || state.handover.is_some()
+            || now.millis_since(self.yielded.max(self.led_since)) < YIELD_EVERY_MS / 5
+            || (self.yielded > self.led_since && now.millis_since(self.yielded) < YIELD_EVERY_MS)
+        {
+            return;
+        }
+        let status = self.shared.consensus.status();
+        let alive = self.alive(state);
+        let others = status.voters.iter().filter(|node| **node != me && alive.contains(node)).count();
+        if others > status.voters.len() / 2 {
+            tracing::info!("offers raft leadership to another member than the primary's");
+            self.yielded = now;
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move { shared.consensus.yield_leadership().await });
+        }
+    }
+
+    /// The founder fell between making the Raft group and its first entry: any leader finishes it,
+    /// once every founding member has said again who it is.
+    async fn found_again(&self) {
+        let status = self.shared.consensus.status();
+        let addresses: Vec<String> = self.shared.config.node.peers.iter().map(ToString::to_string).collect();
+        let Some(founder) = self.shared.hard.get().accepted_founder else { return };
+        let answers = found::ask_all(&self.shared, &addresses).await;
+        if answers.values().any(Option::is_none) {
+            return;
+        }
+        let members: Vec<_> = answers.values().flatten().filter_map(found::member_of_hello).collect();
+        let Some(first) = members.iter().find(|member| member.name == founder.name) else { return };
+        if !status.nodes.contains_key(&first.node) {
+            return;
+        }
+        let command = ClusterCommand::Found {
+            cluster: self.shared.config.cluster.clone(),
+            founder: first.node,
+            members: members.clone(),
+            settings: self.settings.clone(),
+        };
+        if let Err(error) = self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
+            tracing::debug!(%error, "the founding entry is not in the log yet");
+        }
+    }
+}
+
+/// Chooses the voters: those that are there, completed to an odd number by members that are alive.
+fn wanted_voters(
+    staying: &BTreeSet<NodeId>,
+    names: &BTreeMap<String, NodeId>,
+    alive: &BTreeSet<NodeId>,
+) -> BTreeSet<NodeId> {
+    let Some(first) = staying.iter().next() else { return BTreeSet::new() };
+    let count = found::voters(*first, names).len();
+    let newcomers = names.values().filter(|node| !staying.contains(node) && alive.contains(node));
+    staying.iter().chain(newcomers).take(count.max(staying.len())).copied().collect()
+}
+
+async fn ask_revoke(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    address: &str,
+    epoch: Epoch,
+) -> Result<Revoked, String> {
+    if node == shared.me() {
+        let (answer, told) = tokio::sync::oneshot::channel();
+        shared.revokes.send(RevokeAsk { epoch, answer }).await.map_err(|_| "stopping".to_owned())?;
+        return match tokio::time::timeout(REVOKE_LIMIT, told).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err("dropped".to_owned()),
+            Err(_) => Err("took too long".to_owned()),
+        };
+    }
+    let request = RevokeRequest { from: Some(shared.identity()), epoch: epoch.0 };
+    let reply = shared
+        .peers
+        .call(address, REVOKE_LIMIT, |mut client| async move { client.revoke(request).await })
+        .await
+        .map_err(|error| error.to_string())?;
+    codec::unpack(&reply.revoked).ok_or(reply.reason)
+}
+
+fn command_in_words(command: &ClusterCommand) -> String {
+    match command {
+        ClusterCommand::Found { .. } => "found the cluster".to_owned(),
+        ClusterCommand::Admit(member) => format!("admit {}", member.name),
+        ClusterCommand::Remove(node) => format!("remove {node}"),
+        ClusterCommand::SetSystemId(system_id) => format!("this is system {system_id}"),
+        ClusterCommand::Prepare { reason, .. } => format!("open an epoch: {reason}"),
+        ClusterCommand::Grant(grant) => {
+            format!(
+                "grant epoch {} to {} at {}, timeline {}",
+                grant.epoch, grant.owner, grant.base, grant.timeline
+            )
+        }
+        ClusterCommand::Established { epoch, timeline, .. } => {
+            format!("epoch {epoch} is established on timeline {timeline}")
+        }
+        ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
+        ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
+        ClusterCommand::SetPaused(true) => "pause".to_owned(),
+        ClusterCommand::SetPaused(false) => "resume".to_owned(),
+    }
+}

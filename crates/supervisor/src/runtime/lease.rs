@@ -1,0 +1,362 @@
+//! The primary's half of the lease: renews it with the voters and writes the guardian's page (DESIGN 3).
+//!
+//! A thread of its own with its own runtime and its own connections, so that nothing the rest of
+//! the supervisor does can hold it up. It touches no disk. A renewal counts from its *sending*, and
+//! only when a majority of every set of voters granted that very one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
+use rhone_consensus::settings::Timing;
+use rhone_pgctl::wal::Lsn;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use crate::api::proto::v1::agent_client::AgentClient;
+use crate::api::proto::v1::{RenewReply, RenewRequest};
+use crate::guardian::SharedPage;
+use crate::runtime::clock::{BootTime, Clock};
+use crate::runtime::peers;
+use crate::runtime::voter::{RenewRefusal, VoterLease};
+use rhone_consensus::proto::Identity;
+
+/// A guardian that has not run for this long is taken for dead: nobody may be primary without one.
+/// It stamps its page every 200 ms.
+pub const GUARDIAN_SILENT: Duration = Duration::from_secs(1);
+
+/// A node's loop that has not gone round for this long hangs, on a disk most likely (DESIGN 9, `T_stall`).
+const LOOP_SILENT: Duration = Duration::from_secs(5);
+
+/// How many renewals to one voter may be unanswered; more would only queue behind a dead peer.
+const IN_FLIGHT_MAX: usize = 4;
+
+/// How many sequence numbers are remembered for late answers.
+const REMEMBERED: usize = 64;
+
+/// What is to be renewed, and with whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseTarget {
+    /// The epoch that this member owns.
+    pub epoch: Epoch,
+    /// The lease's timings.
+    pub timing: Timing,
+    /// The voters: one set, two in a joint configuration.
+    pub voters: Vec<BTreeSet<NodeId>>,
+    /// The log index of that membership.
+    pub membership: LogIndex,
+    /// Where the voters are.
+    pub addresses: BTreeMap<NodeId, String>,
+    /// This member.
+    pub me: NodeId,
+    /// Who is calling.
+    pub identity: Identity,
+}
+
+/// What became of the lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The epoch that was renewed last.
+    pub epoch: Epoch,
+    /// Until when, by that renewal, the primary may serve.
+    pub until: BootTime,
+    /// When that renewal was sent.
+    pub sent: BootTime,
+    /// A higher epoch that a voter holds: this one is over.
+    pub superseded: Option<Epoch>,
+}
+
+impl LeaseStatus {
+    /// Returns whether the lease of `epoch` is live.
+    pub fn live(&self, epoch: Epoch, now: BootTime) -> bool {
+        self.epoch == epoch && self.until > now
+    }
+}
+
+/// The supervisor's handle on the thread.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    target: watch::Sender<Option<LeaseTarget>>,
+    status: watch::Receiver<LeaseStatus>,
+    flushed: Arc<AtomicU64>,
+    resting: watch::Receiver<bool>,
+    loop_alive: Arc<AtomicU64>,
+}
+
+impl Lease {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn start(page: SharedPage, voter: Arc<VoterLease>, clock: Clock) -> std::io::Result<Self> {
+        let target = watch::Sender::new(None);
+        let (tell, status) = watch::channel(LeaseStatus::default());
+        let flushed = Arc::new(AtomicU64::new(0));
+        let (rest, resting) = watch::channel(true);
+        let loop_alive = Arc::new(AtomicU64::new(clock.now().as_nanos()));
+        let context = Context {
+            page,
+            voter,
+            clock,
+            flushed: Arc::clone(&flushed),
+            loop_alive: Arc::clone(&loop_alive),
+            tell,
+            rest,
+        };
+        let targets = target.subscribe();
+        // The runtime is built first, so that a failure is the caller's to handle.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("lease".to_owned()).stack_size(512 * 1024).spawn(move || {
+            raise_priority();
+            runtime.block_on(Renewer::new(context).run(targets));
+        })?;
+        Ok(Self { target, status, flushed, resting, loop_alive })
+    }
+
+    /// Says what is to be renewed from now on; nothing ends the renewing, and the lease with it.
+    pub fn set_target(&self, target: Option<LeaseTarget>) {
+        self.target.send_if_modified(|current| {
+            let changed = *current != target;
+            if changed {
+                *current = target;
+            }
+            changed
+        });
+    }
+
+    /// Waits until the thread has taken note that nothing is to be renewed: from then on it writes
+    /// nothing to the guardian's page.
+    pub async fn quiet(&self) {
+        let mut resting = self.resting.clone();
+        // The thread ends only with the process.
+        drop(resting.wait_for(|resting| *resting || self.target.borrow().is_some()).await);
+    }
+
+    /// Returns the epoch that is being renewed.
+    pub fn target_epoch(&self) -> Option<Epoch> {
+        self.target.borrow().as_ref().map(|target| target.epoch)
+    }
+
+    /// Tells that the node's loop goes round: a member whose loop hangs lets its lease end.
+    pub fn loop_lives(&self, now: BootTime) {
+        self.loop_alive.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Tells the end of the flushed WAL, for the next renewal to carry.
+    pub fn set_flushed(&self, lsn: Lsn) {
+        self.flushed.store(lsn.get(), Ordering::Relaxed);
+    }
+
+    /// Returns what became of the lease.
+    pub fn status(&self) -> LeaseStatus {
+        *self.status.borrow()
+    }
+
+    /// Returns a receiver that fires at each change of the lease.
+    pub fn changes(&self) -> watch::Receiver<LeaseStatus> {
+        self.status.clone()
+    }
+}
+
+/// What the thread shares with the rest of the supervisor.
+struct Context {
+    page: SharedPage,
+    voter: Arc<VoterLease>,
+    clock: Clock,
+    flushed: Arc<AtomicU64>,
+    loop_alive: Arc<AtomicU64>,
+    tell: watch::Sender<LeaseStatus>,
+    /// Whether nothing is being renewed.
+    rest: watch::Sender<bool>,
+}
+
+/// A voter's answer, with who and which renewal it is about.
+struct Answer {
+    node: NodeId,
+    epoch: Epoch,
+    seq: u64,
+    reply: Option<RenewReply>,
+}
+
+struct Peer {
+    address: String,
+    client: AgentClient<Channel>,
+    in_flight: usize,
+}
+
+type Answers = FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send>>>;
+
+struct Renewer {
+    context: Context,
+    peers: BTreeMap<NodeId, Peer>,
+    answers: Answers,
+    /// When each of the last renewals was sent, and who granted it.
+    rounds: BTreeMap<u64, (BootTime, BTreeSet<NodeId>)>,
+    seq: u64,
+}
+
+impl Renewer {
+    fn new(context: Context) -> Self {
+        Self { context, peers: BTreeMap::new(), answers: Answers::new(), rounds: BTreeMap::new(), seq: 0 }
+    }
+
+    async fn run(mut self, mut targets: watch::Receiver<Option<LeaseTarget>>) {
+        loop {
+            let Some(target) = targets.borrow_and_update().clone() else {
+                // Answers to renewals of an epoch that is over say nothing any more.
+                self.rounds.clear();
+                self.answers = Answers::new();
+                self.peers.values_mut().for_each(|peer| peer.in_flight = 0);
+                // A lease that is no longer renewed is nobody's leave to serve any more.
+                self.context.tell.send_replace(LeaseStatus::default());
+                self.context.rest.send_replace(true);
+                if targets.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            self.context.rest.send_replace(false);
+            // Grants given for another epoch or another set of voters do not add up with new ones.
+            self.rounds.clear();
+            let mut tick =
+                tokio::time::interval(Duration::from_millis(u64::from(target.timing.renewal_ms.max(1))));
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    changed = targets.changed() => {
+                        if changed.is_err() { return; }
+                        break;
+                    }
+                    _ = tick.tick() => self.renew(&target),
+                    Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
+                        self.hear(&target, &answer);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends one renewal to every voter.
+    fn renew(&mut self, target: &LeaseTarget) {
+        let now = self.context.clock.now();
+        let looped = BootTime::from_nanos(self.context.loop_alive.load(Ordering::Relaxed));
+        if self.context.page.alive_age(now) > GUARDIAN_SILENT || now.saturating_since(looped) > LOOP_SILENT {
+            return;
+        }
+        self.seq += 1;
+        let seq = self.seq;
+        self.rounds.insert(seq, (now, BTreeSet::new()));
+        while self.rounds.len() > REMEMBERED {
+            self.rounds.pop_first();
+        }
+        let flushed = Lsn::new(self.context.flushed.load(Ordering::Relaxed));
+        let everybody: BTreeSet<NodeId> = target.voters.iter().flatten().copied().collect();
+        self.peers.retain(|node, _| everybody.contains(node));
+        for node in everybody {
+            if node == target.me {
+                let answer = self.own_vote(target, seq, flushed);
+                self.hear(target, &answer);
+            } else {
+                self.ask(target, node, seq, flushed);
+            }
+        }
+    }
+
+    fn own_vote(&self, target: &LeaseTarget, seq: u64, flushed: Lsn) -> Answer {
+        let result = self.context.voter.renew(target.epoch, flushed, target.membership);
+        Answer { node: target.me, epoch: target.epoch, seq, reply: Some(renew_reply(seq, result)) }
+    }
+
+    fn ask(&mut self, target: &LeaseTarget, node: NodeId, seq: u64, flushed: Lsn) {
+        let Some(address) = target.addresses.get(&node) else { return };
+        if self.peers.get(&node).is_none_or(|peer| peer.address != *address) {
+            let Ok(channel) = peers::channel(address) else { return };
+            let peer = Peer { address: address.clone(), client: AgentClient::new(channel), in_flight: 0 };
+            self.peers.insert(node, peer);
+        }
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.in_flight < IN_FLIGHT_MAX) else {
+            return;
+        };
+        peer.in_flight += 1;
+        let mut client = peer.client.clone();
+        let request = RenewRequest {
+            from: Some(target.identity.clone()),
+            epoch: target.epoch.0,
+            seq,
+            flushed_lsn: flushed.get(),
+            membership: target.membership.0,
+        };
+        let epoch = target.epoch;
+        let limit = Duration::from_millis(u64::from(target.timing.lease_ms));
+        self.answers.push(Box::pin(async move {
+            let reply = tokio::time::timeout(limit, client.renew(request)).await;
+            let reply = reply.ok().and_then(Result::ok).map(tonic::Response::into_inner);
+            Answer { node, epoch, seq, reply }
+        }));
+    }
+
+    /// Takes note of an answer; with a majority for its renewal the lease is prolonged.
+    fn hear(&mut self, target: &LeaseTarget, answer: &Answer) {
+        if let Some(peer) = self.peers.get_mut(&answer.node) {
+            peer.in_flight = peer.in_flight.saturating_sub(1);
+        }
+        let Some(reply) = answer.reply.filter(|_| answer.epoch == target.epoch) else { return };
+        if reply.held_epoch > target.epoch.0 {
+            let higher = Epoch(reply.held_epoch);
+            self.context.tell.send_if_modified(|status| {
+                let news = status.superseded < Some(higher);
+                if news {
+                    status.superseded = Some(higher);
+                }
+                news
+            });
+        }
+        if !reply.renewed {
+            return;
+        }
+        let Some((sent, granted)) = self.rounds.get_mut(&answer.seq) else { return };
+        granted.insert(answer.node);
+        let majority = !target.voters.is_empty()
+            && target.voters.iter().all(|set| granted.intersection(set).count() > set.len() / 2);
+        if !majority {
+            return;
+        }
+        let (sent, until) = (*sent, sent.saturating_add(Duration::from_nanos(target.timing.serve_ns())));
+        let known = *self.context.tell.borrow();
+        if known.epoch == target.epoch && known.sent >= sent {
+            return;
+        }
+        self.context.page.set_lease(target.epoch.0, sent, until);
+        self.context.tell.send_modify(|status| {
+            let superseded = status.superseded.filter(|higher| *higher > target.epoch);
+            *status = LeaseStatus { epoch: target.epoch, until, sent, superseded };
+        });
+    }
+}
+
+/// Puts a voter's decision into its answer.
+pub fn renew_reply(seq: u64, result: Result<(), RenewRefusal>) -> RenewReply {
+    let mut reply = RenewReply { seq, renewed: result.is_ok(), ..RenewReply::default() };
+    match result {
+        Err(RenewRefusal::HigherEpoch(epoch)) => reply.held_epoch = epoch.0,
+        // One that does not have the Prepare yet will have it a moment later.
+        Ok(()) | Err(RenewRefusal::UnknownEpoch) => {}
+        Err(RenewRefusal::NewerMembership(membership)) => reply.membership = membership.0,
+        Err(RenewRefusal::Quarantine { left }) => {
+            reply.quarantine_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        }
+    }
+    reply
+}
+
+/// Asks for a higher priority for the calling thread; without the right to it, it stays as it is
+/// (`rhone doctor` says so).
+fn raise_priority() {
+    // Linux counts a thread's nice value by itself when the process is named by 0.
+    let _unchanged = rustix::process::setpriority_process(None, -10);
+}

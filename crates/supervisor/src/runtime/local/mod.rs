@@ -1,0 +1,387 @@
+//! The local Postgres: what it is, and what may be done to it.
+//!
+//! - [`Local`]: who runs where, and what was seen last.
+//! - `observe`: looks, changes nothing.
+//! - `start`, `serve`, `copy`: the effects, each idempotent; only `effects.rs` calls them.
+
+mod copy;
+mod observe;
+mod serve;
+mod start;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rhone_consensus::command::Member;
+use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::state::ClusterState;
+use rhone_pgctl::connection::{LocalConnection, Target};
+use rhone_pgctl::conninfo::ConnInfo;
+use rhone_pgctl::control::StandbyMinimums;
+use rhone_pgctl::error::PgError;
+use rhone_pgctl::hba::{AccessRules, Gate};
+use rhone_pgctl::install::Installation;
+use rhone_pgctl::probe::Probe;
+use rhone_pgctl::settings::ManagedSettings;
+use rhone_pgctl::slots::slot_name;
+use rhone_pgctl::user::OsUser;
+use rhone_pgctl::wal::{SystemId, Timeline, WalPosition};
+
+use crate::guardian::{Guardian, GuardianError};
+use crate::runtime::clock::BootTime;
+use crate::runtime::lease::Lease;
+use crate::runtime::shared::Shared;
+
+/// The role that standbys stream as.
+pub const REPLICATOR: &str = "rhone_replicator";
+
+/// The role that pg_rewind connects as.
+pub const REWINDER: &str = "rhone_rewind";
+
+/// The password file of our own programs, in Postgres's working directory.
+const PASSFILE: &str = "pgpass";
+
+/// Postgres's log, in its working directory.
+pub const LOG_FILE: &str = "postgres.log";
+
+/// Why something could not be done to the local Postgres.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// Postgres, one of its programs, or its files.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    /// The guardian.
+    #[error(transparent)]
+    Guardian(#[from] GuardianError),
+    /// The hard state could not be made durable.
+    #[error("hard state: {0}")]
+    Hard(String),
+    /// The epoch is over, or the facts changed, since it was decided.
+    #[error("no longer to be done: {0}")]
+    Stale(String),
+    /// It did not come to pass in time.
+    #[error("{what} took longer than {limit:?}")]
+    TooLong {
+        /// What.
+        what: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+}
+
+/// What is remembered of the instance between two looks.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The stopped data directory, once it has been read: the end of its WAL, whether it was shut
+    /// down in order, whether it last was a primary.
+    pub stopped: Option<(WalPosition, bool, bool)>,
+    /// Why the end of the WAL of a stopped data directory cannot be read.
+    pub unreadable: Option<String>,
+    /// Whose WAL it is set to receive.
+    pub upstream: Option<NodeId>,
+    /// Whether clients are let in.
+    pub gate_open: bool,
+    /// The epoch that it was promoted for.
+    pub primary_epoch: Epoch,
+    /// The epoch under whose lease it was started, before it is promoted.
+    pub lease_epoch: Epoch,
+    /// How many probes in a row were not answered, and since when.
+    pub unanswered: (u32, BootTime),
+    /// The system identifier of its data directory.
+    pub system_id: Option<SystemId>,
+    /// The highest timeline number in its files.
+    pub highest_timeline: Timeline,
+    /// The last answer to a probe.
+    pub probe: Option<Probe>,
+    /// When WAL last streamed in.
+    pub streamed: BootTime,
+    /// Whether it has answered since its start.
+    pub ready: bool,
+    /// A rewind or clone was finished in this life of the supervisor.
+    pub copied: bool,
+    /// How often pg_rewind failed in a row.
+    pub rewinds_failed: u32,
+    /// Why the last start failed, and until when it is not tried again as a primary.
+    pub start_failed: Option<(String, BootTime)>,
+    /// How many starts failed in a row.
+    pub starts_failed: u32,
+    /// Bytes of a clone that have arrived.
+    pub clone_bytes: u64,
+}
+
+/// The local Postgres and all that it takes to look after it.
+#[derive(Debug)]
+pub struct Local {
+    /// What the tasks share.
+    pub shared: Arc<Shared>,
+    /// The guardian, parent of the postmaster.
+    pub guardian: Guardian,
+    /// The lease.
+    pub lease: Lease,
+    /// Postgres's programs.
+    pub install: Installation,
+    /// Who runs Postgres.
+    pub user: OsUser,
+    connection: tokio::sync::Mutex<LocalConnection>,
+    facts: Mutex<Facts>,
+    /// Held by work on files that goes on when the effect that began it is cut short.
+    files: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Local {
+    /// Makes the handle; touches nothing.
+    pub fn new(
+        shared: Arc<Shared>,
+        guardian: Guardian,
+        lease: Lease,
+        install: Installation,
+        user: OsUser,
+    ) -> Self {
+        let target = target(&shared);
+        Self {
+            shared,
+            guardian,
+            lease,
+            install,
+            user,
+            connection: tokio::sync::Mutex::new(LocalConnection::new(target)),
+            facts: Mutex::new(Facts::default()),
+            files: Arc::default(),
+        }
+    }
+
+    /// Returns the remembered facts; hold them only for a moment.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns why the instance does not start, while that is not to be tried again.
+    pub fn start_failed(&self) -> Option<String> {
+        let now = self.shared.clock.now();
+        self.facts().start_failed.as_ref().filter(|(_, until)| now < *until).map(|(why, _)| why.clone())
+    }
+
+    /// Takes note of a start that failed; the second in a row rules this member out for a while,
+    /// longer each time.
+    pub fn note_start_failed(&self, why: String) {
+        let now = self.shared.clock.now();
+        let mut facts = self.facts();
+        facts.starts_failed = facts.starts_failed.saturating_add(1);
+        if facts.starts_failed >= FAILED_STARTS {
+            let wait = START_AGAIN_FIRST
+                .saturating_mul(1 << facts.starts_failed.saturating_sub(FAILED_STARTS).min(6))
+                .min(START_AGAIN_LIMIT);
+            facts.start_failed = Some((why, now.saturating_add(wait)));
+        }
+    }
+
+    /// Returns how our own sessions connect.
+    pub fn target(&self) -> Target {
+        target(&self.shared)
+    }
+
+    pub(super) fn data_dir(&self) -> &std::path::Path {
+        &self.shared.config.postgres.data_dir
+    }
+
+    /// Returns the directory beside the data directory for what Postgres's user has to read and
+    /// write: the state directory may be root's alone.
+    pub(super) fn work_dir(&self) -> PathBuf {
+        work_dir(self.data_dir())
+    }
+
+    /// Refuses when the epoch is not the newest that is known here: to be asked just before acting.
+    ///
+    /// # Errors
+    /// [`LocalError::Stale`].
+    pub fn still(&self, epoch: Epoch) -> Result<(), LocalError> {
+        let held = self.shared.voter.log_held().1;
+        let promise = self.shared.hard.get().promise;
+        let applied = self.shared.consensus.state().borrow().state.epoch;
+        let newest = held.max(promise).max(applied);
+        if newest > epoch {
+            return Err(LocalError::Stale(format!("epoch {newest} is known, this was for {epoch}")));
+        }
+        Ok(())
+    }
+
+    /// Writes the password file of our own programs.
+    fn write_passfile(&self) -> Result<PathBuf, LocalError> {
+        let path = self.work_dir().join(PASSFILE);
+        let secret = self.shared.secret.get().unwrap_or_default().replace('\\', "\\\\").replace(':', "\\:");
+        let text = format!("*:*:*:{REPLICATOR}:{secret}\n*:*:*:{REWINDER}:{secret}\n");
+        rhone_pgctl::file::replace(&path, text.as_bytes(), &self.user, 0o600)?;
+        Ok(path)
+    }
+
+    /// Returns how to reach a member's Postgres as one of our roles.
+    fn conninfo(&self, member: &Member, role: &str) -> Result<ConnInfo, LocalError> {
+        let (host, port) = member
+            .postgres
+            .parse::<crate::config::Address>()
+            .map(|address| (address.host, address.port))
+            .map_err(|_| LocalError::Stale(format!("{} has no postgres address", member.name)))?;
+        let mut conninfo = ConnInfo::new(host, port, role);
+        conninfo.application_name = Some(self.shared.config.node.name.clone());
+        conninfo.passfile = Some(self.write_passfile()?);
+        Ok(conninfo)
+    }
+
+    /// Returns the managed settings, receiving from that member or from nobody.
+    fn settings(
+        &self,
+        upstream: Option<&Member>,
+        minimums: StandbyMinimums,
+    ) -> Result<ManagedSettings, LocalError> {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        let primary_conninfo = upstream.map(|member| self.conninfo(member, REPLICATOR)).transpose()?;
+        Ok(ManagedSettings {
+            parameters: applied.state.settings.postgres.clone(),
+            primary_slot_name: upstream.map(|_| slot_name(&self.shared.config.node.name)),
+            primary_conninfo,
+            minimums,
+            ..ManagedSettings::default()
+        })
+    }
+
+    /// Returns what a server must not go below, by its own files.
+    async fn minimums(&self) -> Result<StandbyMinimums, LocalError> {
+        let control =
+            rhone_pgctl::control::read_control(&self.install, self.data_dir(), &self.user, PROGRAM_LIMIT)
+                .await?;
+        Ok(control.minimums)
+    }
+
+    fn access(&self) -> AccessRules {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        let lines = &applied.state.settings.pg_hba;
+        let config = &self.shared.config.postgres;
+        let me = OsUser::current();
+        let mut os_users = vec![self.user.name.clone(), "root".to_owned()];
+        if !os_users.contains(&me.name) {
+            os_users.push(me.name);
+        }
+        AccessRules {
+            superuser: config.superuser.clone(),
+            os_users,
+            replicator: REPLICATOR.to_owned(),
+            rewinder: REWINDER.to_owned(),
+            lines: (!lines.is_empty()).then(|| lines.clone()),
+        }
+    }
+
+    /// Does work on files off the runtime's thread, which must hear renewals meanwhile: one fsync may
+    /// take half a second. Once begun it is finished, also when the effect is cut short.
+    async fn on_files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, PgError> + Send + 'static,
+    ) -> Result<T, LocalError> {
+        let turn = Arc::clone(&self.files).lock_owned().await;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(turn);
+            done
+        });
+        Ok(done.await.map_err(|error| LocalError::Stale(error.to_string()))??)
+    }
+
+    /// Waits until no work on files is left of an effect that was cut short.
+    pub async fn files_at_rest(&self) {
+        drop(self.files.lock().await);
+    }
+
+    async fn write_settings(&self, settings: ManagedSettings) -> Result<bool, LocalError> {
+        let (data_dir, user) = (self.data_dir().to_owned(), self.user.clone());
+        self.on_files(move || rhone_pgctl::apply::write_settings(&data_dir, &settings, &user)).await
+    }
+
+    async fn write_gate(&self, gate: Gate) -> Result<bool, LocalError> {
+        let (data_dir, user, access) = (self.data_dir().to_owned(), self.user.clone(), self.access());
+        self.on_files(move || rhone_pgctl::apply::write_access(&data_dir, &access, gate, &user)).await
+    }
+
+    /// Makes the next start one in recovery, on the highest real timeline.
+    async fn write_standby_signal(&self) -> Result<(), LocalError> {
+        let (data_dir, user) = (self.data_dir().to_owned(), self.user.clone());
+        self.on_files(move || {
+            rhone_pgctl::apply::set_standby_signal(&data_dir, true, &user)?;
+            rhone_pgctl::timeline::remove_leading_tombstones(&data_dir).map(drop)
+        })
+        .await
+    }
+
+    fn member(&self, node: NodeId) -> Result<Member, LocalError> {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        applied
+            .state
+            .members
+            .get(&node)
+            .cloned()
+            .ok_or_else(|| LocalError::Stale(format!("{node} is no member any more")))
+    }
+
+    fn state<T>(&self, read: impl FnOnce(&ClusterState) -> T) -> T {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        read(&applied.state)
+    }
+
+    /// Changes the hard state off the main loop; durable when it returns.
+    ///
+    /// # Errors
+    /// [`LocalError::Hard`].
+    pub async fn update_hard(
+        &self,
+        change: impl FnOnce(&mut rhone_consensus::store::hard::HardState) + Send + 'static,
+    ) -> Result<(), LocalError> {
+        let hard = Arc::clone(&self.shared.hard);
+        match tokio::task::spawn_blocking(move || hard.update(change).map(|_| ())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(LocalError::Hard(error.to_string())),
+            Err(error) => Err(LocalError::Hard(error.to_string())),
+        }
+    }
+
+    /// Promises the epoch before anything is done for it, durably: after a restart with a log that
+    /// is behind nothing is done for an older one any more.
+    ///
+    /// # Errors
+    /// The epoch is over, or [`LocalError::Hard`].
+    pub async fn promise_epoch(&self, epoch: Epoch) -> Result<(), LocalError> {
+        self.still(epoch)?;
+        if self.shared.hard.get().promise < epoch {
+            self.update_hard(move |hard| hard.promise = hard.promise.max(epoch)).await?;
+        }
+        self.still(epoch)
+    }
+
+    /// Returns a report's worth of the slowest facts: system identifier and highest timeline.
+    pub fn identity_facts(&self) -> (Option<SystemId>, Timeline) {
+        let facts = self.facts();
+        (facts.system_id, facts.highest_timeline)
+    }
+}
+
+/// So many failures in a row rule a member out for a while.
+const FAILED_STARTS: u32 = 2;
+
+/// For how long a member whose Postgres does not start is not chosen as primary; doubled each time.
+const START_AGAIN_FIRST: Duration = Duration::from_secs(10);
+
+/// The longest such wait.
+const START_AGAIN_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long a quick program of Postgres's may take, on a slow card.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(20);
+
+/// Returns the working directory that belongs to a data directory: `<data-dir>.rhone`.
+pub fn work_dir(data_dir: &std::path::Path) -> PathBuf {
+    let mut name = data_dir.as_os_str().to_owned();
+    name.push(".rhone");
+    PathBuf::from(name)
+}
+
+fn target(shared: &Shared) -> Target {
+    let config = &shared.config.postgres;
+    Target::new(config.socket_dir.clone(), config.listen.port, config.superuser.clone())
+}

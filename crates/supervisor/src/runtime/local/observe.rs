@@ -1,0 +1,230 @@
+//! Looks at the local Postgres; changes nothing.
+
+use std::time::Duration;
+
+use rhone_pgctl::datadir::{self, DataDir};
+use rhone_pgctl::error::PgError;
+use rhone_pgctl::probe::{Probe, RoleFacts, StandbyFacts, probe};
+use rhone_pgctl::replication::identify_system;
+use rhone_pgctl::wal::{Timeline, WalPosition};
+
+use super::{Local, PROGRAM_LIMIT};
+use crate::guardian::GuardState;
+use crate::runtime::clock::BootTime;
+use crate::view::Instance;
+
+/// How long one probe may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// And how many probes in a row must have got none.
+const HUNG_PROBES: u32 = 3;
+
+/// After how long without any answer an instance that had answered counts as hung (DESIGN 9).
+const HUNG: Duration = Duration::from_secs(10);
+
+impl Local {
+    /// Looks at the instance.
+    pub async fn observe(&self) -> Instance {
+        let epoch = {
+            let facts = self.facts();
+            facts.primary_epoch.max(facts.lease_epoch)
+        };
+        match self.guardian.page().state() {
+            GuardState::Frozen | GuardState::Freezing => Instance::Frozen { epoch },
+            GuardState::Starting | GuardState::Running | GuardState::Killing => self.running().await,
+            GuardState::Idle | GuardState::Dead => self.stopped().await,
+        }
+    }
+
+    async fn running(&self) -> Instance {
+        // Until it has answered once its own file is asked: each refused connection would cost the
+        // recovery a fork and the log a line.
+        if !self.facts().ready
+            && datadir::running_postmaster(self.data_dir()).ok().flatten().is_some_and(|file| !file.accepts())
+        {
+            return Instance::Starting;
+        }
+        let answer = {
+            let mut connection = self.connection.lock().await;
+            probe(&mut connection, PROBE_LIMIT).await
+        };
+        let now = self.shared.clock.now();
+        match answer {
+            Ok(probe) => self.answered(probe, now).await,
+            Err(error) => {
+                tracing::debug!(%error, "the probe got no answer");
+                self.unanswered(now)
+            }
+        }
+    }
+
+    fn unanswered(&self, now: BootTime) -> Instance {
+        // The guardian may have ended it meanwhile: then the next look sees it.
+        let mut facts = self.facts();
+        if !facts.ready {
+            return Instance::Starting;
+        }
+        // Counted from the first probe that got no answer: a host that slept is not hung.
+        let (count, since) = facts.unanswered;
+        facts.unanswered = (count.saturating_add(1), if count == 0 { now } else { since });
+        if count >= HUNG_PROBES && now.saturating_since(since) > HUNG {
+            return Instance::Hung { epoch: facts.primary_epoch };
+        }
+        match &facts.probe {
+            Some(Probe { role: RoleFacts::Primary(primary), .. }) => Instance::Primary {
+                epoch: facts.primary_epoch,
+                position: primary.flushed,
+                gate_open: facts.gate_open,
+            },
+            Some(_) | None => Instance::Starting,
+        }
+    }
+
+    async fn answered(&self, probe: Probe, now: BootTime) -> Instance {
+        {
+            let mut facts = self.facts();
+            if !facts.ready {
+                facts.streamed = now;
+            }
+            facts.ready = true;
+            facts.unanswered = (0, now);
+            facts.system_id = Some(probe.system_id);
+            facts.start_failed = None;
+            facts.starts_failed = 0;
+            facts.stopped = None;
+            facts.probe = Some(probe.clone());
+        }
+        match &probe.role {
+            RoleFacts::Primary(primary) => {
+                let mut facts = self.facts();
+                facts.highest_timeline = facts.highest_timeline.max(primary.flushed.timeline);
+                Instance::Primary {
+                    epoch: facts.primary_epoch,
+                    position: primary.flushed,
+                    gate_open: facts.gate_open,
+                }
+            }
+            RoleFacts::Standby(standby) => self.standby(standby, now).await,
+        }
+    }
+
+    async fn standby(&self, standby: &StandbyFacts, now: BootTime) -> Instance {
+        let streaming = standby.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming");
+        let known = self.standby_position(standby, streaming).await;
+        let mut facts = self.facts();
+        if streaming {
+            facts.streamed = now;
+        }
+        let Some(position) = known else { return Instance::Starting };
+        facts.highest_timeline = facts.highest_timeline.max(position.timeline);
+        let idle = now.saturating_since(facts.streamed);
+        Instance::Standby {
+            position,
+            upstream: facts.upstream,
+            streaming,
+            idle_ms: u64::try_from(idle.as_millis()).unwrap_or(u64::MAX),
+            wal_gone: !streaming && idle > Duration::from_secs(5) && self.log_says_wal_gone(),
+        }
+    }
+
+    /// Returns the end of a standby's WAL. While it streams the walreceiver's own figure is right;
+    /// else only `IDENTIFY_SYSTEM` is (PITFALLS: `pg_last_wal_receive_lsn()` may be too low).
+    async fn standby_position(&self, standby: &StandbyFacts, streaming: bool) -> Option<WalPosition> {
+        if streaming && let Some(receiver) = &standby.receiver {
+            let lsn = receiver.flushed.max(standby.replayed)?;
+            return Some(WalPosition::new(receiver.timeline, lsn));
+        }
+        match identify_system(&(&self.target()).into(), PROBE_LIMIT).await {
+            Ok(identity) => Some(identity.position),
+            Err(error) => {
+                tracing::debug!(%error, "no position");
+                None
+            }
+        }
+    }
+
+    /// Returns whether the last lines of Postgres's log say that the upstream no longer has the WAL.
+    fn log_says_wal_gone(&self) -> bool {
+        let path = self.work_dir().join(super::LOG_FILE);
+        let tail = rhone_pgctl::file::tail(&path, 4096).unwrap_or_default();
+        tail.contains("has already been removed")
+    }
+
+    async fn stopped(&self) -> Instance {
+        if let Some((position, clean, primary)) = self.facts().stopped {
+            return Instance::Stopped { position: Some(position), clean, primary };
+        }
+        if let Some(pid) = datadir::processes_in(self.data_dir()).first() {
+            return Instance::Unusable(format!(
+                "process {pid}, which this rhone did not start, runs in {}: stop it first",
+                self.data_dir().display()
+            ));
+        }
+        match datadir::inspect(self.data_dir(), &self.install, &self.user, PROGRAM_LIMIT).await {
+            Ok(DataDir::Missing | DataDir::Empty) => {
+                self.facts().system_id = None;
+                Instance::Absent
+            }
+            Ok(DataDir::NotPostgres(reason)) => Instance::Unusable(reason),
+            Ok(DataDir::Present(found)) => self.read_stopped(&found).await,
+            Err(error) => Instance::Unusable(with_hint(&error)),
+        }
+    }
+
+    async fn read_stopped(&self, found: &datadir::DataDirFacts) -> Instance {
+        let control = &found.control;
+        let expected = self.shared.hard.get().system_id;
+        if let Some(expected) = expected.filter(|expected| *expected != control.system_id) {
+            let error = PgError::ForeignDataDir {
+                data_dir: self.data_dir().to_owned(),
+                found: control.system_id,
+                expected,
+            };
+            return Instance::Unusable(with_hint(&error));
+        }
+        let clean = !control.crashed();
+        let primary = !found.standby_signal
+            && !matches!(
+                control.state,
+                rhone_pgctl::control::DbState::InArchiveRecovery
+                    | rhone_pgctl::control::DbState::ShutDownInRecovery
+            );
+        let seen = rhone_pgctl::timeline::seen_timelines(self.data_dir())
+            .ok()
+            .and_then(|seen| seen.last().copied())
+            .unwrap_or(Timeline::new(0));
+        match rhone_pgctl::end_of_wal::end_of_wal(self.data_dir(), control).await {
+            Ok(position) => {
+                let mut facts = self.facts();
+                facts.system_id = Some(control.system_id);
+                facts.highest_timeline = facts.highest_timeline.max(seen).max(position.timeline);
+                facts.stopped = Some((position, clean, primary));
+                facts.unreadable = None;
+                Instance::Stopped { position: Some(position), clean, primary }
+            }
+            Err(error) => {
+                self.note_unreadable(error.to_string());
+                Instance::Stopped { position: None, clean, primary }
+            }
+        }
+    }
+}
+
+impl Local {
+    /// Keeps why the end of the WAL could not be read, and says it when it is news. After a rewind it
+    /// is no news: the copy's WAL reaches its end only by streaming.
+    fn note_unreadable(&self, why: String) {
+        let mut facts = self.facts();
+        if facts.unreadable.as_ref() != Some(&why) && !facts.copied {
+            tracing::warn!(error = %why, "the end of the wal on disk could not be read");
+        }
+        facts.unreadable = Some(why);
+    }
+}
+
+fn with_hint(error: &PgError) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error} (hint: {hint})"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,23 @@
+//! What runs: clocks, loops, and everything else that is not a pure decision.
+//!
+//! - [`supervisor`]: puts one member together and takes it apart again.
+//! - [`node`]: the loop that looks after the local Postgres; [`leader`]: the Raft leader's loop.
+//! - [`lease`] and [`voter`]: the two halves of the lease.
+//! - [`local`] and [`effects`]: what is done to Postgres.
+
+pub mod clock;
+pub(crate) mod codec;
+pub mod effects;
+pub mod found;
+pub mod leader;
+pub mod lease;
+pub mod local;
+pub mod node;
+mod operator;
+pub mod peers;
+mod publish;
+pub mod report;
+mod secret;
+pub mod shared;
+pub mod supervisor;
+pub mod voter;

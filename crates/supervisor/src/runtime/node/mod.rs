@@ -1,0 +1,530 @@
+//! The node's loop: looks at the instance, decides, carries out one effect at a time.
+//!
+//! The loop itself never waits for Postgres, a disk or another member: looks and effects are tasks
+//! of their own, so that a Revoke is always heard.
+
+mod promise;
+mod tell;
+mod upkeep;
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhone_consensus::ids::Epoch;
+use rhone_consensus::state::ClusterState;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::decide::{self, Effect, NodeDecision, Reason};
+use crate::guardian::{Event, GuardState};
+use crate::runtime::clock::BootTime;
+use crate::runtime::effects::{Done, carry_out};
+use crate::runtime::lease::GUARDIAN_SILENT;
+use crate::runtime::local::{Local, LocalError};
+use crate::runtime::shared::{RevokeAsk, Shared};
+use crate::view::{Instance, Moment, NodeView, Revoked};
+
+/// How often the instance is looked at when nothing happens.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a primary is looked at, in milliseconds.
+const LOOK_PRIMARY_MS: u64 = 900;
+
+/// How often a primary's guardian is watched.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+
+/// How often while it starts, connects, or is frozen.
+const LOOK_OFTEN: Duration = Duration::from_millis(50);
+
+/// A standby that does not stream after this long is not about to.
+const CONNECTING_MS: u64 = 10_000;
+
+/// For how long a leaving owner waits for somebody to take over before it stops all the same.
+const HANDOVER_PATIENCE_MS: u64 = 20_000;
+
+/// For how long a member that has stopped its Postgres still answers a Revoke, so that the next
+/// primary can be elected by its word.
+const FAREWELL_MS: u64 = 5_000;
+
+/// After a failure the same effect is tried again this much later, doubling up to the limit.
+const RETRY_FIRST_MS: u64 = 100;
+const RETRY_LIMIT_MS: u64 = 5_000;
+
+/// After so many failures to promote in a row another member is to be tried.
+const PROMOTIONS_TRIED: u32 = 3;
+
+/// How often slots and the like are looked after.
+const UPKEEP_EVERY_MS: u64 = 5_000;
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, and Postgres is stopped.
+    Left,
+    /// The guardian is gone and Postgres with it: start over.
+    GuardianLost,
+}
+
+/// Where the answer to a Revoke goes.
+type Answer = oneshot::Sender<Result<Revoked, String>>;
+
+struct Running {
+    effect: Effect,
+    epoch: Epoch,
+    task: JoinHandle<Result<Done, LocalError>>,
+}
+
+struct NodeLoop {
+    local: Arc<Local>,
+    shared: Arc<Shared>,
+    instance: Instance,
+    /// Whether `instance` was seen after the last change.
+    fresh: bool,
+    looked_at: Moment,
+    looking: Option<JoinHandle<Instance>>,
+    running: Option<Running>,
+    revoke: Option<(Epoch, Vec<Answer>)>,
+    guardian: bool,
+    /// Whether the connection to a guardian that may live is gone.
+    lost: bool,
+    leaving: Option<Moment>,
+    stopped_since: Option<Moment>,
+    said: Option<Reason>,
+    failures: (Option<Effect>, u32, Moment),
+    upkeep: Option<JoinHandle<()>>,
+    upkept: Moment,
+    settled: Epoch,
+}
+
+/// Runs the loop until this member is to stop or its guardian is gone.
+pub async fn run(
+    local: Arc<Local>,
+    mut revokes: mpsc::Receiver<RevokeAsk>,
+    mut leave: watch::Receiver<bool>,
+) -> Ended {
+    let shared = Arc::clone(&local.shared);
+    let now = shared.now();
+    let mut events = local.guardian.events();
+    let mut state = shared.consensus.state();
+    let mut raft = shared.consensus.status_changes();
+    let mut node = NodeLoop {
+        shared,
+        instance: Instance::Unknown,
+        fresh: false,
+        looked_at: now,
+        looking: None,
+        running: None,
+        revoke: None,
+        guardian: true,
+        lost: false,
+        leaving: None,
+        stopped_since: None,
+        said: None,
+        failures: (None, 0, now),
+        upkeep: None,
+        upkept: now,
+        settled: Epoch(0),
+        local: Arc::clone(&local),
+    };
+    loop {
+        if let Some(ended) = node.turn() {
+            return ended;
+        }
+        let pause = node.pause();
+        tokio::select! {
+            instance = finished(&mut node.looking) => node.looked(instance),
+            done = finished_effect(&mut node.running) => node.effect_ended(done),
+            Some(ask) = revokes.recv() => node.asked(ask),
+            event = events.recv() => node.heard(&event),
+            () = local.guardian.died(), if node.guardian => {
+                tracing::error!("the guardian is gone: nobody may be primary without one");
+                node.guardian = false;
+                node.fresh = false;
+            }
+            changed = state.changed() => if changed.is_err() { return Ended::Left },
+            changed = raft.changed() => if changed.is_err() { return Ended::Left },
+            changed = leave.changed() => if changed.is_ok() { node.leave() },
+            () = tokio::time::sleep(pause) => node.tick(),
+        }
+    }
+}
+
+async fn finished(task: &mut Option<JoinHandle<Instance>>) -> Instance {
+    match task {
+        Some(running) => {
+            let result = running.await;
+            *task = None;
+            result.unwrap_or(Instance::Unknown)
+        }
+        None => pending().await,
+    }
+}
+
+async fn finished_effect(running: &mut Option<Running>) -> (Effect, Epoch, Result<Done, LocalError>) {
+    match running {
+        Some(work) => {
+            let result = (&mut work.task).await;
+            let (effect, epoch) = (work.effect, work.epoch);
+            *running = None;
+            let result = result.unwrap_or_else(|error| Err(LocalError::Stale(error.to_string())));
+            (effect, epoch, result)
+        }
+        None => pending().await,
+    }
+}
+
+impl NodeLoop {
+    /// Looks where that is due, decides, begins what was decided. Returns when to end.
+    fn turn(&mut self) -> Option<Ended> {
+        let applied = Arc::clone(&self.shared.consensus.state().borrow());
+        let state = &applied.state;
+        if state.is_founded() {
+            // Until the timings are known the voter stays in quarantine.
+            self.shared.voter.applied(state.epoch, state.settings.timing);
+        }
+        self.local.lease.loop_lives(self.shared.clock.now());
+        self.watch_guardian(state);
+        if !self.fresh && self.looking.is_none() {
+            let local = Arc::clone(&self.local);
+            self.looking = Some(tokio::spawn(async move { local.observe().await }));
+            self.fresh = true;
+        }
+        self.keep_lease(state);
+        if self.looking.is_none() || self.revoke.is_some() || !self.guardian {
+            self.decide(state);
+        }
+        self.report(state);
+        self.begin_upkeep();
+        self.end(state)
+    }
+
+    /// Whether the log here holds entries that are not applied yet.
+    fn behind(&self) -> bool {
+        let status = self.shared.consensus.status();
+        status.applied < status.last_log
+    }
+
+    /// A guardian that is stopped fences nobody: where this member may be primary it counts as gone
+    /// before another member can be granted (DESIGN 4: the two watch each other).
+    ///
+    /// The lease thread stops renewing at [`GUARDIAN_SILENT`]; the lease before it ends at most
+    /// `serve` later, and another grant comes no earlier than `aged` after that renewal.
+    fn watch_guardian(&mut self, state: &ClusterState) {
+        let (primary, leased) = {
+            let facts = self.local.facts();
+            (facts.primary_epoch, facts.lease_epoch)
+        };
+        if !self.guardian || primary.max(leased) == Epoch(0) || !self.local.has_instance() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let timing = state.settings.timing;
+        let serve = Duration::from_nanos(timing.serve_ns());
+        let silent = self.local.guardian.page().alive_age(now) > GUARDIAN_SILENT + serve * 3 / 4;
+        let lease = self.local.lease.status();
+        let guard = Duration::from_millis(u64::from(timing.guard_ms));
+        let overdue = lease.epoch == primary
+            && lease.until > BootTime::ZERO
+            && lease.until.saturating_add(guard) < now
+            && self.local.guardian.page().state() == GuardState::Running;
+        if silent || overdue {
+            tracing::error!(silent, overdue, "the guardian does not fence: the supervisor does it");
+            self.guardian = false;
+            self.fresh = false;
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        match self.instance {
+            Instance::Unknown | Instance::Starting | Instance::Frozen { .. } => LOOK_OFTEN,
+            // One that connects is about to stream: whoever waits for that is told at once.
+            Instance::Standby { streaming: false, idle_ms, .. } if idle_ms < CONNECTING_MS => LOOK_OFTEN * 2,
+            Instance::Absent
+            | Instance::Unusable(_)
+            | Instance::Stopped { .. }
+            | Instance::Standby { .. }
+            | Instance::Hung { .. } => LOOK_EVERY,
+            Instance::Primary { .. } => WATCH_EVERY,
+        }
+    }
+
+    fn view<'a>(&self, state: &'a ClusterState, facts: &'a Facts<'a>) -> NodeView<'a> {
+        NodeView {
+            state,
+            me: self.shared.me(),
+            instance: facts.instance,
+            promise: facts.promise,
+            unfinished: facts.unfinished,
+            copied: facts.copied,
+            revoke: self.revoke.as_ref().map(|(epoch, _)| *epoch),
+            running: self.running.as_ref().map(|running| (running.effect, running.epoch)),
+            leaving: self.leaving.is_some(),
+            leave_now: self.leave_now(state),
+            behind: facts.behind,
+            guardian: self.guardian,
+            rewinds_failed: facts.rewinds_failed,
+            start_failed: facts.start_failed,
+        }
+    }
+
+    /// Whether a leaving member has waited long enough, or nobody is there to wait for.
+    fn leave_now(&self, state: &ClusterState) -> bool {
+        let Some(since) = self.leaving else { return false };
+        let now = self.shared.now();
+        let me = self.shared.me();
+        let table = self.shared.table.borrow();
+        let alone = !state.data_members().any(|member| {
+            member.node != me && table.get(&member.node).is_some_and(|r| now.millis_since(r.at) < 3000)
+        });
+        alone || now.millis_since(since) > HANDOVER_PATIENCE_MS
+    }
+
+    fn decide(&mut self, state: &ClusterState) {
+        let now = self.shared.now();
+        let hard = self.shared.hard.get();
+        let remembered = self.local.facts().clone();
+        let start_failed = self.local.start_failed();
+        let instance = self.instance.clone();
+        let facts = Facts {
+            instance: &instance,
+            promise: hard.promise,
+            unfinished: hard.sentinel.as_ref().filter(|_| !remembered.copied).map(|s| s.epoch),
+            copied: hard.sentinel.is_some() && remembered.copied,
+            rewinds_failed: remembered.rewinds_failed,
+            start_failed: start_failed.as_deref(),
+            behind: self.behind(),
+        };
+        let decision = decide::node(&self.view(state, &facts), now);
+        match decision {
+            NodeDecision::Rest(reason) => self.say(reason, None),
+            NodeDecision::Act(effect, epoch, reason) => {
+                let urgent = matches!(effect, Effect::Fence | Effect::Revoke);
+                let waiting = self.failures.0 == Some(effect) && now < self.failures.2;
+                if waiting && !urgent {
+                    return;
+                }
+                self.say(reason, Some((effect, epoch)));
+                self.begin(effect, epoch);
+            }
+        }
+    }
+
+    fn begin(&mut self, effect: Effect, epoch: Epoch) {
+        let mut before = None;
+        if let Some(running) = self.running.take() {
+            if running.effect == effect && running.epoch == epoch {
+                self.running = Some(running);
+                return;
+            }
+            tracing::info!(effect = running.effect.code(), epoch = %running.epoch, "cut short");
+            running.task.abort();
+            before = Some(running.task);
+        }
+        let able = self.leaving.is_none();
+        let local = Arc::clone(&self.local);
+        let task = tokio::spawn(async move {
+            if let Some(before) = before {
+                // What was cut short has let go of everything before the next begins.
+                drop(before.await);
+            }
+            carry_out(local, effect, epoch, able).await
+        });
+        self.running = Some(Running { effect, epoch, task });
+    }
+
+    /// Logs a decision when it changed.
+    fn say(&mut self, reason: Reason, act: Option<(Effect, Epoch)>) {
+        if self.said == Some(reason) && act.is_none() {
+            return;
+        }
+        self.said = Some(reason);
+        match act {
+            Some((effect, epoch)) => {
+                tracing::info!(reason = %reason, effect = effect.code(), %epoch, "acts");
+            }
+            None if matches!(reason, Reason::EffectRunning | Reason::NotProbed) => {}
+            None => tracing::info!(reason = %reason, "rests"),
+        }
+    }
+
+    /// Time has passed: another look is due, unless one is under way. A primary's guardian is watched
+    /// more often than its Postgres is looked at.
+    fn tick(&mut self) {
+        let now = self.shared.now();
+        let due = match self.instance {
+            Instance::Primary { .. } => now.millis_since(self.looked_at) >= LOOK_PRIMARY_MS,
+            Instance::Unknown
+            | Instance::Absent
+            | Instance::Unusable(_)
+            | Instance::Stopped { .. }
+            | Instance::Starting
+            | Instance::Standby { .. }
+            | Instance::Frozen { .. }
+            | Instance::Hung { .. } => true,
+        };
+        if due && self.looking.is_none() {
+            self.fresh = false;
+        }
+    }
+
+    fn looked(&mut self, instance: Instance) {
+        self.looked_at = self.shared.now();
+        self.instance = instance;
+    }
+
+    fn effect_ended(&mut self, (effect, epoch, result): (Effect, Epoch, Result<Done, LocalError>)) {
+        self.fresh = false;
+        let now = self.shared.now();
+        match result {
+            Ok(done) => {
+                tracing::info!(effect = effect.code(), %epoch, "done");
+                self.failures = (None, 0, now);
+                if let Done::Revoked(revoked) = done {
+                    self.answer(epoch, &Ok(revoked));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(effect = effect.code(), %epoch, error = %chain(&error), "not done");
+                let count =
+                    if self.failures.0 == Some(effect) { self.failures.1.saturating_add(1) } else { 1 };
+                let wait = (RETRY_FIRST_MS << count.min(10)).min(RETRY_LIMIT_MS);
+                self.failures = (Some(effect), count, now.plus_millis(wait));
+                let serving =
+                    matches!(effect, Effect::Promote | Effect::OpenGate) && count >= PROMOTIONS_TRIED;
+                if matches!(effect, Effect::Start(_)) || serving {
+                    self.local.note_start_failed(chain(&error));
+                }
+                if effect == Effect::Revoke {
+                    self.answer(epoch, &Err(chain(&error)));
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, event: &Result<Event, broadcast::error::RecvError>) {
+        self.fresh = false;
+        match event {
+            Ok(Event::Exited(how)) => {
+                tracing::warn!(%how, "postgres ended by itself");
+                self.local.ended();
+            }
+            Ok(Event::Killed { cause, .. }) => {
+                tracing::warn!(?cause, "postgres was killed");
+                self.local.ended();
+            }
+            Ok(Event::Frozen(report)) => {
+                tracing::warn!(cause = ?report.cause, took_us = report.took().as_micros(), "postgres is frozen");
+            }
+            Ok(Event::Thawed) => tracing::info!("postgres runs again"),
+            Ok(Event::Superseded) => {
+                tracing::error!("another supervisor has taken over this member's guardian");
+                self.guardian = false;
+            }
+            Ok(Event::Lost) => self.lost = true,
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// Keeps the lease's target in step with the voters while this member runs a primary.
+    fn keep_lease(&self, state: &ClusterState) {
+        let epoch = match self.instance {
+            Instance::Primary { epoch, .. } | Instance::Frozen { epoch } => epoch,
+            // Nothing runs: an explicit end of the lease lets another take over at once (DESIGN 9).
+            Instance::Absent | Instance::Unusable(_) | Instance::Stopped { .. } if self.running.is_none() => {
+                self.local.lease.set_target(None);
+                return;
+            }
+            // The effects that start and promote an owner's instance set the target themselves.
+            Instance::Unknown
+            | Instance::Absent
+            | Instance::Unusable(_)
+            | Instance::Stopped { .. }
+            | Instance::Starting
+            | Instance::Standby { .. }
+            | Instance::Hung { .. } => return,
+        };
+        if epoch == Epoch(0) || !self.guardian || !self.local.has_instance() {
+            return;
+        }
+        if self.shared.hard.get().promise > epoch || state.epoch > epoch {
+            self.local.lease.set_target(None);
+        } else {
+            self.local.lease.set_target(Some(self.local.lease_target(epoch)));
+        }
+    }
+
+    fn leave(&mut self) {
+        let now = self.shared.now();
+        if self.leaving.is_none() {
+            tracing::info!("is to stop: hands over, then stops postgres");
+            self.leaving = Some(now);
+            if let Some(running) = self.running.take_if(|running| matches!(running.effect, Effect::Clone(_)))
+            {
+                running.task.abort();
+            }
+        } else {
+            // Asked a second time: no more waiting.
+            self.leaving = Some(Moment(now.0.saturating_sub(HANDOVER_PATIENCE_MS * 2_000_000)));
+        }
+        self.fresh = false;
+    }
+
+    /// Says whether this member is done.
+    fn end(&mut self, state: &ClusterState) -> Option<Ended> {
+        let nothing_runs = !self.local.has_instance() && self.running.is_none();
+        let lost = !self.guardian && !self.may_serve();
+        if (lost || self.lost) && self.running.is_none() {
+            return Some(Ended::GuardianLost);
+        }
+        let since = self.leaving?;
+        if !nothing_runs {
+            self.stopped_since = None;
+            return None;
+        }
+        let now = self.shared.now();
+        let stopped = *self.stopped_since.get_or_insert(now);
+        let me = self.shared.me();
+        let owner = state.last_owner() == Some(me) && self.leave_waits(state);
+        let patient =
+            now.millis_since(stopped) < FAREWELL_MS && now.millis_since(since) < HANDOVER_PATIENCE_MS;
+        (!owner || !patient).then_some(Ended::Left)
+    }
+
+    /// Whether something runs here that could still serve as a primary.
+    fn may_serve(&self) -> bool {
+        self.local.facts().primary_epoch > Epoch(0)
+    }
+
+    /// Whether another member may still need this one's word to take over.
+    fn leave_waits(&self, state: &ClusterState) -> bool {
+        let me = self.shared.me();
+        state.data_members().any(|member| member.node != me)
+    }
+}
+
+/// The borrowed half of a view.
+struct Facts<'a> {
+    instance: &'a Instance,
+    promise: Epoch,
+    unfinished: Option<Epoch>,
+    copied: bool,
+    rewinds_failed: u32,
+    start_failed: Option<&'a str>,
+    behind: bool,
+}
+
+/// Joins an error's causes as people read them.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let more = source.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = source.source();
+    }
+    text
+}

@@ -1,0 +1,53 @@
+//! Slots, roles, checkpoints, logs: whatever is not a decision's business.
+
+use std::sync::Arc;
+
+use super::{NodeLoop, UPKEEP_EVERY_MS, chain};
+use crate::runtime::local::LocalError;
+use crate::view::Instance;
+
+impl NodeLoop {
+    /// Slots, roles, checkpoints, what a finished clone left: whatever is not a decision's business.
+    pub(super) fn begin_upkeep(&mut self) {
+        if self.upkeep.as_ref().is_some_and(|task| !task.is_finished()) || self.running.is_some() {
+            return;
+        }
+        let now = self.shared.now();
+        let due = now.millis_since(self.upkept) > UPKEEP_EVERY_MS;
+        if due {
+            let local = Arc::clone(&self.local);
+            tokio::spawn(async move { local.bound_log().await });
+        }
+        let local = Arc::clone(&self.local);
+        let work = match self.instance {
+            Instance::Primary { epoch, gate_open: true, .. } if self.settled != epoch => {
+                self.settled = epoch;
+                tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
+            }
+            Instance::Primary { gate_open: true, .. } if due => {
+                tokio::spawn(async move { told(local.keep_slots().await, "keep slots") })
+            }
+            Instance::Standby { streaming: true, position, .. } if due => tokio::spawn(async move {
+                told(local.finish_copy(position).await, "finish the copy");
+                told(local.keep_slots().await, "keep slots");
+            }),
+            Instance::Unknown
+            | Instance::Absent
+            | Instance::Unusable(_)
+            | Instance::Stopped { .. }
+            | Instance::Starting
+            | Instance::Standby { .. }
+            | Instance::Primary { .. }
+            | Instance::Frozen { .. }
+            | Instance::Hung { .. } => return,
+        };
+        self.upkept = now;
+        self.upkeep = Some(work);
+    }
+}
+
+fn told(result: Result<(), LocalError>, what: &'static str) {
+    if let Err(error) = result {
+        tracing::info!(error = %chain(&error), what, "upkeep is not done yet");
+    }
+}

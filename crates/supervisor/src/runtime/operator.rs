@@ -1,0 +1,242 @@
+//! What operators ask of this member, carried out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhone_consensus::command::{ClusterCommand, Handover, Outcome};
+use rhone_consensus::state::{ClusterState, Phase};
+use rhone_consensus::{AppliedState, ConsensusError};
+
+use crate::runtime::publish;
+use crate::runtime::shared::Shared;
+use crate::status::{
+    ClusterStatus, Explanation, HistoryEntry, MemberDecision, Operator, OperatorError, State,
+    SwitchoverReply, SwitchoverRequest,
+};
+
+/// How long a proposal may take.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a switchover may take before its outcome is called unknown: a checkpoint on a slow card.
+const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
+
+/// A standby that lags more than this is not handed over to: the shutdown would wait for it.
+const SWITCHOVER_LAG: u64 = 64 << 20;
+
+/// The operator's calls on the running member.
+#[derive(Debug)]
+pub(super) struct RuntimeOperator {
+    shared: Arc<Shared>,
+}
+
+impl RuntimeOperator {
+    /// Makes it.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn applied(&self) -> Arc<AppliedState> {
+        Arc::clone(&self.shared.consensus.state().borrow())
+    }
+
+    /// Only the Raft leader changes anything: others say where it is.
+    fn leading(&self) -> Result<(), OperatorError> {
+        let status = self.shared.consensus.status();
+        if status.leading {
+            return Ok(());
+        }
+        let leader = status.leader.and_then(|leader| status.nodes.get(&leader).map(|node| node.addr.clone()));
+        if leader.is_none() {
+            return Err(OperatorError::NoQuorum);
+        }
+        Err(OperatorError::NotLeader { leader })
+    }
+
+    async fn propose(&self, command: ClusterCommand) -> Result<(), OperatorError> {
+        if let Some(reason) = self.shared.would_refuse(&command) {
+            return Err(refused(reason, None));
+        }
+        match self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
+            Ok(applied) => match applied.outcome {
+                Outcome::Done | Outcome::Prepared(_) => Ok(()),
+                Outcome::Refused(reason) => Err(refused(reason, None)),
+            },
+            Err(ConsensusError::NoQuorum) => Err(OperatorError::NoQuorum),
+            Err(ConsensusError::Unknown) => Err(OperatorError::Unknown),
+            Err(error) => Err(OperatorError::Failed(error.to_string())),
+        }
+    }
+
+    /// Finds out to whom, and whether it is ready; nothing is changed.
+    fn handover(&self, state: &ClusterState, request: &SwitchoverRequest) -> Result<Handover, OperatorError> {
+        let grant = state
+            .current_grant()
+            .filter(|_| state.phase == Phase::Established)
+            .ok_or_else(|| refused("there is no primary to hand over from now", Some("rhone status")))?;
+        if request.expected_epoch.is_some_and(|expected| expected != grant.epoch) {
+            return Err(refused(format!("the epoch is {} by now", grant.epoch), Some("rhone status")));
+        }
+        let status = publish::cluster_status(&self.shared);
+        let owner = state.members.get(&grant.owner).map(|m| m.name.clone()).unwrap_or_default();
+        let ready = |name: &str| -> Result<(), String> {
+            let member = status.members.iter().find(|m| m.name == name);
+            let Some(member) = member else { return Err(format!("no member is named {name}")) };
+            if state.member_named(name).is_none_or(|m| m.priority == 0) {
+                return Err(format!("{name} has priority 0 and is never promoted"));
+            }
+            if member.state != State::Streaming {
+                return Err(format!("{name} is {}, not streaming", member.state));
+            }
+            match member.lag_bytes {
+                Some(lag) if lag <= SWITCHOVER_LAG => Ok(()),
+                Some(lag) => Err(format!("{name} lags {lag} bytes")),
+                None => Err(format!("the lag of {name} is not known")),
+            }
+        };
+        let to = match &request.to {
+            Some(name) if *name == owner => {
+                return Err(refused(format!("{name} is the primary already"), None));
+            }
+            Some(name) => {
+                ready(name).map_err(|reason| refused(reason, Some("rhone status")))?;
+                state.member_named(name).map(|member| member.node)
+            }
+            None => {
+                let any = status.members.iter().any(|m| m.name != owner && ready(&m.name).is_ok());
+                if !any {
+                    return Err(refused("no standby is ready to take over", Some("rhone status")));
+                }
+                None
+            }
+        };
+        Ok(Handover { epoch: grant.epoch, to, leaving: false })
+    }
+
+    async fn outcome(&self, from: Option<String>, after: u64) -> Result<SwitchoverReply, OperatorError> {
+        let mut states = self.shared.consensus.state();
+        let established = states
+            .wait_for(|applied| applied.state.phase == Phase::Established && applied.state.epoch.0 > after);
+        match tokio::time::timeout(SWITCHOVER_LIMIT, established).await {
+            Ok(Ok(applied)) => Ok(reply(&applied.state, from)),
+            Ok(Err(_)) | Err(_) => Err(OperatorError::Unknown),
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "milliseconds of an outage")]
+fn reply(state: &ClusterState, from: Option<String>) -> SwitchoverReply {
+    let last = state.history.back();
+    SwitchoverReply {
+        from,
+        to: last.map(|entry| entry.to.clone()),
+        epoch: last.map(|entry| entry.epoch),
+        seconds_without_primary: last.map(|entry| entry.gap_ms as f64 / 1000.0),
+        finished: true,
+    }
+}
+
+fn phase_name(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::None => "not begun",
+        Phase::Preparing { .. } => "electing its owner",
+        Phase::Granted => "its owner is promoted",
+        Phase::Established => "established",
+    }
+}
+
+fn refused(reason: impl Into<String>, command: Option<&str>) -> OperatorError {
+    OperatorError::Refused {
+        reason: reason.into(),
+        hint: command.map(|command| format!("`{command}` shows why")),
+    }
+}
+
+impl Operator for RuntimeOperator {
+    async fn status(&self) -> Result<ClusterStatus, OperatorError> {
+        Ok(publish::cluster_status(&self.shared))
+    }
+
+    async fn explain(&self) -> Result<Explanation, OperatorError> {
+        self.leading()?;
+        let (code, words) = self.shared.decided.borrow().clone();
+        let applied = self.applied();
+        let state = &applied.state;
+        let table = self.shared.table.borrow().clone();
+        let now = self.shared.now();
+        let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
+        for policy in &state.policies {
+            let owner =
+                state.members.get(&policy.owner).map_or_else(|| policy.owner.to_string(), |m| m.name.clone());
+            details.push(format!("epoch {} of {owner} acknowledges a commit {}", policy.epoch, policy.kind));
+        }
+        for member in state.members.values() {
+            let Some(received) = table.get(&member.node) else {
+                details.push(format!("{}: nothing heard", member.name));
+                continue;
+            };
+            let voter = received.report.voter;
+            let age_ms = now.millis_since(received.at);
+            if age_ms >= publish::UNREACHABLE_MS {
+                details.push(format!("{}: its last report came {} s ago", member.name, age_ms / 1000));
+                continue;
+            }
+            details.push(match voter.silent_ms {
+                Some(ms) => format!("{}: heard a renewal {ms} ms before its report", member.name),
+                None => format!("{}: started a moment ago and neither renews nor counts", member.name),
+            });
+        }
+        let mut members: Vec<MemberDecision> = state
+            .members
+            .values()
+            .map(|member| {
+                let received = table.get(&member.node);
+                let (role, what) = publish::role_and_state(received, state.epoch, now);
+                MemberDecision {
+                    name: member.name.clone(),
+                    decision: format!("{role}, {what}"),
+                    reason: received.and_then(|r| r.report.down.as_ref().map(|(_, why)| why.clone())),
+                }
+            })
+            .collect();
+        members.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Explanation {
+            decided_by: Some(self.shared.config.node.name.clone()),
+            decision: words,
+            reason: code,
+            details,
+            members,
+        })
+    }
+
+    async fn history(&self) -> Result<Vec<HistoryEntry>, OperatorError> {
+        Ok(publish::history(&self.applied().state))
+    }
+
+    async fn switchover(&self, request: SwitchoverRequest) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        let applied = self.applied();
+        let handover = self.handover(&applied.state, &request)?;
+        let epoch = handover.epoch;
+        let from = applied
+            .state
+            .last_owner()
+            .and_then(|owner| applied.state.members.get(&owner).map(|member| member.name.clone()));
+        tracing::info!(%epoch, to = ?request.to, "an operator asks for a switchover");
+        self.propose(ClusterCommand::SetHandover(Some(handover))).await?;
+        if request.no_wait {
+            return Ok(SwitchoverReply { from, ..SwitchoverReply::default() });
+        }
+        let reply = self.outcome(from, epoch.0).await?;
+        if let (Some(wanted), Some(got)) = (&request.to, &reply.to)
+            && wanted != got
+        {
+            return Err(OperatorError::Failed(format!("{wanted} could not take over; {got} is primary now")));
+        }
+        Ok(reply)
+    }
+
+    async fn pause(&self, paused: bool) -> Result<(), OperatorError> {
+        self.leading()?;
+        self.propose(ClusterCommand::SetPaused(paused)).await
+    }
+}

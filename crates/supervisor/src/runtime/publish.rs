@@ -1,0 +1,377 @@
+//! What this member shows of itself and the cluster: for `status`, HTTP and metrics.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rhone_consensus::command::{Member, MemberKind, PrepareReason};
+use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::state::{ClusterState, HistoryEntry as StateHistory, Phase};
+use rhone_pgctl::probe::{Probe, RoleFacts};
+use rhone_pgctl::wal::Lsn;
+use tokio::sync::watch;
+
+use crate::civil::WallTime;
+use crate::runtime::clock::{BootTime, wall_time};
+use crate::runtime::local::Local;
+use crate::runtime::shared::{Shared, Table};
+use crate::status::local::{Counters, LocalView, PeerView, Recovery, ReplicationRow};
+use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State, SyncStatus};
+use crate::view::{Activity, Instance, Moment, Received};
+
+/// A member that was not heard from for this long is shown as unreachable.
+pub(super) const UNREACHABLE_MS: u64 = 3000;
+
+/// How often the view is made anew when nothing changes.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+
+/// Returns what Postgres is and does on a member, as its report has it.
+///
+/// Who was primary of an epoch that is over by now is none any more, whatever its last report said:
+/// until the next one nothing else is known of it.
+pub(super) fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Moment) -> (Role, State) {
+    let Some(received) = received.filter(|r| now.millis_since(r.at) < UNREACHABLE_MS) else {
+        return (Role::None, State::Unreachable);
+    };
+    let report = &received.report;
+    if let Instance::Primary { epoch: own, .. } | Instance::Frozen { epoch: own } = &report.instance
+        && *own < epoch
+    {
+        return (Role::None, State::Unreachable);
+    }
+    let role = match &report.instance {
+        Instance::Primary { .. } | Instance::Frozen { .. } => Role::Primary,
+        Instance::Standby { .. } => Role::Standby,
+        Instance::Unknown
+        | Instance::Absent
+        | Instance::Unusable(_)
+        | Instance::Stopped { .. }
+        | Instance::Starting
+        | Instance::Hung { .. } => Role::None,
+    };
+    let state = match (report.activity, &report.instance) {
+        (Some(Activity::Cloning), _) => State::Cloning,
+        (Some(Activity::Rewinding), _) => State::Rewinding,
+        (Some(Activity::Promoting), _) | (None, Instance::Primary { gate_open: false, .. }) => {
+            State::Promoting
+        }
+        (None, Instance::Primary { .. }) => State::Running,
+        (None, Instance::Standby { streaming: true, .. }) => State::Streaming,
+        (None, Instance::Standby { .. }) => State::ArchiveRecovery,
+        (None, Instance::Frozen { .. }) => State::Frozen,
+        (None, Instance::Starting) => State::Starting,
+        (None, Instance::Stopped { clean: false, .. } | Instance::Hung { .. }) => State::Crashed,
+        (None, Instance::Unknown | Instance::Absent | Instance::Unusable(_) | Instance::Stopped { .. }) => {
+            State::Stopped
+        }
+    };
+    (role, state)
+}
+
+/// Returns the cluster at a glance, as this member knows it.
+pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
+    let applied = Arc::clone(&shared.consensus.state().borrow());
+    let state = &applied.state;
+    let raft = shared.consensus.status();
+    let now = shared.now();
+    let mut table = shared.table.borrow().clone();
+    include_own(shared, &mut table, now);
+    let owner = state.current_grant().map(|grant| grant.owner);
+    let primary_lsn = owner.and_then(|node| lsn_of(&table, node));
+    let name = |node: NodeId| state.members.get(&node).map(|member| member.name.clone());
+    let mut members: Vec<MemberStatus> = state
+        .members
+        .values()
+        .map(|member| {
+            let voter = raft.voters.contains(&member.node);
+            member_status(member, &table, voter, primary_lsn, state.epoch, now)
+        })
+        .collect();
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    let writable = owner.is_some_and(|node| {
+        state.phase == Phase::Established
+            && table.get(&node).is_some_and(|received| {
+                now.millis_since(received.at) < UNREACHABLE_MS
+                    && matches!(&received.report.instance,
+                        Instance::Primary { gate_open: true, epoch, .. } if *epoch == state.epoch)
+            })
+    });
+    ClusterStatus {
+        cluster: shared.config.cluster.clone(),
+        system_identifier: state.system_id,
+        primary: owner.and_then(name),
+        raft_leader: raft.leader.and_then(|leader| raft.nodes.get(&leader).map(|node| node.name.clone())),
+        term: Some(raft.term),
+        epoch: (state.epoch.0 > 0).then_some(state.epoch),
+        timeline: state.current_grant().map(|grant| grant.timeline),
+        paused: state.paused,
+        writable,
+        sync: SyncStatus::default(),
+        failover_would_lose: failover_would_lose(state, &members, owner.and_then(name).as_deref()),
+        warnings: warnings(state, raft.leader.is_some(), &members),
+        members,
+    }
+}
+
+fn include_own(shared: &Shared, table: &mut Table, now: Moment) {
+    if let Some(report) = shared.own.borrow().clone() {
+        table.insert(shared.me(), Received { at: now, report });
+    }
+}
+
+fn lsn_of(table: &Table, node: NodeId) -> Option<Lsn> {
+    table.get(&node).and_then(|r| r.report.instance.position()).map(|position| position.lsn)
+}
+
+fn member_status(
+    member: &Member,
+    table: &Table,
+    voter: bool,
+    primary_lsn: Option<Lsn>,
+    epoch: Epoch,
+    now: Moment,
+) -> MemberStatus {
+    let received = table.get(&member.node);
+    let (role, state) = match member.kind {
+        MemberKind::Witness => (Role::Witness, State::Voting),
+        MemberKind::Data => role_and_state(received, epoch, now),
+    };
+    let address = member.postgres.parse::<crate::config::Address>().ok();
+    let position = received.and_then(|r| r.report.instance.position());
+    let lag = match (role, primary_lsn, position) {
+        (Role::Primary, Some(_), _) => Some(0),
+        (_, Some(primary), Some(position)) => Some(primary.bytes_since(position.lsn)),
+        (_, None, _) | (_, _, None) => None,
+    };
+    MemberStatus {
+        name: member.name.clone(),
+        kind: match member.kind {
+            MemberKind::Data => Kind::Data,
+            MemberKind::Witness => Kind::Witness,
+        },
+        voter,
+        role,
+        state,
+        host: address.as_ref().map(|address| address.host.clone()),
+        port: address.map(|address| address.port),
+        timeline: position.map(|position| position.timeline),
+        lsn: position.map(|position| position.lsn),
+        lag_bytes: lag,
+        seen_ms: received.map(|received| now.millis_since(received.at)),
+        version: received.and_then(|received| received.report.version.clone()),
+        pending_restart: received.map(|_| false),
+        tags: BTreeMap::new(),
+        note: received.and_then(|received| received.report.note.clone()),
+    }
+}
+
+/// Says in a few words what a failover now would lose.
+fn failover_would_lose(
+    state: &ClusterState,
+    members: &[MemberStatus],
+    primary: Option<&str>,
+) -> Option<String> {
+    let primary = primary?;
+    let best = members
+        .iter()
+        .filter(|member| member.name != primary && member.state == State::Streaming)
+        .filter_map(|member| member.lag_bytes)
+        .min();
+    let limit = state.settings.max_lag_on_failover;
+    Some(match best {
+        None => "everything: no standby could take over".to_owned(),
+        Some(_) => {
+            format!("what was acknowledged and not yet sent, at most {limit} bytes of wal as last heard")
+        }
+    })
+}
+
+fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<String> {
+    let standbys: Vec<&MemberStatus> =
+        members.iter().filter(|m| m.kind == Kind::Data && m.role != Role::Primary).collect();
+    let healthy = standbys.iter().filter(|m| m.state == State::Streaming).count();
+    let mut warnings = Vec::new();
+    if !led {
+        warnings.push(
+            "no raft leader is heard here: without a majority of the voters nobody is promoted, and what is shown \
+             of other members is old"
+                .to_owned(),
+        );
+    }
+    if state.paused {
+        warnings.push("automatic failover is off (`rhone resume` turns it on)".to_owned());
+    }
+    if !standbys.is_empty() && healthy == 0 && state.phase == Phase::Established {
+        warnings.push("no standby could take over now".to_owned());
+    } else if healthy == 1 && standbys.len() > 1 {
+        let name = standbys.iter().find(|m| m.state == State::Streaming).map(|m| m.name.as_str());
+        warnings.push(format!("only {} could take over now", name.unwrap_or("one member")));
+    }
+    warnings
+}
+
+/// Returns the changes of primary as people read them.
+pub(super) fn history(state: &ClusterState) -> Vec<HistoryEntry> {
+    state.history.iter().map(history_entry).collect()
+}
+
+#[allow(clippy::cast_precision_loss, reason = "milliseconds of an outage")]
+fn history_entry(entry: &StateHistory) -> HistoryEntry {
+    HistoryEntry {
+        time: Some(WallTime::from_ms(entry.at.0)),
+        from: entry.from.clone(),
+        to: Some(entry.to.clone()),
+        epoch: entry.epoch,
+        timeline: Some(entry.timeline),
+        switch_lsn: Some(entry.switch),
+        reason: entry.reason.code().to_owned(),
+        seconds_without_primary: entry.from.as_ref().map(|_| entry.gap_ms as f64 / 1000.0),
+        lost: entry.from.as_ref().map(|_| match entry.lost {
+            Some((from, to)) => format!("{from} to {to}"),
+            // A planned handover and the first primary leave nothing behind.
+            None if matches!(entry.reason, PrepareReason::Switchover | PrepareReason::Founding) => {
+                "nothing".to_owned()
+            }
+            None => "nothing known".to_owned(),
+        }),
+    }
+}
+
+/// Publishes this member's view whenever it changes.
+pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver<Arc<LocalView>> {
+    let (tell, told) = watch::channel(Arc::new(local_view(shared, local)));
+    let (shared, local) = (Arc::clone(shared), Arc::clone(local));
+    tokio::spawn(async move {
+        let mut own = shared.own.subscribe();
+        let mut state = shared.consensus.state();
+        let mut lease = local.lease.changes();
+        let mut shown = BootTime::ZERO;
+        loop {
+            tokio::select! {
+                changed = own.changed() => if changed.is_err() { return },
+                changed = state.changed() => if changed.is_err() { return },
+                changed = lease.changed() => {
+                    if changed.is_err() { return }
+                    // Renewed ten times a second; shown again when what was shown is half over, or it ended.
+                    let status = *lease.borrow_and_update();
+                    let serve = Duration::from_nanos(shared.timing().serve_ns());
+                    let shown = Duration::from_nanos(shown.as_nanos());
+                    let left = shown.saturating_sub(Duration::from_nanos(shared.clock.now().as_nanos()));
+                    if status.until.as_nanos() > 0 && left > serve / 2 { continue }
+                }
+                () = tokio::time::sleep(PUBLISH_EVERY) => {}
+            }
+            shown = local.lease.status().until;
+            if tell.send(Arc::new(local_view(&shared, &local))).is_err() {
+                return;
+            }
+        }
+    });
+    told
+}
+
+fn local_view(shared: &Shared, local: &Local) -> LocalView {
+    let applied = Arc::clone(&shared.consensus.state().borrow());
+    let state = &applied.state;
+    let raft = shared.consensus.status();
+    let status = cluster_status(shared);
+    let own = shared.own.borrow().clone();
+    let now = shared.now();
+    let received = own.as_ref().map(|report| Received { at: now, report: report.clone() });
+    let (role, own_state) = role_and_state(received.as_ref(), Epoch(0), now);
+    let facts = local.facts().clone();
+    let lease = local.lease.status();
+    let open = matches!(own.as_ref().map(|report| &report.instance),
+        Some(Instance::Primary { gate_open: true, epoch, .. }) if *epoch == lease.epoch);
+    let position = own.as_ref().and_then(|report| report.instance.position());
+    let mine = status.members.iter().find(|member| member.name == shared.config.node.name);
+    LocalView {
+        scope: shared.config.cluster.clone(),
+        name: shared.config.node.name.clone(),
+        role,
+        state: own_state,
+        writable_primary: open && !local.frozen(),
+        lease_until: Some(Duration::from_nanos(lease.until.as_nanos())),
+        loop_at: Some(Duration::from_nanos(now.0)),
+        epoch: state.epoch,
+        term: raft.term,
+        raft_leader: status.raft_leader.clone(),
+        leads_raft: raft.leading,
+        timeline: position.map(|p| p.timeline),
+        lsn: position.filter(|_| role == Role::Primary).map(|p| p.lsn),
+        recovery: facts.probe.as_ref().and_then(recovery),
+        lag_bytes: mine.and_then(|member| member.lag_bytes),
+        replication: facts.probe.as_ref().map(replication).unwrap_or_default(),
+        members: status.members.iter().map(|member| peer_view(state, member)).collect(),
+        sync: status.sync.clone(),
+        paused: state.paused,
+        cluster_unlocked: state.current_grant().is_none(),
+        majority_last_seen: majority_last_seen(shared, raft.leading),
+        tags: shared.config.node.tags.clone(),
+        system_id: state.system_id,
+        pending_restart: Vec::new(),
+        server_version: facts.probe.as_ref().map(|probe| probe.version),
+        postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
+        history: history(state),
+        counters: Counters {
+            fences: local.guardian.page().fences(),
+            strangers_refused: shared.strangers.load(Ordering::Relaxed),
+            promotions: state.history.iter().filter(|entry| entry.to == shared.config.node.name).count()
+                as u64,
+            ..Counters::default()
+        },
+    }
+}
+
+fn majority_last_seen(shared: &Shared, leading: bool) -> Option<WallTime> {
+    let age = if leading { Duration::ZERO } else { shared.consensus.last_leader_contact()? };
+    let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    Some(WallTime::from_ms(wall_time().saturating_sub(age)))
+}
+
+fn peer_view(state: &ClusterState, member: &MemberStatus) -> PeerView {
+    let http = state.member_named(&member.name).map(|m| format!("http://{}/patroni", m.http));
+    PeerView {
+        status: member.clone(),
+        api_url: http,
+        receive_lag: member.lag_bytes,
+        replay_lag: member.lag_bytes,
+    }
+}
+
+fn recovery(probe: &Probe) -> Option<Recovery> {
+    match &probe.role {
+        RoleFacts::Primary(_) => None,
+        RoleFacts::Standby(standby) => Some(Recovery {
+            received: standby.receiver.as_ref().and_then(|r| r.flushed).or(standby.received),
+            replayed: standby.replayed,
+            replayed_at: standby.replayed_at.map(wall_of_seconds),
+            paused: standby.replay_paused,
+        }),
+    }
+}
+
+fn replication(probe: &Probe) -> Vec<ReplicationRow> {
+    probe
+        .walsenders
+        .iter()
+        .map(|sender| ReplicationRow {
+            usename: crate::runtime::local::REPLICATOR.to_owned(),
+            application_name: sender.application_name.clone(),
+            client_addr: sender.client_addr.clone(),
+            state: sender.state.clone(),
+            sync_state: sender.sync_state.clone(),
+            sync_priority: 0,
+        })
+        .collect()
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "seconds since 1970 from Postgres are positive and small"
+)]
+fn wall_of_seconds(seconds: f64) -> WallTime {
+    WallTime::from_ms((seconds.max(0.0) * 1000.0) as u64)
+}

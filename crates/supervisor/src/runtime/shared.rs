@@ -1,0 +1,149 @@
+//! What the tasks of one supervisor share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use rhone_consensus::Consensus;
+use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
+use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
+use rhone_consensus::proto::Identity;
+use rhone_consensus::settings::Timing;
+use rhone_consensus::store::hard::HardStateFile;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::Config;
+use crate::runtime::clock::{BootTime, Clock};
+use crate::runtime::peers::Peers;
+use crate::runtime::secret::Secret;
+use crate::runtime::voter::VoterLease;
+use crate::view::{Moment, Received, Report, Revoked};
+
+/// The members' reports as they are known here.
+pub type Table = BTreeMap<NodeId, Received>;
+
+/// A Revoke that waits for the node's loop.
+#[derive(Debug)]
+pub struct RevokeAsk {
+    /// The epoch to promise.
+    pub epoch: Epoch,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<Revoked, String>>,
+}
+
+/// What the tasks of one supervisor share. No task waits while it holds anything of it locked.
+#[derive(Debug)]
+pub struct Shared {
+    /// The member's own configuration.
+    pub config: Config,
+    /// The clock.
+    pub clock: Clock,
+    /// The hard state.
+    pub hard: Arc<HardStateFile>,
+    /// The voter's half of the lease.
+    pub voter: Arc<VoterLease>,
+    /// Raft.
+    pub consensus: Consensus,
+    /// Connections to the others.
+    pub peers: Peers,
+    /// What this member would report, but for the voter's part.
+    pub own: watch::Sender<Option<Report>>,
+    /// All members' reports as known here.
+    pub table: watch::Sender<Table>,
+    /// Where Revoke goes.
+    pub revokes: mpsc::Sender<RevokeAsk>,
+    /// The replication password.
+    pub secret: Secret,
+    /// Calls refused because they came from a stranger.
+    pub strangers: AtomicU64,
+    /// What the leader's loop decided last, in words, with its code.
+    pub decided: watch::Sender<(String, String)>,
+}
+
+impl Shared {
+    /// Returns this member's Raft node.
+    pub fn me(&self) -> NodeId {
+        self.hard.get().node_id
+    }
+
+    /// Returns who is calling, for a call to another supervisor.
+    pub fn identity(&self) -> Identity {
+        self.consensus.identity()
+    }
+
+    /// Returns this member as it asks to be recorded.
+    pub fn member(&self) -> Member {
+        let hard = self.hard.get();
+        let config = &self.config;
+        Member {
+            node: hard.node_id,
+            name: config.node.name.clone(),
+            kind: MemberKind::Data,
+            incarnation: hard.incarnation,
+            address: config.node.advertise.to_string(),
+            postgres: config.postgres_advertise(),
+            http: config.http_advertise(),
+            priority: config.priority(),
+        }
+    }
+
+    /// Returns the timings in force.
+    pub fn timing(&self) -> Timing {
+        self.consensus.state().borrow().state.settings.timing
+    }
+
+    /// Returns why a command would be refused by the state as it is now: a refusal in the log would
+    /// cost every member an fsync and change nothing.
+    pub fn would_refuse(&self, command: &ClusterCommand) -> Option<String> {
+        let applied = Arc::clone(&self.consensus.state().borrow());
+        let mut state = applied.state.clone();
+        match state.apply(LogIndex(applied.index.0 + 1), command) {
+            Outcome::Done | Outcome::Prepared(_) => None,
+            Outcome::Refused(reason) => Some(reason),
+        }
+    }
+
+    /// Returns the moment by this node's clock.
+    pub fn now(&self) -> Moment {
+        moment(self.clock.now())
+    }
+}
+
+/// Turns a moment of the clock into the decision core's.
+pub fn moment(time: BootTime) -> Moment {
+    Moment(time.as_nanos())
+}
+
+/// One row of the table on its way to another member: ages, because clocks differ.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TableRow {
+    /// Whose report.
+    pub node: NodeId,
+    /// How old it is, in milliseconds.
+    pub age_ms: u64,
+    /// The report.
+    pub report: Report,
+}
+
+/// Packs the table for another member.
+pub fn table_rows(table: &Table, now: Moment) -> Vec<TableRow> {
+    table
+        .iter()
+        .map(|(node, received)| TableRow {
+            node: *node,
+            age_ms: now.millis_since(received.at),
+            report: received.report.clone(),
+        })
+        .collect()
+}
+
+/// Unpacks another member's table.
+pub fn table_of_rows(rows: Vec<TableRow>, now: Moment) -> Table {
+    rows.into_iter()
+        .map(|row| {
+            let at = Moment(now.0.saturating_sub(row.age_ms.saturating_mul(1_000_000)));
+            (row.node, Received { at, report: row.report })
+        })
+        .collect()
+}

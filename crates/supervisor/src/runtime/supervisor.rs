@@ -1,0 +1,497 @@
+//! Puts one member together, runs it, and takes it apart again.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rhone_consensus::identity::Identity;
+use rhone_consensus::settings::{Settings, Timing};
+use rhone_consensus::store::hard::HardStateFile;
+use rhone_consensus::transport::{AddressBook, Plaintext};
+use rhone_consensus::{Consensus, ConsensusError, Options, Timings};
+use rhone_pgctl::connection::LocalConnection;
+use rhone_pgctl::install::Installation;
+use rhone_pgctl::probe::primary_flush_lsn;
+use rhone_pgctl::user::OsUser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::api::agent::AgentService;
+use crate::api::proto::v1::agent_server::AgentServer;
+use crate::api::{admin_service, health, proto, socket};
+use crate::config::Config;
+use crate::guardian::{Guardian, GuardianError, GuardianOptions, Lease as PageLease, emergency};
+use crate::runtime::clock::Clock;
+use crate::runtime::lease::Lease;
+use crate::runtime::local::Local;
+use crate::runtime::node::Ended;
+use crate::runtime::operator::RuntimeOperator;
+use crate::runtime::peers::Peers;
+use crate::runtime::secret::Secret;
+use crate::runtime::shared::Shared;
+use crate::runtime::voter::VoterLease;
+use crate::runtime::{found, leader, node, publish, report};
+
+/// How long Raft may take to end in order.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long killing everything may take.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a statement that only reads the flushed position may take.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+
+/// What a member does once it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// The process ends.
+    Exit,
+    /// The process starts over: its guardian is gone, and Postgres with it.
+    StartOver,
+}
+
+/// Runs a member until it is told to stop.
+///
+/// # Errors
+/// It could not be put together, or Raft's store failed.
+pub async fn run(config: Config) -> anyhow::Result<After> {
+    prepare_directory(&config)?;
+    let (hard, opened) = HardStateFile::open_or_create(&config.node.state_dir)?;
+    let hard = Arc::new(hard);
+    tracing::info!(?opened, node = %hard.get().node_id, session = %hard.get().session, "hard state");
+    std::fs::write(config.node.state_dir.join("supervisor.pid"), std::process::id().to_string())
+        .context("write supervisor.pid")?;
+    let clock = Clock;
+    let voter = Arc::new(VoterLease::new(clock));
+    // The store first: a member that cannot start leaves no guardian behind.
+    let consensus = start_consensus(&config, &hard, &voter).await?;
+    let guardian = adopt_guardian(&config).await?;
+    let lease =
+        Lease::start(guardian.page().clone(), Arc::clone(&voter), clock).context("start the lease thread")?;
+    let secret = Secret::open(config.postgres.replication_password_file.clone(), &config.node.state_dir)
+        .context("read the replication password")?;
+    let (revokes, asked) = mpsc::channel(16);
+    let shared = Arc::new(Shared {
+        clock,
+        hard,
+        voter,
+        consensus,
+        peers: Peers::default(),
+        own: watch::Sender::new(None),
+        table: watch::Sender::new(BTreeMap::new()),
+        revokes,
+        secret,
+        strangers: AtomicU64::new(0),
+        decided: watch::Sender::new((String::new(), String::new())),
+        config,
+    });
+    let local = make_local(&shared, guardian, lease).await?;
+    adopt_instance(&local).await?;
+    let ended = live(&shared, &local, asked).await?;
+    tracing::info!("ends");
+    if tokio::time::timeout(SHUTDOWN_LIMIT, shared.consensus.shutdown()).await.is_err() {
+        tracing::warn!("raft did not end in time");
+    }
+    if ended == Ended::Left
+        && let Err(error) = local.guardian.quit().await
+    {
+        tracing::warn!(%error, "the guardian did not end");
+    }
+    Ok(if ended == Ended::GuardianLost { After::StartOver } else { After::Exit })
+}
+
+fn prepare_directory(config: &Config) -> anyhow::Result<()> {
+    let dir = &config.node.state_dir;
+    if !dir.exists() {
+        // Postgres's user must get through to its password file; each secret has its own mode.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)
+            .with_context(|| format!("create {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+async fn adopt_guardian(config: &Config) -> anyhow::Result<Guardian> {
+    let exe = std::env::current_exe().context("find the rhone binary")?;
+    let options = GuardianOptions {
+        exe,
+        state_dir: config.node.state_dir.clone(),
+        name: config.node.name.clone(),
+        fence: crate::guardian::FenceChoice::default(),
+    };
+    let guardian = match Guardian::connect_or_spawn(options.clone()).await {
+        Err(GuardianError::Hung { pid, .. }) => {
+            replace_hung_guardian(config, pid).await?;
+            Guardian::connect_or_spawn(options).await.context("start another guardian")?
+        }
+        started => started.context("start the guardian")?,
+    };
+    tracing::info!(pid = guardian.pid(), adopted = guardian.adopted(), "guardian");
+    if let Ok(status) = guardian.status().await {
+        tracing::info!(backend = ?status.backend, memory = ?status.memory, priority = ?status.priority,
+            oom_score_adj = status.oom_score_adj, "how the guardian fences");
+    }
+    Ok(guardian)
+}
+
+/// A guardian that does not run fences nobody: what it guards is killed, then it is replaced.
+async fn replace_hung_guardian(config: &Config, pid: Option<u32>) -> anyhow::Result<()> {
+    let lock = config.node.state_dir.join("guardian.lock");
+    let noted = || std::fs::read_to_string(&lock).ok().and_then(|text| text.trim().parse().ok());
+    let pid: u32 = pid.or_else(noted).context("find the guardian that does not answer")?;
+    tracing::error!(pid, "the guardian does not answer: kills what it guards, and it");
+    let data_dir = config.postgres.data_dir.clone();
+    tokio::task::spawn_blocking(move || emergency::kill_instance(&data_dir, None, KILL_LIMIT))
+        .await?
+        .context("kill the instance")?;
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("its pid")?;
+    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    rustix::process::pidfd_send_signal(&fd, rustix::process::Signal::KILL)?;
+    // Its lock and its socket are free only once it is gone.
+    let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&limit))
+    })
+    .await??;
+    anyhow::ensure!(ended > 0, "the guardian, process {}, does not end", pid.as_raw_pid());
+    Ok(())
+}
+
+async fn start_consensus(
+    config: &Config,
+    hard: &Arc<HardStateFile>,
+    voter: &Arc<VoterLease>,
+) -> anyhow::Result<Consensus> {
+    let known = hard.get();
+    let identity = Identity {
+        cluster: config.cluster.clone(),
+        generation: known.generation,
+        node: known.node_id,
+        incarnation: known.incarnation,
+        session: known.session,
+    };
+    let options = Options {
+        dir: config.node.state_dir.clone(),
+        identity,
+        hard: Arc::clone(hard),
+        observer: Arc::clone(voter) as Arc<dyn rhone_consensus::observer::LogObserver>,
+        timings: Timings::default(),
+        address_book: AddressBook::default(),
+        connector: Arc::new(Plaintext),
+    };
+    let mut again = options.clone();
+    match Consensus::start(options).await {
+        Err(ConsensusError::StoreLost { store }) => {
+            // Its votes are forgotten: it joins as another voter, and never under the old id (DESIGN 11).
+            let renewed = hard.renew()?;
+            tracing::warn!(store = %store.display(), node = %renewed.node_id,
+                "the raft store is gone: this member rejoins under a new id");
+            again.identity.node = renewed.node_id;
+            again.identity.incarnation = renewed.incarnation;
+            Ok(Consensus::start(again).await?)
+        }
+        started => Ok(started?),
+    }
+}
+
+async fn make_local(shared: &Arc<Shared>, guardian: Guardian, lease: Lease) -> anyhow::Result<Arc<Local>> {
+    let config = &shared.config.postgres;
+    let major = rhone_pgctl::datadir::major_of(&config.data_dir).ok().flatten();
+    let install = Installation::find(config.bin_dir.as_deref(), major).await?;
+    let user = postgres_user(shared)?;
+    make_postgres_directories(shared, &user)?;
+    if rhone_pgctl::clone::recover_swap(&config.data_dir)? {
+        tracing::info!("finished a swap of the data directory that was interrupted");
+    }
+    Ok(Arc::new(Local::new(Arc::clone(shared), guardian, lease, install, user)))
+}
+
+/// Who runs Postgres: as configured, else the data directory's owner, else `postgres`; without root
+/// always this user.
+fn postgres_user(shared: &Shared) -> anyhow::Result<OsUser> {
+    let me = OsUser::current();
+    if me.uid != 0 {
+        return Ok(me);
+    }
+    let config = &shared.config.postgres;
+    if let Some(name) = &config.user {
+        return Ok(OsUser::by_name(name)?);
+    }
+    match OsUser::owner_of(&config.data_dir) {
+        Ok(owner) if owner.uid != 0 => Ok(owner),
+        Ok(_) | Err(_) => Ok(OsUser::by_name("postgres")?),
+    }
+}
+
+/// Makes the directories that Postgres needs where they are missing, its user's.
+fn make_postgres_directories(shared: &Shared, user: &OsUser) -> anyhow::Result<()> {
+    let config = &shared.config.postgres;
+    let parent = config.data_dir.parent();
+    let work = crate::runtime::local::work_dir(&config.data_dir);
+    for (dir, mode) in
+        [(Some(config.socket_dir.as_path()), 0o755), (parent, 0o755), (Some(work.as_path()), 0o700)]
+    {
+        let Some(dir) = dir.filter(|dir| !dir.exists()) else { continue };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(dir)
+            .and_then(|()| std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)))
+            .with_context(|| format!("create {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Takes over what a former supervisor left to the guardian: a primary goes on under its own epoch,
+/// renewed from the first moment on.
+async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
+    if !local.guardian.page().state().has_instance() {
+        return end_leftovers(local).await;
+    }
+    // Without its word a healthy primary would look like one that nobody granted.
+    let status = local.guardian.status().await.context("ask the guardian what it runs")?;
+    match status.lease.lease() {
+        PageLease::Until { epoch, .. } if epoch > 0 => {
+            let epoch = rhone_consensus::ids::Epoch(epoch);
+            local.facts().primary_epoch = epoch;
+            let promise = local.shared.hard.get().promise;
+            tracing::info!(%epoch, %promise, "adopts a running primary");
+            if promise <= epoch {
+                local.lease.set_target(Some(local.lease_target(epoch)));
+            }
+        }
+        PageLease::NotNeeded | PageLease::Until { .. } => tracing::info!("adopts a running instance"),
+    }
+    Ok(())
+}
+
+/// A guardian that died takes the postmaster with it, and a busy backend may go on for a while: what is
+/// left of an instance of ours is killed. Another's is left alone, and refused by the first look.
+async fn end_leftovers(local: &Arc<Local>) -> anyhow::Result<()> {
+    let data_dir = &local.shared.config.postgres.data_dir;
+    let ours = data_dir.join(rhone_pgctl::settings::MANAGED_FILE).exists();
+    // A pg_rewind that outlived its supervisor is left to finish.
+    let rewinding = local.shared.hard.get().sentinel.is_some();
+    if !ours || rewinding || rhone_pgctl::process::stray_processes(data_dir).is_empty() {
+        return Ok(());
+    }
+    let killed = rhone_pgctl::process::kill_everything(data_dir, KILL_LIMIT).await?;
+    tracing::warn!(killed, "killed what was left of an instance without a guardian");
+    Ok(())
+}
+
+type Task = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// Runs every loop of the member until the node's loop ends or one of them fails.
+async fn live(
+    shared: &Arc<Shared>,
+    local: &Arc<Local>,
+    asked: mpsc::Receiver<crate::runtime::shared::RevokeAsk>,
+) -> anyhow::Result<Ended> {
+    let settings = first_settings(&shared.config);
+    let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
+    let view = publish::start(shared, local);
+    let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
+    let mut tasks: Vec<Task> = vec![
+        Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
+        Box::pin(serve_socket(shared, operator)?),
+        Box::pin(async move {
+            health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
+            Ok(())
+        }),
+        Box::pin(fatal(Arc::clone(shared))),
+    ];
+    let context = Arc::clone(shared);
+    tasks.push(Box::pin(async move {
+        report::run(context).await;
+        Ok(())
+    }));
+    let (context, first) = (Arc::clone(shared), settings.clone());
+    tasks.push(Box::pin(async move {
+        leader::run(context, first).await;
+        Ok(())
+    }));
+    tokio::spawn(membership(Arc::clone(shared), settings));
+    tokio::spawn(flushed(Arc::clone(local)));
+    let leave = leave_on_signal()?;
+    let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
+    tokio::select! {
+        ended = node => ended.context("the node's loop"),
+        result = futures_util::future::try_join_all(tasks.into_iter().map(run_task)) => {
+            result?;
+            bail!("a task of the supervisor ended")
+        }
+    }
+}
+
+/// Runs a task as one of its own; its end, good or bad, is the member's.
+async fn run_task(task: Task) -> anyhow::Result<()> {
+    tokio::spawn(task).await??;
+    bail!("a task of the supervisor ended")
+}
+
+async fn fatal(shared: Arc<Shared>) -> anyhow::Result<()> {
+    let mut fatal = shared.consensus.fatal();
+    let reason = fatal.wait_for(Option::is_some).await?.clone().unwrap_or_default();
+    bail!("raft stopped: {reason}")
+}
+
+async fn listen(address: &str, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address} ({key})"))
+}
+
+async fn serve_grpc(
+    shared: Arc<Shared>,
+    operator: Arc<RuntimeOperator>,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send> {
+    let listener = listen(&shared.config.node.listen.to_string(), "node.listen").await?;
+    let (health_reporter, health_service) = tonic_health::server::health_reporter();
+    health_reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(rhone_consensus::proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let router = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .max_concurrent_streams(64)
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(shared.consensus.service())
+        .add_service(
+            AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
+        )
+        .add_service(admin_service(operator));
+    Ok(async move { Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?) })
+}
+
+fn serve_socket(
+    shared: &Shared,
+    operator: Arc<RuntimeOperator>,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
+    let incoming = socket::bind(&shared.config.node.state_dir).context("listen on rhone.sock")?;
+    let router = tonic::transport::Server::builder().add_service(admin_service(operator));
+    Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
+}
+
+/// Becomes a member, and keeps the state's record of this member right.
+async fn membership(shared: Arc<Shared>, settings: Settings) {
+    found::until_member(&shared, settings).await;
+    let mut state = shared.consensus.state();
+    loop {
+        let applied = Arc::clone(&state.borrow_and_update());
+        let me = shared.member();
+        if let Some(system_id) = applied.state.system_id
+            && shared.hard.get().system_id != Some(system_id)
+        {
+            shared.consensus.set_system_id(system_id);
+            let hard = Arc::clone(&shared.hard);
+            let kept = tokio::task::spawn_blocking(move || {
+                hard.update(|h| h.system_id = Some(system_id)).map(|_| ())
+            });
+            if !matches!(kept.await, Ok(Ok(()))) {
+                tracing::error!("could not keep the system identifier");
+            }
+        }
+        let founded = applied.state.is_founded();
+        if founded && applied.state.members.get(&me.node) != Some(&me) {
+            if let Some(leader) = leader_address(&shared) {
+                found::join(&shared, &leader).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            continue;
+        }
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn leader_address(shared: &Shared) -> Option<String> {
+    let status = shared.consensus.status();
+    let leader = status.leader?;
+    status.nodes.get(&leader).map(|node| node.addr.clone())
+}
+
+/// Reads the primary's flushed position each renewal, for the lease to carry.
+async fn flushed(local: Arc<Local>) {
+    let mut connection = LocalConnection::new(local.target());
+    loop {
+        let every = local.shared.consensus.state().borrow().state.settings.timing.renewal_ms;
+        tokio::time::sleep(Duration::from_millis(u64::from(every.max(10)))).await;
+        let serving = local.lease.target_epoch().is_some() && !local.frozen() && local.has_instance();
+        if !serving {
+            connection.close();
+            continue;
+        }
+        if let Ok(lsn) = primary_flush_lsn(&mut connection, FLUSH_LIMIT).await {
+            local.lease.set_flushed(lsn);
+        }
+    }
+}
+
+fn leave_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
+    let (tell, told) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if tell.send(true).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(told)
+}
+
+/// The first values of the replicated settings, as this member's file has them.
+fn first_settings(config: &Config) -> Settings {
+    let bootstrap = &config.bootstrap;
+    let timing = &bootstrap.timing;
+    Settings {
+        timing: Timing {
+            renewal_ms: timing.renewal_ms,
+            suspicion_ms: timing.suspicion_ms,
+            lease_ms: timing.lease_ms,
+            drift_permille: timing.drift_permille,
+            guard_ms: timing.guard_ms,
+        },
+        max_lag_on_failover: bootstrap.max_lag_on_failover,
+        postgres: bootstrap.postgres.clone(),
+        pg_hba: bootstrap.pg_hba.clone(),
+    }
+}
+
+impl Config {
+    /// Returns where clients and standbys reach this member's Postgres.
+    pub fn postgres_advertise(&self) -> String {
+        self.postgres.advertise.to_string()
+    }
+
+    /// Returns where health checks reach this member: the host that peers use, with HTTP's port.
+    pub fn http_advertise(&self) -> String {
+        let host =
+            if self.node.http.is_wildcard() { &self.node.advertise.host } else { &self.node.http.host };
+        crate::config::Address { host: host.clone(), port: self.node.http.port }.to_string()
+    }
+
+    /// Returns the member's priority.
+    pub fn priority(&self) -> u32 {
+        self.postgres.priority
+    }
+}

@@ -1,0 +1,154 @@
+//! A cluster of the style guide's example, for tests.
+
+use std::sync::Mutex;
+
+use rhone_consensus::ids::Epoch;
+
+use super::{
+    ClusterStatus, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus, Operator, OperatorError,
+    Role, State, SwitchoverReply, SwitchoverRequest, SyncMode, SyncStatus,
+};
+use crate::civil::WallTime;
+
+/// Answers like a healthy member, or with `refusal` to each change.
+#[derive(Debug, Default)]
+pub(crate) struct FakeOperator {
+    pub(crate) refusal: Option<OperatorError>,
+    pub(crate) seen: Mutex<Vec<SwitchoverRequest>>,
+}
+
+fn member(name: &str, role: Role, state: State, position: Option<&str>) -> MemberStatus {
+    let position = position.and_then(|text| text.split_once(':'));
+    MemberStatus {
+        name: name.to_owned(),
+        voter: true,
+        role,
+        state,
+        host: Some(format!("{name}.lan")),
+        port: Some(5432),
+        timeline: position
+            .and_then(|(timeline, _)| timeline.parse().ok())
+            .map(rhone_pgctl::wal::Timeline::new),
+        lsn: position.and_then(|(_, lsn)| lsn.parse().ok()),
+        version: Some("15.18".to_owned()),
+        pending_restart: Some(false),
+        ..MemberStatus::default()
+    }
+}
+
+/// The status of STYLE E4.
+pub(crate) fn status() -> ClusterStatus {
+    let pg1 = MemberStatus {
+        note: Some("lease 1.4s left".to_owned()),
+        lag_bytes: Some(0),
+        seen_ms: Some(0),
+        ..member("pg-1", Role::Primary, State::Running, Some("5:0/5A3F2C8"))
+    };
+    let pg2 = MemberStatus {
+        note: Some("next in line".to_owned()),
+        lag_bytes: Some(0),
+        seen_ms: Some(140),
+        ..member("pg-2", Role::Standby, State::Streaming, Some("5:0/5A3F2C8"))
+    };
+    let pg3 = MemberStatus {
+        note: Some("forked at 4:0/5A00F70".to_owned()),
+        seen_ms: Some(400),
+        ..member("pg-3", Role::Standby, State::Rewinding, Some("4:0/5A01100"))
+    };
+    let wit = MemberStatus {
+        kind: Kind::Witness,
+        seen_ms: Some(200),
+        host: None,
+        port: None,
+        version: None,
+        pending_restart: None,
+        ..member("wit-1", Role::Witness, State::Voting, None)
+    };
+    ClusterStatus {
+        cluster: "main".to_owned(),
+        system_identifier: "7423474350493388827".parse().ok(),
+        primary: Some("pg-1".to_owned()),
+        raft_leader: Some("pg-2".to_owned()),
+        term: Some(12),
+        epoch: Some(Epoch(7)),
+        timeline: Some(rhone_pgctl::wal::Timeline::new(5)),
+        paused: false,
+        writable: true,
+        sync: SyncStatus {
+            mode: SyncMode::Quorum,
+            required: 1,
+            members: vec!["pg-2".to_owned(), "pg-3".to_owned()],
+        },
+        failover_would_lose: Some("nothing".to_owned()),
+        members: vec![pg1, pg2, pg3, wit],
+        warnings: vec!["only pg-2 can take over until pg-3 has rejoined".to_owned()],
+    }
+}
+
+/// Two changes of primary.
+pub(crate) fn history() -> Vec<HistoryEntry> {
+    vec![
+        HistoryEntry {
+            time: Some(WallTime::from_ms(1_795_245_180_123)),
+            to: Some("pg-3".to_owned()),
+            epoch: Epoch(2),
+            timeline: Some(rhone_pgctl::wal::Timeline::new(1)),
+            reason: "founded".to_owned(),
+            ..HistoryEntry::default()
+        },
+        HistoryEntry {
+            time: Some(WallTime::from_ms(1_795_245_480_000)),
+            from: Some("pg-3".to_owned()),
+            to: Some("pg-1".to_owned()),
+            epoch: Epoch(7),
+            timeline: Some(rhone_pgctl::wal::Timeline::new(5)),
+            switch_lsn: "0/5A00F70".parse().ok(),
+            reason: "primary_silent".to_owned(),
+            seconds_without_primary: Some(1.87),
+            lost: Some("nothing".to_owned()),
+        },
+    ]
+}
+
+impl Operator for FakeOperator {
+    async fn status(&self) -> Result<ClusterStatus, OperatorError> {
+        Ok(status())
+    }
+
+    async fn explain(&self) -> Result<Explanation, OperatorError> {
+        Ok(Explanation {
+            decided_by: Some("pg-2".to_owned()),
+            decision: "nothing to do".to_owned(),
+            reason: "primary_healthy".to_owned(),
+            details: vec!["pg-1 was renewed 0.1 s ago".to_owned()],
+            members: vec![MemberDecision {
+                name: "pg-3".to_owned(),
+                decision: "rewind from pg-1".to_owned(),
+                reason: Some("forked".to_owned()),
+            }],
+        })
+    }
+
+    async fn history(&self) -> Result<Vec<HistoryEntry>, OperatorError> {
+        Ok(history())
+    }
+
+    async fn switchover(&self, request: SwitchoverRequest) -> Result<SwitchoverReply, OperatorError> {
+        let to = request.to.clone();
+        self.seen.lock().expect("no test panics while holding it").push(request);
+        if let Some(refusal) = &self.refusal {
+            return Err(refusal.clone());
+        }
+        Ok(SwitchoverReply {
+            from: Some("pg-1".to_owned()),
+            to: to.or(Some("pg-2".to_owned())),
+            epoch: Some(Epoch(8)),
+            seconds_without_primary: Some(0.34),
+            finished: true,
+        })
+    }
+
+    async fn pause(&self, _paused: bool) -> Result<(), OperatorError> {
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,360 @@
+//! Tables of `decide::cluster`: who is elected, what is waited for, when an epoch is opened.
+#![allow(
+    clippy::pedantic,
+    clippy::panic,
+    clippy::double_ended_iterator_last,
+    clippy::manual_is_multiple_of,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test over fixed small sets: what is out of range should panic"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rhone::decide::{self, ClusterDecision};
+use rhone::view::{ClusterView, Heard, Instance, Moment, Received, Report, Revoked, VoterReport};
+use rhone_consensus::command::{
+    ClusterCommand, Grant, Handover, Member, MemberKind, PrepareReason, WallTime,
+};
+use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use rhone_consensus::policy::PolicyKind;
+use rhone_consensus::settings::Settings;
+use rhone_consensus::state::ClusterState;
+use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
+
+const NOW: u64 = 1_000_000;
+
+fn ms(ago: u64) -> Moment {
+    Moment((NOW - ago) * 1_000_000)
+}
+
+fn id(name: &str) -> NodeId {
+    NodeId(name.trim_start_matches('n').parse().expect("a member such as n1"))
+}
+
+fn policy(text: &str) -> PolicyKind {
+    match text.split_once(' ') {
+        Some(("async", lag)) => PolicyKind::Async { max_lag: lag.parse().expect("bytes") },
+        Some(("any1", standbys)) => {
+            PolicyKind::Quorum { required: 1, standbys: standbys.split(' ').map(id).collect() }
+        }
+        _ => PolicyKind::Alone,
+    }
+}
+
+fn prepare(reason: PrepareReason) -> ClusterCommand {
+    ClusterCommand::Prepare { reason, at: WallTime(0) }
+}
+
+/// n1 to n5 (n5 has priority 0); n1 owns epoch 4, established on timeline 2 from 1:0/10.
+fn established(kind: &str) -> ClusterState {
+    let members = (1..=5).map(|n| Member {
+        node: NodeId(n),
+        name: format!("n{n}"),
+        kind: MemberKind::Data,
+        incarnation: Incarnation(1),
+        address: String::new(),
+        postgres: String::new(),
+        http: String::new(),
+        priority: if n == 5 { 0 } else { 1 },
+    });
+    let mut state = ClusterState::default();
+    let commands = [
+        (
+            1,
+            ClusterCommand::Found {
+                cluster: "main".to_owned(),
+                founder: NodeId(1),
+                members: members.collect(),
+                settings: Settings::default(),
+            },
+        ),
+        (2, ClusterCommand::SetSystemId(SystemId::new(7))),
+        (4, prepare(PrepareReason::Founding)),
+        (5, grant(4, 1, "1:0/10", 2, kind)),
+        (
+            6,
+            ClusterCommand::Established {
+                epoch: Epoch(4),
+                timeline: Timeline::new(2),
+                switch: Lsn::new(0x10),
+                gap_ms: 0,
+                at: WallTime(0),
+            },
+        ),
+    ];
+    for (index, command) in commands {
+        state.apply(LogIndex(index), &command);
+        assert_eq!(state.broken_invariant(), None);
+    }
+    state
+}
+
+fn grant(epoch: u64, owner: u64, base: &str, timeline: u32, kind: &str) -> ClusterCommand {
+    ClusterCommand::Grant(Grant {
+        epoch: Epoch(epoch),
+        owner: NodeId(owner),
+        base: base.parse().expect("a position"),
+        timeline: Timeline::new(timeline),
+        policy: policy(kind),
+        evidence: Vec::new(),
+        lost: None,
+    })
+}
+
+fn report() -> Report {
+    Report {
+        instance: Instance::Unknown,
+        activity: None,
+        voter: VoterReport::default(),
+        promise: Epoch(0),
+        leaving: false,
+        down: None,
+        system_id: None,
+        highest_timeline: Timeline::new(2),
+        lease_left_ms: None,
+        version: None,
+        note: None,
+    }
+}
+
+fn standby(position: WalPosition) -> Instance {
+    Instance::Standby { position, upstream: None, streaming: true, idle_ms: 0, wal_gone: false }
+}
+
+fn describe(decision: &ClusterDecision) -> String {
+    match decision {
+        ClusterDecision::Propose(ClusterCommand::Grant(g)) => {
+            let lost = g.lost.map(|(from, to)| format!(", lost {from} to {to}")).unwrap_or_default();
+            format!("grant n{} at {}, timeline {}{lost}", g.owner.0, g.base, g.timeline)
+        }
+        ClusterDecision::Propose(ClusterCommand::Prepare { reason, .. }) => format!("prepare: {reason}"),
+        ClusterDecision::Propose(ClusterCommand::SetHandover(_)) => "hand over".to_owned(),
+        ClusterDecision::Propose(ClusterCommand::Established { epoch, .. }) => format!("established {epoch}"),
+        ClusterDecision::Propose(other) => format!("{other:?}"),
+        ClusterDecision::Revoke { members, wait, .. } => {
+            let names: Vec<String> = members.iter().map(|m| format!("n{}", m.0)).collect();
+            format!("ask {}; {wait}", names.join(" "))
+        }
+        ClusterDecision::Wait(wait) => wait.to_string(),
+    }
+}
+
+fn decide(
+    state: &ClusterState,
+    voters: &[BTreeSet<NodeId>],
+    reports: BTreeMap<NodeId, Report>,
+    revoked: &BTreeMap<NodeId, (Moment, Revoked)>,
+    granted_ms: u64,
+) -> String {
+    let reports = reports.into_iter().map(|(id, report)| (id, Received { at: ms(100), report })).collect();
+    let view = ClusterView { state, voters, reports: &reports, revoked, granted_since: Some(ms(granted_ms)) };
+    describe(&decide::cluster(&view, ms(0)))
+}
+
+/// Epoch 8 is being prepared. Each part is `nX position`, with `unable`, `empty` or `late`; `aged` (the
+/// voters n1 to n3 hold the Prepare and the lease has aged), `heard LSN [n..]`, `live nX`.
+#[track_caller]
+fn elects(kind: &str, input: &str, expected: &str) {
+    let mut state = established(kind);
+    state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 1600 }));
+    assert_eq!(elect_in(&state, input), expected, "{kind}: {input}");
+}
+
+fn elect_in(state: &ClusterState, input: &str) -> String {
+    let epoch = state.epoch;
+    let mut reports = BTreeMap::new();
+    let mut revoked = BTreeMap::new();
+    for part in input.split(" | ") {
+        let words: Vec<&str> = part.split(' ').collect();
+        match words[0] {
+            "aged" => (2..=3).for_each(|n| {
+                reports.entry(NodeId(n)).or_insert_with(report).voter.aged_for = Some(epoch);
+            }),
+            "heard" => {
+                for name in &words[2..] {
+                    let lsn = words[1].parse().expect("an LSN");
+                    reports.entry(id(name)).or_insert_with(report).voter.heard =
+                        Some(Heard { epoch: Epoch(4), lsn });
+                }
+            }
+            "live" => {
+                reports.entry(id(words[1])).or_insert_with(report);
+            }
+            name => {
+                let answer = Revoked {
+                    epoch,
+                    position: words[1].parse().ok(),
+                    able: !words.contains(&"unable"),
+                    highest_timeline: Timeline::new(2),
+                };
+                let ago = if words.contains(&"late") { 10 } else { 1000 };
+                revoked.insert(id(name), (ms(ago), answer));
+            }
+        }
+    }
+    let voters = [(1..=3).map(NodeId).collect()];
+    decide(state, &voters, reports, &revoked, 0)
+}
+
+#[test]
+fn elects_whoever_has_the_most_once_nobody_else_can_serve() {
+    let check = |input, expected| elects("async 16", input, expected);
+    check("n2 2:0/20", "ask n1; the last primary's lease has aged at 0 voters, 2 are needed");
+    check("n2 empty | aged", "ask n1 n3 n4 n5; no member that answered may be promoted");
+    check("n2 2:0/20 | aged | heard 0/20 n2 n3", "grant n2 at 2:0/20, timeline 3");
+}
+
+#[test]
+fn a_cover_and_the_lag_gate_come_before_any_grant() {
+    let check = |input, expected: &str| {
+        let mut state = established("async 16");
+        state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 1600 }));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{input}: {found}");
+    };
+    check("n2 2:0/20 | aged | heard 0/20 n2 n3", "grant n2 at 2:0/20, timeline 3");
+    check("n2 2:0/20 | n3 2:0/21 | aged | heard 0/20 n2 n3", "grant n3 at 2:0/21, timeline 3");
+    check("n2 1:0/99 | n3 2:0/20 | aged | heard 0/20 n2 n3", "grant n3 at 2:0/20, timeline 3"); // epoch first
+    check("n2 2:0/20 | n3 9:0/99 | aged | heard 0/20 n2 n3", "grant n2 at 2:0/20, timeline 3"); // foreign
+    check("n2 2:0/18 | aged | heard 0/20 n2 n3", "grant n2 at 2:0/18, timeline 3, lost 0/18 to 0/20");
+    check("n2 2:0/18 | aged | heard 0/29 n2 n3", "lacks 17 bytes, the setting allows 16");
+    check("n2 2:0/20 | aged | heard 0/20 n2", "no voter remembers how far the last primary was"); // one of three
+    check("n2 2:0/20 | aged", "no voter remembers how far the last primary was");
+    check("n2 1:0/30 | aged | heard 0/20 n2 n3", "grant n2 at 1:0/30, timeline 3, lost 0/10 to 0/20"); // forked at 0/10
+    check("n2 1:0/30 | aged | heard 0/21 n2 n3", "lacks 17 bytes, the setting allows 16"); // not 0 bytes
+    check("n1 2:0/20", "grant n1 at 2:0/20, timeline 3"); // the owner itself: no lease, no memory needed
+    check("n1 2:0/20 | n2 2:0/20", "grant n2 at 2:0/20, timeline 3"); // a standby runs already
+    check("n1 2:0/21 | n2 2:0/20", "grant n1 at 2:0/21, timeline 3");
+    check("n1 2:0/28 unable | n2 2:0/20", "grant n2 at 2:0/20, timeline 3, lost 0/20 to 0/28");
+    check("n2 2:0/20 | n5 2:0/20 | aged | heard 0/20 n2 n3", "grant n2 at 2:0/20, timeline 3"); // priority 0
+    check("n5 2:0/20 | aged | heard 0/20 n2 n3", "no member that answered may be promoted");
+    check("n2 empty | aged | heard 0/20 n2 n3", "no member that answered may be promoted");
+    check("n2 2:0/20 late | live n4 | aged | heard 0/20 n2 n3", "a short while for 2 more members to answer");
+    check("n2 2:0/18 | live n1 | aged | heard 0/20 n2 n3", "a short while for 1 more members to answer"); // the owner lives
+    check("n2 empty | n1 2:0/20 unable | aged", "no member that answered may be promoted");
+}
+
+#[test]
+fn evidence_alone_decides_where_commits_wait_for_standbys() {
+    let check = |kind, input, expected: &str| {
+        let mut state = established(kind);
+        state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 600 }));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{kind}: {input}: {found}");
+    };
+    check("any1 n2 n3", "n2 2:0/20", "the last primary's lease has aged at 0 voters, 2 are needed");
+    check("any1 n2 n3", "n2 2:0/20 | aged", "1 members answered; they may not hold every commit of epoch 4");
+    check("any1 n2 n3", "n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21, timeline 3"); // no clock asked
+    check("any1 n2 n3", "n2 2:0/20 | n3 9:0/21 | aged", "they may not hold every commit of epoch 4"); // foreign
+    check("any1 n2 n3", "n2 2:0/20 | n3 empty | aged", "they may not hold every commit of epoch 4");
+    check("any1 n2 n3", "n2 2:0/20 | n3 2:0/21 unable | aged", "cannot be promoted holds more, up to 2:0/21");
+    check("alone", "n2 2:0/20 | n3 2:0/20 | aged", "they may not hold every commit of epoch 4");
+    check("alone", "n1 2:0/20", "grant n1 at 2:0/20, timeline 3");
+}
+
+#[test]
+fn an_answer_that_was_of_no_use_is_asked_for_again() {
+    let mut state = established("async 16");
+    state.apply(LogIndex(8), &prepare(PrepareReason::Switchover));
+    let answer = Revoked { epoch: Epoch(8), position: None, able: true, highest_timeline: Timeline::new(2) };
+    let ask = |ago| {
+        let revoked = (1..=5).map(|n| (NodeId(n), (ms(ago), answer.clone()))).collect();
+        decide(&state, &[(1..=3).map(NodeId).collect()], BTreeMap::new(), &revoked, 0)
+    };
+    assert_eq!(ask(100), "no member that answered may be promoted");
+    assert_eq!(ask(2500), "ask n1 n2 n3 n4 n5; no member that answered may be promoted");
+}
+
+#[test]
+fn a_promotion_that_failed_is_not_tried_again_before_the_others() {
+    let mut state = established("async 16");
+    let reason = || PrepareReason::OwnerDown { detail: "no".to_owned() };
+    for (index, owner, timeline) in [(8, 2, 3), (10, 3, 4)] {
+        state.apply(LogIndex(index), &prepare(reason()));
+        state.apply(LogIndex(index + 1), &grant(index, owner, "2:0/20", timeline, "async 16"));
+    }
+    state.apply(LogIndex(12), &prepare(reason()));
+    let all = "n1 2:0/20 | n2 2:0/20 | n3 2:0/20 | n4 2:0/20";
+    assert!(elect_in(&state, all).ends_with("grant n1 at 2:0/20, timeline 5"), "{}", elect_in(&state, all));
+    let two = "n2 2:0/20 | n3 2:0/20";
+    assert!(elect_in(&state, two).ends_with("grant n2 at 2:0/20, timeline 5"), "{}", elect_in(&state, two));
+}
+
+/// What the owner n1 says (`down`, `leaving`, `clean`, `open`), for how long the voters heard nothing
+/// and for how long the Grant is known.
+fn watch(state: &ClusterState, says: &str, silent: [u64; 3], granted_ms: u64) -> String {
+    let mut reports: BTreeMap<NodeId, Report> = (1..=3).map(|n| (NodeId(n), report())).collect();
+    for (voter, silent) in (1..=3).map(NodeId).zip(silent) {
+        let report = reports.get_mut(&voter).expect("a voter");
+        report.voter.silent_ms = Some(silent);
+        report.instance = standby(WalPosition::new(Timeline::new(2), Lsn::new(0x20)));
+    }
+    let epoch = state.epoch;
+    let owner = reports.get_mut(&NodeId(1)).expect("the owner");
+    let position = WalPosition::new(Timeline::new(2), Lsn::new(0x30));
+    owner.instance = Instance::Primary { epoch, position, gate_open: true };
+    for word in says.split_whitespace() {
+        match word {
+            "down" => owner.down = Some((epoch, "postgres is not running".to_owned())),
+            "stale" => owner.down = Some((Epoch(3), "postgres is not running".to_owned())),
+            "leaving" => owner.leaving = true,
+            "clean" => {
+                owner.instance = Instance::Stopped { position: Some(position), clean: true, primary: true };
+            }
+            "standby" => owner.instance = standby(position),
+            other => panic!("{other}"),
+        }
+    }
+    decide(state, &[(1..=3).map(NodeId).collect()], reports, &BTreeMap::new(), granted_ms)
+}
+
+#[test]
+fn an_epoch_is_opened_for_a_cause_and_for_nothing_else() {
+    let calm = [0, 0, 0];
+    let state = established("async 16");
+    let check = |says, silent, expected: &str| {
+        assert_eq!(watch(&state, says, silent, 60_000), expected, "{says} {silent:?}");
+    };
+    check("", calm, "all is well");
+    check("stale", calm, "all is well"); // down in an older epoch
+    check("down", calm, "prepare: owner_down: postgres is not running");
+    check("leaving", calm, "hand over");
+    check("clean", calm, "all is well"); // no handover: the owner says itself that it is down
+    check("", [0, 1600, 0], "1 of the voters hear no renewal");
+    check("", [0, 1600, 1500], "2 of the voters hear no renewal"); // not aged yet
+    check("", [0, 1600, 1700], "prepare: owner_silent for 1700 ms");
+
+    let mut paused = established("async 16");
+    paused.apply(LogIndex(7), &ClusterCommand::SetPaused(true));
+    assert_eq!(watch(&paused, "down", calm, 60_000), "paused: would fail over otherwise");
+    let handover = Handover { epoch: Epoch(4), to: Some(NodeId(2)), leaving: false };
+    paused.apply(LogIndex(8), &ClusterCommand::SetHandover(Some(handover)));
+    assert_eq!(watch(&paused, "", calm, 60_000), "the primary shuts down in order");
+    assert_eq!(watch(&paused, "clean", calm, 60_000), "prepare: switchover");
+    // A person asked for this epoch to end.
+    assert_eq!(watch(&paused, "down", calm, 60_000), "prepare: owner_down: postgres is not running");
+}
+
+#[test]
+fn silence_is_held_against_an_owner_only_from_its_own_grant_on() {
+    let mut state = established("async 16");
+    state.apply(LogIndex(8), &prepare(PrepareReason::Operator));
+    state.apply(LogIndex(9), &grant(8, 1, "2:0/20", 3, "async 16"));
+    let silent = [9000, 9000, 9000]; // since the last renewal of the owner before
+    assert_eq!(watch(&state, "standby", silent, 100), "the new primary is being promoted");
+    assert_eq!(watch(&state, "standby", silent, 1600), "prepare: owner_silent for 1600 ms");
+    // One that renews and gets nowhere is replaced when somebody else has as much.
+    assert_eq!(watch(&state, "standby", [0; 3], 29_000), "the new primary is being promoted");
+    let slow = "prepare: owner_down: not primary 31 s after the grant";
+    assert_eq!(watch(&state, "standby", [0; 3], 31_000), slow);
+    // The first failure is answered at once, the third is not.
+    assert_eq!(watch(&state, "down", [0; 3], 0), "prepare: owner_down: postgres is not running");
+    for index in [10, 12] {
+        state.apply(LogIndex(index), &prepare(PrepareReason::Operator));
+        state.apply(LogIndex(index + 1), &grant(index, 1, "2:0/20", index as u32, "async 16"));
+    }
+    let waits = "3 promotions in a row failed; the next attempt waits a while";
+    assert_eq!(watch(&state, "down", [0; 3], 0), waits);
+    assert_eq!(watch(&state, "down", [0; 3], 5000), "prepare: owner_down: postgres is not running");
+}

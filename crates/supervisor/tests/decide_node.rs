@@ -1,0 +1,283 @@
+//! The whole table of `decide::node`: each combination of a closed set of cases.
+//! `UPDATE_EXPECT=1` writes it anew.
+#![allow(
+    clippy::pedantic,
+    clippy::panic,
+    clippy::double_ended_iterator_last,
+    clippy::manual_is_multiple_of,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test over fixed small sets: what is out of range should panic"
+)]
+
+use std::fmt::Write as _;
+
+use expect_test::expect_file;
+use rhone::decide::{self, Effect, NodeDecision};
+use rhone::view::{Instance, Moment, NodeView};
+use rhone_consensus::command::{
+    ClusterCommand, Grant, Handover, Member, MemberKind, PrepareReason, WallTime,
+};
+use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use rhone_consensus::policy::PolicyKind;
+use rhone_consensus::settings::Settings;
+use rhone_consensus::state::{ClusterState, Phase};
+use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
+
+const ME: NodeId = NodeId(1);
+const OTHER: NodeId = NodeId(2);
+
+fn at(timeline: u32, lsn: u64) -> WalPosition {
+    WalPosition::new(Timeline::new(timeline), Lsn::new(lsn))
+}
+
+/// Epoch 4 is established on timeline 2 by the first owner; epoch 8 goes on from 2:0/20 on timeline 3.
+fn state(case: &str) -> ClusterState {
+    let mut state = ClusterState::default();
+    let mut apply = |index, command| {
+        state.apply(LogIndex(index), &command);
+        assert_eq!(state.broken_invariant(), None);
+    };
+    if case == "not founded" {
+        return state;
+    }
+    let member = |node: NodeId| Member {
+        node,
+        name: node.to_string(),
+        kind: MemberKind::Data,
+        incarnation: Incarnation(1),
+        address: String::new(),
+        postgres: String::new(),
+        http: String::new(),
+        priority: 1,
+    };
+    apply(
+        1,
+        ClusterCommand::Found {
+            cluster: "main".to_owned(),
+            founder: ME,
+            members: vec![member(ME), member(OTHER)],
+            settings: Settings::default(),
+        },
+    );
+    if case == "founded" {
+        return state;
+    }
+    apply(2, ClusterCommand::SetSystemId(SystemId::new(7)));
+    let prepare = || ClusterCommand::Prepare { reason: PrepareReason::Operator, at: WallTime(0) };
+    let grant = |epoch, owner, base, timeline| {
+        ClusterCommand::Grant(Grant {
+            epoch: Epoch(epoch),
+            owner,
+            base,
+            timeline: Timeline::new(timeline),
+            policy: PolicyKind::Async { max_lag: 0 },
+            evidence: Vec::new(),
+            lost: None,
+        })
+    };
+    let established = |epoch, timeline, switch| ClusterCommand::Established {
+        epoch: Epoch(epoch),
+        timeline: Timeline::new(timeline),
+        switch: Lsn::new(switch),
+        gap_ms: 0,
+        at: WallTime(0),
+    };
+    let mine = case.starts_with("mine") || case.starts_with("preparing");
+    let (first, second) = if mine { (OTHER, ME) } else { (ME, OTHER) };
+    apply(4, prepare());
+    apply(5, grant(4, first, at(1, 0x10), 2));
+    apply(6, established(4, 2, 0x10));
+    apply(8, prepare());
+    if case == "preparing" {
+        return state;
+    }
+    apply(9, grant(8, second, at(2, 0x20), 3));
+    if case.ends_with("granted") {
+        return state;
+    }
+    apply(10, established(8, 3, 0x20));
+    if case.ends_with("handover") {
+        apply(11, ClusterCommand::SetHandover(Some(Handover { epoch: Epoch(8), to: None, leaving: false })));
+    }
+    state
+}
+
+const STATES: [&str; 8] = [
+    "not founded",
+    "founded",
+    "preparing",
+    "mine, granted",
+    "mine, established",
+    "mine, handover",
+    "other's, granted",
+    "other's, established",
+];
+
+fn instances() -> Vec<(&'static str, Instance)> {
+    let stopped = |position, clean, primary| Instance::Stopped { position, clean, primary };
+    let standby = |position, upstream, streaming, wal_gone| Instance::Standby {
+        position,
+        upstream,
+        streaming,
+        idle_ms: if wal_gone { 60_000 } else { 0 },
+        wal_gone,
+    };
+    let primary = |epoch, position, gate_open| Instance::Primary { epoch: Epoch(epoch), position, gate_open };
+    vec![
+        ("unknown", Instance::Unknown),
+        ("absent", Instance::Absent),
+        ("unusable", Instance::Unusable("foreign".to_owned())),
+        ("stopped at ?", stopped(None, false, false)),
+        ("stopped at 2:0/20", stopped(Some(at(2, 0x20)), false, true)),
+        ("stopped in order at 3:0/30", stopped(Some(at(3, 0x30)), true, true)),
+        ("stopped at 2:0/28", stopped(Some(at(2, 0x28)), false, true)),
+        ("stopped at 9:0/20", stopped(Some(at(9, 0x20)), false, true)),
+        ("starting", Instance::Starting),
+        ("standby at 2:0/20", standby(at(2, 0x20), None, false, false)),
+        ("standby at 2:0/28", standby(at(2, 0x28), None, false, false)),
+        ("standby at 9:0/20", standby(at(9, 0x20), None, false, false)),
+        ("streams at 3:0/30", standby(at(3, 0x30), Some(OTHER), true, false)),
+        ("starved at 2:0/20", standby(at(2, 0x20), Some(OTHER), false, true)),
+        ("primary of 0", primary(0, at(2, 0x20), true)),
+        ("primary of 4", primary(4, at(2, 0x28), true)),
+        ("primary of 8, closed", primary(8, at(3, 0x28), false)),
+        ("primary of 8, open", primary(8, at(3, 0x28), true)),
+        ("primary of 8 on 5", primary(8, at(5, 0x28), false)),
+        ("primary of 12", primary(12, at(3, 0x28), true)),
+        ("frozen in 8", Instance::Frozen { epoch: Epoch(8) }),
+        ("frozen in 4", Instance::Frozen { epoch: Epoch(4) }),
+        ("hung standby", Instance::Hung { epoch: Epoch(0) }),
+        ("hung in 8", Instance::Hung { epoch: Epoch(8) }),
+        ("hung in 4", Instance::Hung { epoch: Epoch(4) }),
+    ]
+}
+
+struct Case {
+    promise: u64,
+    revoke: Option<u64>,
+    leaving: bool,
+    guardian: bool,
+    unfinished: bool,
+    copied: bool,
+}
+
+/// What must hold of every row.
+fn properties(view: &NodeView<'_>, decision: &NodeDecision, row: &str) {
+    let state = view.state;
+    let mine = state.current_grant().is_some_and(|g| g.owner == view.me && g.epoch == view.promise);
+    let written = match view.instance {
+        Instance::Primary { epoch, .. } | Instance::Frozen { epoch } => Some(*epoch),
+        Instance::Hung { epoch } if epoch.0 > 0 => Some(*epoch),
+        _ => None,
+    };
+    if let Some(epoch) = written {
+        let entitled = epoch >= view.promise
+            && view.guardian
+            && (epoch > state.epoch
+                || state.current_grant().is_some_and(|g| g.owner == view.me && g.epoch == epoch));
+        let fenced = matches!(decision, NodeDecision::Act(Effect::Fence, ..));
+        assert!(entitled || fenced, "a primary that is not entitled goes on: {row}");
+    }
+    let NodeDecision::Act(effect, epoch, _) = decision else { return };
+    match effect {
+        Effect::Promote | Effect::OpenGate | Effect::Start(None) => {
+            assert!(mine && view.guardian, "{row}");
+            assert_eq!((*epoch, state.epoch), (view.promise, view.promise), "{row}");
+        }
+        Effect::Rewind(_) | Effect::Clone(_) => {
+            assert_eq!(state.phase, Phase::Established, "copies while an election runs: {row}");
+            assert!(written.is_none() && view.promise <= *epoch, "{row}");
+        }
+        Effect::Start(Some(to)) | Effect::Follow(to) => {
+            assert!(
+                state.current_grant().is_some_and(|g| g.owner == *to && g.epoch >= view.promise),
+                "{row}"
+            );
+            assert!(!view.leaving && view.unfinished.is_none(), "{row}");
+        }
+        Effect::Revoke => assert!(*epoch >= view.promise && view.revoke == Some(*epoch), "{row}"),
+        Effect::InitDb => assert!(state.system_id.is_none() && state.founder == Some(view.me), "{row}"),
+        Effect::Fence | Effect::HandOver | Effect::Stop => {}
+    }
+    if !matches!(effect, Effect::Fence | Effect::Revoke) {
+        assert!(*epoch >= view.promise, "an effect below the promise: {row}");
+    }
+}
+
+fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> String {
+    let view = NodeView {
+        state,
+        me: ME,
+        instance,
+        promise: Epoch(case.promise),
+        unfinished: case.unfinished.then_some(Epoch(4)),
+        copied: case.copied,
+        revoke: case.revoke.map(Epoch),
+        running: None,
+        leaving: case.leaving,
+        leave_now: false,
+        behind: false,
+        guardian: case.guardian,
+        rewinds_failed: 0,
+        start_failed: None,
+    };
+    let decision = decide::node(&view, Moment(0));
+    let mut text = format!("{name:<27} promise {:<3}", case.promise);
+    text += &case.revoke.map_or(String::new(), |asked| format!("revoke {asked} "));
+    for (word, holds) in [
+        ("leaving ", case.leaving),
+        ("no-guardian ", !case.guardian),
+        ("unfinished ", case.unfinished),
+        ("copied ", case.copied),
+    ] {
+        text += if holds { word } else { "" };
+    }
+    properties(&view, &decision, &text);
+    let made = match decision {
+        NodeDecision::Act(effect, epoch, reason) => {
+            let to = match effect {
+                Effect::Start(Some(to)) | Effect::Follow(to) | Effect::Rewind(to) | Effect::Clone(to) => {
+                    format!(" n{}", to.0)
+                }
+                _ => String::new(),
+            };
+            format!("{}{to} in {epoch}: {reason}", effect.code())
+        }
+        NodeDecision::Rest(reason) => format!("- {reason}"),
+    };
+    let down = decide::down(&view).map(|(_, why)| format!(" [down: {why}]")).unwrap_or_default();
+    format!("{text:<62} {made}{down}")
+}
+
+#[test]
+fn each_combination_is_decided_as_the_golden_table_says() {
+    let mut table = String::new();
+    for case in STATES {
+        let state = state(case);
+        writeln!(table, "== {case}").expect("write");
+        for (name, instance) in instances() {
+            for promise in [0, 4, 8, 12] {
+                for revoke in [None, Some(8), Some(12)] {
+                    for (leaving, guardian, unfinished, copied) in [
+                        (false, true, false, false),
+                        (true, true, false, false),
+                        (false, false, false, false),
+                        (false, true, true, false),
+                        (false, true, false, true),
+                    ] {
+                        let case = Case { promise, revoke, leaving, guardian, unfinished, copied };
+                        let row = row(&state, name, &instance, &case);
+                        // All are checked; those that differ from the plain case in one thing are kept.
+                        let plain = !leaving && guardian && !unfinished && !copied;
+                        let kept = plain || case.revoke.is_none() && (!copied || name == "stopped at ?");
+                        if kept {
+                            writeln!(table, "{}", row.trim_end()).expect("write");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    expect_file!["golden/decide_node.txt"].assert_eq(&table);
+}

@@ -1,0 +1,122 @@
+//! Random walks through the small world: what may never happen does not, and after the faults
+//! stop everything streams again.
+#![allow(
+    clippy::pedantic,
+    clippy::panic,
+    clippy::double_ended_iterator_last,
+    clippy::manual_is_multiple_of,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test over fixed small sets: what is out of range should panic"
+)]
+
+mod world;
+
+use world::{Mutant, World};
+
+/// Runs one seed; returns what went wrong.
+fn walk(sync: bool, mutant: Mutant, seed: u64) -> Result<(), (String, Vec<String>)> {
+    let mut world = World::new(sync, mutant, Some(seed));
+    for _ in 0..60 {
+        world.tick();
+    }
+    for _ in 0..150 {
+        fault(&mut world);
+        for node in 0..3 {
+            if world.draw(3) == 1 {
+                world.write(node);
+            }
+        }
+        world.tick();
+        if let Some(violation) = &world.violation {
+            return Err((violation.clone(), world.trace));
+        }
+    }
+    world.cut.clear();
+    world.calm();
+    for node in 0..3 {
+        if world.nodes[node].leaving {
+            world.crash(node);
+        }
+        world.start(node);
+    }
+    for _ in 0..1500 {
+        world.tick();
+        if let Some(violation) = &world.violation {
+            return Err((violation.clone(), world.trace));
+        }
+        if world.converged() {
+            return Ok(());
+        }
+    }
+    let end = world.describe();
+    world.trace.push(end);
+    Err(("does not come to rest".to_owned(), world.trace))
+}
+
+fn fault(world: &mut World) {
+    let node = world.draw(3) as usize;
+    match world.draw(120) {
+        0..2 => world.crash(node),
+        2..8 => world.start(node),
+        8..10 => world.kill_postgres(node),
+        10..12 => world.restart_supervisor(node),
+        12 => world.leave(node, false),
+        13 if world.nodes[node].leaving => world.leave(node, true),
+        14..16 => world.switchover(node),
+        16..20 => {
+            let other = (node + 1) % 3;
+            world.cut.insert((node.min(other), node.max(other)));
+        }
+        20..22 => {
+            for other in 0..3 {
+                world.cut.insert((node.min(other), node.max(other)));
+            }
+        }
+        22..27 => world.cut.clear(),
+        27..30 => world.lead_by(node),
+        30 => world.fail_over(),
+        _ => {}
+    }
+}
+
+fn explore(sync: bool, mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<(u64, String, Vec<String>)> {
+    seeds.into_iter().find_map(|seed| walk(sync, mutant, seed).err().map(|(what, trace)| (seed, what, trace)))
+}
+
+#[track_caller]
+fn check(sync: bool) {
+    let seeds = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = seeds.map_or(1..1000, |seed: u64| seed..seed + 1);
+    if let Some((seed, what, trace)) = explore(sync, Mutant::None, seeds) {
+        panic!("SEED={seed}: {what}\n{}", trace.join("\n"));
+    }
+}
+
+#[test]
+fn nothing_beyond_the_bound_is_lost_in_asynchronous_mode() {
+    check(false);
+}
+
+#[test]
+fn no_acknowledged_commit_is_lost_in_synchronous_mode() {
+    check(true);
+}
+
+#[test]
+fn each_rule_left_out_is_noticed() {
+    let mut unnoticed = Vec::new();
+    for (sync, mutant) in [
+        (false, Mutant::LeaseIgnored),
+        (false, Mutant::NoLagGate),
+        (false, Mutant::AnswersStay),
+        (true, Mutant::NoCover),
+        (true, Mutant::StreamsOn),
+    ] {
+        match explore(sync, mutant, 1..600) {
+            Some((seed, what, _)) => println!("{mutant:?}: seed {seed}: {what}"),
+            None => unnoticed.push(mutant),
+        }
+    }
+    assert!(unnoticed.is_empty(), "unnoticed: {unnoticed:?}");
+}

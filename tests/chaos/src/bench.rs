@@ -1,0 +1,446 @@
+//! The benchmark: how long writes are away after each fault, and what an idle member costs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::binary;
+use crate::checker;
+use crate::clock::{Moment, wall_seconds};
+use crate::cluster::{Cluster, LIMIT, PowerLoss, Spec};
+use crate::history::ClientKind;
+use crate::namespace::Means;
+use crate::process::{self, Owned, Signal};
+use crate::scenario::{hold, report};
+use crate::stats::{Sample, seconds, table};
+use crate::workload::{Plan, Workload};
+
+/// A fault that the benchmark measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
+pub enum Fault {
+    /// The primary's node loses its power; connections are reset.
+    PowerLossResets,
+    /// The same, and nobody is told.
+    PowerLossBlackHole,
+    /// The primary's postmaster is killed.
+    PostmasterKilled,
+    /// `rhone switchover`.
+    Switchover,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::PowerLossResets, Self::PowerLossBlackHole, Self::PostmasterKilled, Self::Switchover];
+
+    /// What issue 2 asks of a member's client in asynchronous mode, as p50 or p50/p99, in seconds.
+    fn goal(self) -> &'static str {
+        match self {
+            Self::PowerLossResets | Self::PowerLossBlackHole => "2.2/4.4",
+            Self::PostmasterKilled => "0.6",
+            Self::Switchover => "0.4",
+        }
+    }
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PowerLossResets => "power loss, resets",
+            Self::PowerLossBlackHole => "power loss, black hole",
+            Self::PostmasterKilled => "postmaster killed",
+            Self::Switchover => "switchover",
+        }
+    }
+}
+
+const PER_MEMBER: &str = "per member";
+const MULTI_HOST: &str = "multi-host";
+
+/// What the benchmark is asked for.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Runs of each fault.
+    pub runs: u32,
+    /// Which faults.
+    pub faults: Vec<Fault>,
+    /// What kind of cluster.
+    pub spec: Spec,
+    /// How long an idle cluster is watched; zero for not at all.
+    pub idle: Duration,
+}
+
+/// One figure: a fault as one kind of client saw it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// The fault's name.
+    pub fault: &'static str,
+    /// `per member` or `multi-host`.
+    pub client: &'static str,
+    /// The most that p50, or p50/p99, may be for the client beside each member.
+    pub goal: &'static str,
+    /// How many runs.
+    pub n: usize,
+    /// Seconds without writes: median.
+    pub p50: Option<f64>,
+    /// Seconds without writes: 99th percentile, by nearest rank.
+    pub p99: Option<f64>,
+    /// Seconds without writes: the longest.
+    pub worst: Option<f64>,
+    /// Acknowledged rows that were lost, over all runs.
+    pub rows_lost: usize,
+    /// The machine's 1-minute load average before the first run and after the last one.
+    pub load: [f64; 2],
+}
+
+/// What one idle member costs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Idle {
+    /// The member.
+    pub member: String,
+    /// `primary` or `standby`, and whether it leads Raft.
+    pub role: String,
+    /// Resident memory of supervisor and guardian, KiB; pages shared by both count twice.
+    pub rss_kib: u64,
+    /// Proportional memory of both, KiB; shared pages are split.
+    pub pss_kib: u64,
+    /// CPU time of both, in percent of one core.
+    pub cpu_percent: f64,
+    /// Bytes both sent to the disk.
+    pub write_bytes: u64,
+    /// fsync, fdatasync, `sync_file_range`, `msync` and `syncfs` calls of both; `None` without strace.
+    pub syncs: Option<u64>,
+}
+
+/// All that the benchmark found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// Seconds since the Unix epoch.
+    pub at: u64,
+    /// The machine: kernel, processor, cores, memory.
+    pub machine: String,
+    /// `rhone --version`, and the Postgres.
+    pub versions: Vec<String>,
+    /// How faults are made here, and what is missing.
+    pub means: String,
+    /// Write gaps.
+    pub figures: Vec<Figure>,
+    /// Cost of idling, over `idle_seconds`.
+    pub idle: Vec<Idle>,
+    /// For how long idling was watched.
+    pub idle_seconds: u64,
+    /// What could not be measured here, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Runs the benchmark.
+pub fn run(order: &Order) -> Result<Findings> {
+    let means = Means::detect();
+    let mut findings = Findings {
+        at: wall_seconds(),
+        machine: machine(),
+        versions: versions()?,
+        means: format!("{means:?}{}", means.missing().map(|text| format!(": {text}")).unwrap_or_default()),
+        figures: Vec::new(),
+        idle: Vec::new(),
+        idle_seconds: order.idle.as_secs(),
+        skipped: Vec::new(),
+    };
+    for &fault in &order.faults {
+        if fault == Fault::PowerLossBlackHole && means == Means::Loopback {
+            findings.skipped.push(format!("{}: no network namespaces here", fault.name()));
+            continue;
+        }
+        findings.figures.extend(measure(order, fault)?);
+    }
+    if !order.idle.is_zero() {
+        findings.idle = idle(order, &mut findings.skipped)?;
+    }
+    Ok(findings)
+}
+
+/// Runs one fault often enough, on one cluster.
+fn measure(order: &Order, fault: Fault) -> Result<Vec<Figure>> {
+    let mut cluster = Cluster::start(&order.spec)?;
+    let load_before = load();
+    let mut samples: BTreeMap<&'static str, Sample> = BTreeMap::new();
+    let mut lost = 0;
+    for run in 1..=order.runs {
+        let (gaps, rows) =
+            once(&mut cluster, fault).with_context(|| format!("{}, run {run}", fault.name()))?;
+        lost += rows;
+        let shown: Vec<String> =
+            gaps.iter().map(|(client, gap)| format!("{client} {}", seconds(Some(*gap)))).collect();
+        report(&format!("{} {run}/{}: {}", fault.name(), order.runs, shown.join(", ")));
+        for (client, gap) in gaps {
+            samples.entry(client).or_default().push(gap);
+        }
+    }
+    let load = [load_before, load()];
+    let number = |value: Option<Duration>| value.map(|value| value.as_secs_f64());
+    Ok(samples
+        .into_iter()
+        .map(|(client, sample)| Figure {
+            fault: fault.name(),
+            client,
+            goal: if client == PER_MEMBER { fault.goal() } else { "" },
+            n: sample.count(),
+            p50: number(sample.percentile(50)),
+            p99: number(sample.percentile(99)),
+            worst: number(sample.worst()),
+            rows_lost: lost,
+            load,
+        })
+        .collect())
+}
+
+/// One run: fault, wait for writes, read the gaps, make the cluster whole again.
+fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Duration)>, usize)> {
+    cluster.forget_rows()?;
+    let primary = cluster.wait_whole()?;
+    let workload = cluster.workload(&Plan { patient: false, ..Plan::default() });
+    workload.wait_for(100, LIMIT)?;
+    // The disturbance is over: checkpoints and slots of the last run have settled.
+    hold(Duration::from_millis(500));
+    let at = Moment::now();
+    match fault {
+        Fault::PowerLossResets => cluster.power_loss(primary, PowerLoss::Resets)?,
+        Fault::PowerLossBlackHole => cluster.power_loss(primary, PowerLoss::BlackHole)?,
+        Fault::PostmasterKilled => cluster.node(primary)?.kill_postmaster()?,
+        Fault::Switchover => cluster.switchover((primary + 1) % cluster.members())?,
+    }
+    wait_for_both(&workload, at).with_context(|| cluster.dump())?;
+    let down = matches!(fault, Fault::PowerLossResets | Fault::PowerLossBlackHole);
+    // The clients end before the lost node returns: what it costs to rejoin is not this gap.
+    let history = workload.stop()?;
+    let until = Moment::now();
+    if down {
+        cluster.network().heal()?;
+        cluster.start_node(primary)?;
+    }
+    let now = cluster.wait_whole()?;
+    let rows = cluster.rows(&[])?;
+    let lost = checker::loss(&history, rows.get(&now).context("the primary's rows")?).lost.len();
+    let mut gaps = Vec::new();
+    for (client, kind) in [(PER_MEMBER, ClientKind::Member), (MULTI_HOST, ClientKind::MultiHost)] {
+        let gap = checker::write_gap(&history.acknowledged_to(&[kind]), at, until).context("no writes")?;
+        if gap.after.is_none() && client == PER_MEMBER {
+            bail!("writes never came back: {gap:?}");
+        }
+        gaps.push((client, gap.length));
+    }
+    Ok((gaps, lost))
+}
+
+/// Waits until both kinds of clients have written 50 rows in a row after the fault.
+fn wait_for_both(workload: &Workload, at: Moment) -> Result<()> {
+    loop {
+        let history = workload.so_far();
+        let back = |kind| {
+            let after =
+                history.acknowledged_to(&[kind]).into_iter().filter(|operation| operation.invoked > at);
+            after.count() >= 50
+        };
+        if back(ClientKind::Member) && back(ClientKind::MultiHost) {
+            return Ok(());
+        }
+        if at.elapsed() > LIMIT {
+            bail!("writes did not come back within {LIMIT:?}");
+        }
+        hold(Duration::from_millis(50));
+    }
+}
+
+/// Watches an idle cluster: memory, CPU and bytes first, then system calls, since strace costs CPU.
+fn idle(order: &Order, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
+    let mut cluster = Cluster::start(&order.spec)?;
+    let primary = cluster.wait_whole()?;
+    // Founding and cloning have settled.
+    hold(Duration::from_secs(15));
+    let leader = cluster.raft_leader().ok();
+    let members = cluster.members();
+    let mut pids = Vec::new();
+    for index in 0..members {
+        let node = cluster.node_mut(index)?;
+        let supervisor = node.supervisor().with_context(|| format!("{} has no supervisor", node.name()))?;
+        let guardians = node.guardians();
+        if guardians.is_empty() {
+            bail!("{} has no guardian", node.name());
+        }
+        pids.push([vec![supervisor], guardians].concat());
+    }
+    let sum = |pair: &[u32], read: fn(u32) -> u64| pair.iter().map(|&pid| read(pid)).sum::<u64>();
+    let before: Vec<(u64, u64)> =
+        pids.iter().map(|pair| (sum(pair, ticks), sum(pair, write_bytes))).collect();
+    let start = Moment::now();
+    hold(order.idle);
+    let elapsed = start.elapsed().as_secs_f64();
+    let mut found = Vec::new();
+    for (index, (pair, (ticks_before, bytes_before))) in pids.iter().zip(before).enumerate() {
+        let used = sum(pair, ticks).saturating_sub(ticks_before);
+        #[expect(clippy::cast_precision_loss, reason = "a count of clock ticks")]
+        let seconds_used = used as f64 / rustix::param::clock_ticks_per_second() as f64;
+        let role = if index == primary { "primary" } else { "standby" };
+        found.push(Idle {
+            member: cluster.node(index)?.name(),
+            role: if leader == Some(index) { format!("{role}, Raft leader") } else { role.to_owned() },
+            rss_kib: sum(pair, |pid| memory(pid, "status", "VmRSS:")),
+            pss_kib: sum(pair, |pid| memory(pid, "smaps_rollup", "Pss:")),
+            cpu_percent: seconds_used / elapsed * 100.0,
+            write_bytes: sum(pair, write_bytes).saturating_sub(bytes_before),
+            syncs: None,
+        });
+    }
+    if binary::program("strace").is_none() {
+        skipped.push("fsync count: no strace here; the bytes written come from /proc/PID/io".to_owned());
+        return Ok(found);
+    }
+    let counts = count_syncs(&pids, order.idle, cluster.folder())?;
+    for (idle, count) in found.iter_mut().zip(counts) {
+        idle.syncs = Some(count);
+    }
+    Ok(found)
+}
+
+/// Attaches strace to each pair of processes for `time` and counts their sync calls.
+fn count_syncs(pids: &[Vec<u32>], time: Duration, folder: &Path) -> Result<Vec<u64>> {
+    let mut tracers = Vec::new();
+    for (index, pair) in pids.iter().enumerate() {
+        let file = folder.join(format!("strace-{index}"));
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qq", "-e", "trace=fsync,fdatasync,sync_file_range,msync,syncfs,sync", "-o"])
+            .arg(&file)
+            .args(pair.iter().flat_map(|pid| ["-p".to_owned(), pid.to_string()]))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        tracers.push((Owned::spawn(&mut command)?, file));
+    }
+    hold(time);
+    let mut counts = Vec::new();
+    for (mut tracer, file) in tracers {
+        if tracer.ended().is_some() {
+            bail!("strace could not attach");
+        }
+        process::signal(tracer.pid(), Signal::INT);
+        tracer.wait(Duration::from_secs(10)).context("strace detaches")?;
+        let text = fs::read_to_string(&file).context("read what strace wrote")?;
+        // A call that another thread interrupted takes two lines; the second one says "resumed".
+        let calls = text.lines().filter(|line| line.contains("sync") && !line.contains(" resumed>"));
+        counts.push(u64::try_from(calls.count()).unwrap_or(u64::MAX));
+    }
+    Ok(counts)
+}
+
+fn ticks(pid: u32) -> u64 {
+    process::stat(pid).map_or(0, |stat| stat.ticks)
+}
+
+fn memory(pid: u32, file: &str, field: &str) -> u64 {
+    number_after(&fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default(), field)
+}
+
+fn write_bytes(pid: u32) -> u64 {
+    number_after(&fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default(), "write_bytes:")
+}
+
+fn number_after(text: &str, field: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
+}
+
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let processor = read("/proc/cpuinfo");
+    let model = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let memory = number_after(&read("/proc/meminfo"), "MemTotal:") / 1024;
+    format!(
+        "Linux {}, {}, {cores} cores, {memory} MiB",
+        read("/proc/sys/kernel/osrelease").trim(),
+        model.trim_start_matches([' ', '\t', ':'])
+    )
+}
+
+fn versions() -> Result<Vec<String>> {
+    let rhone = binary::rhone()?;
+    let postgres = binary::postgres_folder()?.join("postgres");
+    let version =
+        |path: &Path| process::run_ok(Command::new(path).arg("--version")).map(|t| t.trim().to_owned());
+    Ok(vec![format!("{} ({})", version(&rhone)?, rhone.display()), version(&postgres)?])
+}
+
+impl Findings {
+    /// The findings as a person reads them.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}\n{}\nfaults by {}\n", self.machine, self.versions.join("\n"), self.means);
+        if !self.figures.is_empty() {
+            text.push_str("\nseconds without an acknowledged write\n");
+            text.push_str(&table(&self.gap_rows()));
+            text.push_str(
+                "per member: a client beside each member; multi-host: as libpq does, hosts in order,\n\
+                 connect_timeout 2 s, an answer awaited for 3 s; P99 by nearest rank\n",
+            );
+        }
+        if !self.idle.is_empty() {
+            text.push_str(&format!(
+                "\nan idle member over {} s (supervisor + guardian)\n",
+                self.idle_seconds
+            ));
+            text.push_str(&table(&self.idle_rows()));
+        }
+        for skipped in &self.skipped {
+            text.push_str(&format!("not measured: {skipped}\n"));
+        }
+        text
+    }
+
+    fn gap_rows(&self) -> Vec<Vec<String>> {
+        let head = ["FAULT", "CLIENT", "N", "P50", "P99", "WORST", "GOAL", "LOST", "LOAD"]
+            .map(str::to_owned)
+            .to_vec();
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        let rows = self.figures.iter().map(|figure| {
+            let [before, after] = figure.load;
+            vec![
+                figure.fault.to_owned(),
+                figure.client.to_owned(),
+                figure.n.to_string(),
+                number(figure.p50),
+                number(figure.p99),
+                number(figure.worst),
+                figure.goal.to_owned(),
+                figure.rows_lost.to_string(),
+                format!("{before:.1}-{after:.1}"),
+            ]
+        });
+        [head].into_iter().chain(rows).collect()
+    }
+
+    fn idle_rows(&self) -> Vec<Vec<String>> {
+        let head = ["MEMBER", "ROLE", "RSS MiB", "PSS MiB", "CPU %", "WRITTEN B", "SYNCS"];
+        let mebibytes = |kib: u64| format!("{}.{}", kib / 1024, kib % 1024 * 10 / 1024);
+        let rows = self.idle.iter().map(|idle| {
+            vec![
+                idle.member.clone(),
+                idle.role.clone(),
+                mebibytes(idle.rss_kib),
+                mebibytes(idle.pss_kib),
+                format!("{:.2}", idle.cpu_percent),
+                idle.write_bytes.to_string(),
+                idle.syncs.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+            ]
+        });
+        [head.map(str::to_owned).to_vec()].into_iter().chain(rows).collect()
+    }
+}

@@ -1,0 +1,316 @@
+//! One member's node: its files, its processes, and what can be done to them.
+
+use std::fs::{self, OpenOptions};
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cgroup::Group;
+use crate::namespace::{Network, Place};
+use crate::process::{self, Owned, Signal};
+use crate::sql::Door;
+
+/// Port of Postgres on every member.
+pub const POSTGRES_PORT: u16 = 5432;
+/// Port of gRPC on every member.
+pub const GRPC_PORT: u16 = 7400;
+/// Port of HTTP on every member.
+pub const HTTP_PORT: u16 = 8008;
+/// Marks all that descends from a node's supervisor, for those that keep their environment.
+const MARK: &str = "CHAOS_NODE";
+
+/// A member's node.
+#[derive(Debug)]
+pub struct Node {
+    index: usize,
+    folder: PathBuf,
+    address: Ipv4Addr,
+    group: Option<Group>,
+    program: PathBuf,
+    supervisor: Option<Owned>,
+}
+
+impl Node {
+    /// Makes the node's folder and cgroup.
+    pub fn create(
+        index: usize,
+        cluster: &Path,
+        parent: Option<&Group>,
+        network: &Network,
+        program: &Path,
+    ) -> Result<Self> {
+        let folder = cluster.join(format!("n{}", index + 1));
+        let group = match parent {
+            Some(parent) => Some(Group::create(parent.path().join(format!("n{}", index + 1)))?),
+            None => None,
+        };
+        for name in ["", "pg", "s", "state"] {
+            let path = folder.join(name);
+            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        }
+        if let Some((user, owner_group)) = postgres_user() {
+            for name in ["pg", "s"] {
+                rustix::fs::chown(folder.join(name), Some(user), Some(owner_group))
+                    .context("give a folder to postgres")?;
+            }
+        }
+        Ok(Self {
+            index,
+            folder,
+            address: network.address(Place::Node(index)),
+            group,
+            program: program.to_owned(),
+            supervisor: None,
+        })
+    }
+
+    /// The member's name, `pg-1` and so on.
+    pub fn name(&self) -> String {
+        format!("pg-{}", self.index + 1)
+    }
+
+    /// The member's address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("rhone.toml")
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("pg/data")
+    }
+
+    /// The member's own file with what the supervisor said.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// The node's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The Unix socket, as superuser.
+    pub fn door(&self) -> Door {
+        Door::Socket { folder: self.folder.join("s"), port: POSTGRES_PORT }
+    }
+
+    /// Writes the configuration.
+    pub fn configure(&self, peers: &[Ipv4Addr], cluster: &str, bootstrap: &str) -> Result<()> {
+        let peers: Vec<String> = peers.iter().map(|peer| format!("\"{peer}:{GRPC_PORT}\"")).collect();
+        let (address, folder) = (self.address, self.folder.display());
+        let text = format!(
+            "cluster = \"{cluster}\"\n\n\
+             [node]\nname = \"{name}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
+             advertise = \"{address}:{GRPC_PORT}\"\nhttp = \"{address}:{HTTP_PORT}\"\npeers = [{peers}]\n\n\
+             [postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
+             listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
+             socket-dir = \"{folder}/s\"\n\n\
+             [tls]\ninsecure = true\n\n{bootstrap}",
+            name = self.name(),
+            peers = peers.join(", "),
+            bin = crate::binary::postgres_folder()?.display(),
+        );
+        fs::write(self.config(), text).context("write rhone.toml")
+    }
+
+    /// Starts the supervisor.
+    pub fn start(&mut self, network: &Network) -> Result<()> {
+        if self.supervisor.as_mut().is_some_and(|supervisor| supervisor.ended().is_none()) {
+            bail!("{} runs already", self.name());
+        }
+        let log = OpenOptions::new().create(true).append(true).open(self.log()).context("open the log")?;
+        let mut command = network.command(Place::Node(self.index), Path::new("/bin/sh"));
+        // The shell joins the cgroup and becomes the supervisor: the pid stays the child's.
+        let join = match &self.group {
+            Some(group) => format!("echo $$ > '{}' && ", group.door().display()),
+            None => String::new(),
+        };
+        command
+            .arg("-c")
+            .arg(format!("{join}exec \"$0\" \"$@\""))
+            .arg(&self.program)
+            .args(["run", "-c"])
+            .arg(self.config())
+            .env(MARK, &self.folder)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the log")?)
+            .stderr(log)
+            .process_group(0);
+        self.supervisor = Some(Owned::spawn(&mut command)?);
+        Ok(())
+    }
+
+    /// Runs `rhone` from another path from the next start on.
+    pub fn use_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// The program in use.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The supervisor's pid while it runs.
+    pub fn supervisor(&mut self) -> Option<u32> {
+        let supervisor = self.supervisor.as_mut()?;
+        supervisor.ended().is_none().then(|| supervisor.pid())
+    }
+
+    /// Waits for the supervisor's own end.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.supervisor.as_mut()?.wait(limit)
+    }
+
+    /// All live processes of this node.
+    pub fn processes(&self) -> Vec<u32> {
+        let mut found = process::of_folder(&self.folder);
+        if let Some(group) = &self.group {
+            found.extend(group.pids().into_iter().filter(|&pid| process::alive(pid)));
+        }
+        let mark = format!("{MARK}={}", self.folder.display());
+        let marked = |pid: &u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+        };
+        if self.group.is_none() {
+            found.extend(process::pids().into_iter().filter(|pid| marked(pid) && process::alive(*pid)));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// The guardian's pids: the processes of this node that were started as `rhone guardian`
+    /// (two when it is the init of a PID namespace), the first one the eldest.
+    pub fn guardians(&self) -> Vec<u32> {
+        let server = |pid: u32| process::stat(pid).is_none_or(|stat| stat.name == "postgres");
+        let mut found = self.processes();
+        found.retain(|&pid| command_has_word(pid, "guardian") && !server(pid));
+        found.sort_by_key(|&pid| process::stat(pid).map_or(u64::MAX, |stat| stat.started));
+        found
+    }
+
+    /// The postmaster's pid: in the data directory, and child of none that is.
+    pub fn postmaster(&self) -> Option<u32> {
+        let data = self.data();
+        let servers: Vec<u32> = process::pids()
+            .into_iter()
+            .filter(|&pid| process::alive(pid) && process::working_directory(pid).as_deref() == Some(&data))
+            .filter(|&pid| process::stat(pid).is_some_and(|stat| stat.name == "postgres"))
+            .collect();
+        servers
+            .iter()
+            .copied()
+            .find(|&pid| process::stat(pid).is_some_and(|stat| !servers.contains(&stat.parent)))
+    }
+
+    /// Sends a signal to the supervisor.
+    pub fn signal_supervisor(&mut self, signal: Signal) -> Result<()> {
+        let Some(pid) = self.supervisor() else { bail!("{} has no supervisor", self.name()) };
+        process::signal(pid, signal);
+        Ok(())
+    }
+
+    /// Sends a signal to supervisor and guardian.
+    pub fn signal_both(&mut self, signal: Signal) -> Result<()> {
+        let guardians = self.guardians();
+        if guardians.is_empty() {
+            bail!("{} has no guardian", self.name());
+        }
+        self.signal_supervisor(signal)?;
+        for guardian in guardians {
+            process::signal(guardian, signal);
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the guardian alone.
+    pub fn signal_guardian(&self, signal: Signal) -> Result<()> {
+        let guardians = self.guardians();
+        if guardians.is_empty() {
+            bail!("{} has no guardian", self.name());
+        }
+        for guardian in guardians {
+            process::signal(guardian, signal);
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to every process of Postgres; says to how many.
+    pub fn signal_postgres(&self, signal: Signal) -> usize {
+        let data = self.data();
+        let here = |&pid: &u32| process::working_directory(pid).as_deref() == Some(&data);
+        let servers: Vec<u32> =
+            process::pids().into_iter().filter(|&pid| process::alive(pid)).filter(here).collect();
+        for &pid in &servers {
+            process::signal(pid, signal);
+        }
+        servers.len()
+    }
+
+    /// Kills the postmaster alone.
+    pub fn kill_postmaster(&self) -> Result<()> {
+        let Some(pid) = self.postmaster() else { bail!("{} has no postmaster", self.name()) };
+        process::signal(pid, Signal::KILL);
+        Ok(())
+    }
+
+    /// Kills everything on this node at once. What was written stays: the machine's page cache
+    /// survives, only the processes do not.
+    pub fn power_off(&mut self) -> Result<()> {
+        if let Some(group) = &self.group {
+            group.kill()?;
+        }
+        for pid in self.processes() {
+            process::signal(pid, Signal::KILL);
+        }
+        if !process::kill_of_folder(&self.folder) {
+            bail!("processes of {} survived SIGKILL", self.name());
+        }
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.wait(Duration::from_secs(5));
+        }
+        self.supervisor = None;
+        Ok(())
+    }
+
+    /// Freezes or thaws the whole node, as a hypervisor would that stalls.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        match &self.group {
+            Some(group) => group.freeze(frozen),
+            None => bail!("cannot freeze a node: no cgroup v2 here"),
+        }
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()).into_owned();
+        let all: Vec<&str> = text.lines().collect();
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+    }
+}
+
+fn command_has_word(pid: u32, word: &str) -> bool {
+    process::command_line(pid).split_whitespace().any(|part| part.trim_end_matches(':') == word)
+}
+
+/// The user that Postgres runs as when the harness is root.
+fn postgres_user() -> Option<(rustix::fs::Uid, rustix::fs::Gid)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let fields: Vec<&str> = users.lines().find(|line| line.starts_with("postgres:"))?.split(':').collect();
+    let number = |index: usize| fields.get(index)?.parse::<u32>().ok();
+    Some((rustix::fs::Uid::from_raw(number(2)?), rustix::fs::Gid::from_raw(number(3)?)))
+}
