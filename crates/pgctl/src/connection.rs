@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage};
 
@@ -11,6 +12,8 @@ use crate::error::PgError;
 
 /// How long a cancel request may take; it is sent in the background.
 const CANCEL_LIMIT: Duration = Duration::from_secs(2);
+/// How long to wait before saying again what the replay of WAL cancelled.
+const AFTER_CONFLICT: Duration = Duration::from_millis(1);
 
 /// Where the local server listens, and as whom to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl Session {
                 "-c search_path=pg_catalog -c statement_timeout={millis} -c lock_timeout={millis} \
                  -c idle_in_transaction_session_timeout=60000"
             ));
-        let (client, connection) = timed(operation, limit, config.connect(NoTls)).await??;
+        let (client, connection) = past_conflicts(operation, limit, || config.connect(NoTls)).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to the local server ended");
@@ -95,7 +98,7 @@ impl Session {
         parameters: &Parameters<'_>,
         limit: Duration,
     ) -> Result<Vec<Row>, PgError> {
-        self.guarded(operation, limit, self.client.query_typed(sql, parameters)).await
+        self.guarded(operation, limit, || self.client.query_typed(sql, parameters)).await
     }
 
     /// Runs a statement that must return one row.
@@ -123,7 +126,7 @@ impl Session {
         sql: &str,
         limit: Duration,
     ) -> Result<Vec<SimpleQueryMessage>, PgError> {
-        self.guarded(operation, limit, self.client.simple_query(sql)).await
+        self.guarded(operation, limit, || self.client.simple_query(sql)).await
     }
 
     /// Says whether the connection has ended.
@@ -131,13 +134,16 @@ impl Session {
         self.client.is_closed()
     }
 
-    async fn guarded<T>(
+    async fn guarded<T, F>(
         &self,
         operation: &str,
         limit: Duration,
-        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, PgError> {
-        let result = timed(operation, limit, work).await;
+        work: impl FnMut() -> F,
+    ) -> Result<T, PgError>
+    where
+        F: Future<Output = Result<T, tokio_postgres::Error>>,
+    {
+        let result = past_conflicts(operation, limit, work).await;
         if result.is_err() {
             let token = self.client.cancel_token();
             tokio::spawn(async move {
@@ -145,18 +151,36 @@ impl Session {
                 tokio::time::timeout(CANCEL_LIMIT, token.cancel_query(NoTls)).await.ok();
             });
         }
-        result?
+        result
     }
 }
 
-/// Runs a client call under a deadline; the inner result is the server's.
-async fn timed<T>(
+/// Runs a client call under a deadline, and again when the replay of WAL cancelled it.
+///
+/// A standby whose conflict delays are 0 cancels whatever holds a snapshot when it replays a cleanup
+/// record, also the look-ups of a session that is being opened (SQLSTATE 40001). Only standbys do, and
+/// nothing that this process says to one has an effect that must not be had twice.
+async fn past_conflicts<T, F>(
     operation: &str,
     limit: Duration,
-    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<Result<T, PgError>, PgError> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(result) => Ok(result.map_err(|error| PgError::sql(operation, error))),
+    mut work: impl FnMut() -> F,
+) -> Result<T, PgError>
+where
+    F: Future<Output = Result<T, tokio_postgres::Error>>,
+{
+    let repeated = async {
+        loop {
+            match work().await {
+                Err(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
+                    tracing::debug!(operation, "cancelled by the replay of WAL: again");
+                    tokio::time::sleep(AFTER_CONFLICT).await;
+                }
+                result => return result.map_err(|error| PgError::sql(operation, error)),
+            }
+        }
+    };
+    match tokio::time::timeout(limit, repeated).await {
+        Ok(result) => result,
         Err(_) => Err(PgError::TimedOut { operation: operation.to_owned(), limit }),
     }
 }

@@ -228,3 +228,19 @@ async fn a_query_in_the_way_of_replay_does_not_hold_up_a_revocation() {
     eprintln!("revoked past a conflict after {:?}", begin.elapsed());
     assert!(position.lsn >= end.parse().unwrap(), "{position} {end}");
 }
+
+#[tokio::test]
+async fn sessions_outlast_replay_conflicts() {
+    let Some(rig) = Rig::new().await else { return };
+    let mut primary = rig.primary("a").await;
+    primary.pgbench_init().await;
+    let mut standby = clone_of(&rig, "b", &primary).await;
+    standby.settings.hurry = true;
+    standby.configure();
+    standby.postmaster().reload_and_settle(&standby.target, LIMIT).await.expect("reload");
+    let load = primary.pgbench();
+    // Each opening looks up catalogs under a snapshot that the pruning of the load cancels.
+    let conflicts = "SELECT sum(confl_snapshot) >= 2 FROM pg_stat_database_conflicts";
+    until("snapshots cancelled by replay", async || standby.sql(conflicts).await == "t").await;
+    primary.end_child(load);
+}
