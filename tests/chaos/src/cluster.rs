@@ -15,9 +15,9 @@ use crate::cleanup::{self, Leftovers};
 use crate::clock::Moment;
 use crate::history::Key;
 use crate::namespace::{Means, Network, Place};
-use crate::node::{GRPC_PORT, Node, POSTGRES_PORT};
+use crate::node::{Extras, GRPC_PORT, Kind, Node, POSTGRES_PORT};
 use crate::process::{self, Output, Signal};
-use crate::sql::{Rows, ask};
+use crate::sql::{Door, Rows, ask};
 use crate::workload::{DATABASE, Plan, TABLE, Workload};
 
 /// What is generous for any change of state on a loaded two-core machine.
@@ -25,7 +25,8 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: Duration = Duration::from_secs(2);
 
 /// The replicated `sync` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Sync {
     /// Asynchronous: a bounded loss.
     Off,
@@ -40,6 +41,10 @@ pub enum Sync {
 pub struct Spec {
     /// How many data members.
     pub members: usize,
+    /// How many witnesses beside them.
+    pub witnesses: usize,
+    /// What each node is given.
+    pub extras: Extras,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
@@ -51,7 +56,14 @@ pub struct Spec {
 impl Spec {
     /// An asynchronous cluster.
     pub fn asynchronous(members: usize) -> Self {
-        Self { members, sync: Sync::Off, bootstrap: String::new(), program: None }
+        Self {
+            members,
+            witnesses: 0,
+            extras: Extras::default(),
+            sync: Sync::Off,
+            bootstrap: String::new(),
+            program: None,
+        }
     }
 
     fn bootstrap(&self, clients: &str) -> String {
@@ -97,7 +109,9 @@ pub struct Cluster {
     folder: PathBuf,
     network: Network,
     group: Option<Group>,
+    /// The data members, then the witnesses.
     nodes: Vec<Node>,
+    data: usize,
     keep: bool,
     /// Something went wrong: the logs are worth keeping.
     failed: AtomicBool,
@@ -114,7 +128,7 @@ impl Cluster {
         let means = Means::detect();
         cleanup::register(Leftovers {
             id: id.clone(),
-            namespaces: Network::namespaces(&id, spec.members),
+            namespaces: Network::namespaces(&id, spec.members + spec.witnesses),
             group: group_path.clone(),
             folder: folder.clone(),
             ..Leftovers::default()
@@ -122,7 +136,8 @@ impl Cluster {
         let keep = std::env::var_os("CHAOS_KEEP").is_some();
         match Self::build(&id, &folder, group_path, means, spec) {
             Ok((network, group, nodes)) => {
-                Ok(Self { id, folder, network, group, nodes, keep, failed: AtomicBool::new(false) })
+                let data = spec.members;
+                Ok(Self { id, folder, network, group, nodes, data, keep, failed: AtomicBool::new(false) })
             }
             Err(error) => {
                 cleanup::remove(&id, false);
@@ -140,13 +155,17 @@ impl Cluster {
     ) -> Result<(Network, Option<Group>, Vec<Node>)> {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         let group = group.map(Group::create).transpose()?;
-        let network = Network::up(id, spec.members, means)?;
+        let all = spec.members + spec.witnesses;
+        let network = Network::up(id, all, means)?;
         let program = match &spec.program {
             Some(program) => program.clone(),
             None => crate::binary::rhone()?,
         };
-        let nodes = (0..spec.members)
-            .map(|index| Node::create(index, folder, group.as_ref(), &network, &program))
+        let nodes = (0..all)
+            .map(|index| {
+                let kind = if index < spec.members { Kind::Data } else { Kind::Witness };
+                Node::create(index, kind, spec.extras, folder, group.as_ref(), (&network, &program))
+            })
             .collect::<Result<Vec<_>>>()?;
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
@@ -158,7 +177,7 @@ impl Cluster {
     /// Builds and starts a cluster, waits until it is whole, and makes the clients' database.
     pub fn start(spec: &Spec) -> Result<Self> {
         let mut cluster = Self::create(spec)?;
-        for index in 0..spec.members {
+        for index in 0..cluster.nodes.len() {
             cluster.start_node(index)?;
         }
         cluster.prepare_database()?;
@@ -183,9 +202,18 @@ impl Cluster {
         ask(&door, DATABASE, "TRUNCATE writes", Duration::from_secs(20)).context("forget the rows").map(drop)
     }
 
-    /// How many members there are.
+    /// How many data members there are; they come first.
     pub fn members(&self) -> usize {
+        self.data
+    }
+
+    /// How many members there are, with the witnesses.
+    pub fn all_members(&self) -> usize {
         self.nodes.len()
+    }
+
+    fn data_nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().take(self.data)
     }
 
     /// The network.
@@ -217,8 +245,14 @@ impl Cluster {
     /// Starts clients.
     pub fn workload(&self, plan: &Plan) -> Workload {
         let servers: Vec<(Ipv4Addr, u16)> =
-            self.nodes.iter().map(|node| (node.address(), POSTGRES_PORT)).collect();
+            self.data_nodes().map(|(_, node)| (node.address(), POSTGRES_PORT)).collect();
         Workload::start(&self.network, &servers, plan)
+    }
+
+    /// How clients reach each data member, with its index.
+    pub fn doors(&self) -> Vec<(usize, Door)> {
+        let door = |node: &Node| Door::Tcp { address: node.address(), port: POSTGRES_PORT };
+        self.data_nodes().map(|(index, node)| (index, door(node))).collect()
     }
 
     /// Takes the power from a node. In a black hole the node stays cut until [`Network::heal`].
@@ -276,13 +310,14 @@ impl Cluster {
 
     /// The epoch, as a member that answers says it.
     pub fn epoch(&self) -> Result<u64> {
-        let answers = (0..self.members()).filter_map(|index| self.status(index).ok()?.get("epoch")?.as_u64());
+        let answers =
+            (0..self.all_members()).filter_map(|index| self.status(index).ok()?.get("epoch")?.as_u64());
         answers.max().context("no member told its epoch")
     }
 
     /// The index of Raft's leader, as a member that answers says it.
     pub fn raft_leader(&self) -> Result<usize> {
-        for index in 0..self.members() {
+        for index in 0..self.all_members() {
             let Ok(status) = self.status(index) else { continue };
             let Some(name) = status.get("raft_leader").and_then(Value::as_str) else { continue };
             if let Some(leader) = self.nodes.iter().position(|node| node.name() == name) {
@@ -315,9 +350,7 @@ impl Cluster {
     /// Asks every Postgres for its role; those that do not answer are missing.
     pub fn roles(&self) -> BTreeMap<usize, Role> {
         let asked: Vec<_> = self
-            .nodes
-            .iter()
-            .enumerate()
+            .data_nodes()
             .map(|(index, node)| {
                 let door = node.door();
                 thread::spawn(move || Some((index, role(&ask(&door, "postgres", ROLE, QUESTION).ok()?)?)))
@@ -374,13 +407,23 @@ impl Cluster {
         self.wait_until("one primary, all others streaming", || self.whole(absent))
     }
 
+    /// Waits until all data members answer, one is primary, and all others stream from it.
+    pub fn wait_whole_up_to(&self, limit: Duration) -> Result<usize> {
+        self.wait_up_to(limit, "one primary, all others streaming", || self.whole(&[]))
+    }
+
     /// Waits for a condition; when it does not come, says what the nodes said last.
     pub fn wait_until<T>(&self, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
+        self.wait_up_to(LIMIT, what, condition)
+    }
+
+    /// The same with another limit.
+    pub fn wait_up_to<T>(&self, limit: Duration, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
         let start = Moment::now();
         loop {
             match condition() {
                 Ok(value) => return Ok(value),
-                Err(reason) if start.elapsed() > LIMIT => {
+                Err(reason) if start.elapsed() > limit => {
                     return Err(reason.context(format!("wait for: {what}; {}", self.dump())));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(50)),
@@ -397,7 +440,7 @@ impl Cluster {
         let end = end.into_iter().flatten().flatten().next().context("the primary's LSN")?;
         let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
         let mut found = BTreeMap::new();
-        for (index, node) in self.nodes.iter().enumerate().filter(|(index, _)| !absent.contains(index)) {
+        for (index, node) in self.data_nodes().filter(|(index, _)| !absent.contains(index)) {
             let door = node.door();
             if index != primary {
                 self.wait_until(&format!("{} has replayed {end}", node.name()), || {
@@ -411,6 +454,12 @@ impl Cluster {
             found.insert(index, keys(&ask(&door, DATABASE, "SELECT client, seq FROM writes", limit)?));
         }
         Ok(found)
+    }
+
+    /// Reads the rows of one member now.
+    pub fn rows_of(&self, index: usize) -> Result<BTreeSet<Key>> {
+        let limit = Duration::from_secs(30);
+        Ok(keys(&ask(&self.node(index)?.door(), DATABASE, "SELECT client, seq FROM writes", limit)?))
     }
 
     /// Says what the nodes said last, for a failure's message; the whole logs are kept.
@@ -443,6 +492,12 @@ impl Cluster {
                 drop(std::fs::copy(&from, to.join(name)));
             }
         }
+    }
+
+    /// Where the logs of a cluster that failed are.
+    pub fn kept_logs(&self) -> PathBuf {
+        self.failed.store(true, Ordering::Relaxed);
+        self.kept()
     }
 
     /// Lets all supervisors, guardians and nodes that were stopped go on. What a guardian has

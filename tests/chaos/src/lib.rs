@@ -8,19 +8,26 @@
 
 pub mod bench;
 pub mod binary;
+pub mod campaign;
 pub mod cgroup;
 pub mod checker;
 pub mod cleanup;
 pub mod clock;
 pub mod cluster;
+pub mod disk;
+pub mod fault;
 pub mod history;
+pub mod limits;
 pub mod lock;
 pub mod namespace;
-pub mod nemesis;
 pub mod node;
 pub mod process;
 pub mod random;
 pub mod scenario;
+pub mod script;
 pub mod sql;
 pub mod stats;
+pub mod strike;
+pub mod transactions;
+pub mod walltime;
 pub mod workload;

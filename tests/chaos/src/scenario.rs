@@ -37,6 +37,11 @@ impl Excuse {
         Self { at, lease: Duration::from_millis(500) }
     }
 
+    /// Whether it covers the loss of what was sent and acknowledged at these moments.
+    pub fn covers(&self, invoked: Moment, finished: Moment) -> bool {
+        finished >= self.at.before(TAIL) && invoked <= self.at.after(self.lease)
+    }
+
     /// A primary that was cut off or stopped: it serves until its lease ends.
     pub fn lease(at: Moment) -> Self {
         Self { at, lease: LEASE }
