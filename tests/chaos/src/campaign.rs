@@ -514,24 +514,24 @@ struct Drawn {
 
 impl Drawn {
     fn draw(cluster: &Cluster, primary: usize, random: &mut Random) -> Self {
-        let data = cluster.members();
+        let data = cluster.data_members();
         let standby = (primary + 1 + random.below(data - 1)) % data;
-        let any = random.below(cluster.all_members());
+        let any = random.below(cluster.members());
         Self { primary, standby, any, leader: cluster.raft_leader().ok() }
     }
 
     fn members(&self, cluster: &Cluster, target: Target) -> Vec<usize> {
-        let data = cluster.members();
+        let data = cluster.data_members();
         let standbys = (0..data).filter(|&index| index != self.primary);
         match target {
             Target::Primary => vec![self.primary],
             Target::Standby => vec![self.standby],
             Target::OtherStandby => standbys.filter(|&index| index != self.standby).take(1).collect(),
             Target::Standbys => standbys.collect(),
-            Target::Witness => (data..cluster.all_members()).take(1).collect(),
+            Target::Witness => (data..cluster.members()).take(1).collect(),
             Target::Leader => self.leader.into_iter().collect(),
             Target::Any => vec![self.any],
-            Target::All => (0..cluster.all_members()).collect(),
+            Target::All => (0..cluster.members()).collect(),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::cleanup::{self, Leftovers};
 use crate::clock::Moment;
 use crate::history::Key;
 use crate::namespace::{Means, Network, Place};
-use crate::node::{Extras, GRPC_PORT, Kind, Node, POSTGRES_PORT};
+use crate::node::{Extras, GRPC_PORT, Node, POSTGRES_PORT};
 use crate::process::{self, Output, Signal};
 use crate::sql::{Door, Rows, ask};
 use crate::workload::{DATABASE, Plan, TABLE, Workload};
@@ -39,12 +39,12 @@ pub enum Sync {
 /// What kind of cluster.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// How many data members.
+    /// How many members, a witness too.
     pub members: usize,
-    /// How many witnesses beside them.
-    pub witnesses: usize,
     /// What each node is given.
     pub extras: Extras,
+    /// Whether the last member is a witness.
+    pub witness: bool,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
@@ -58,12 +58,17 @@ impl Spec {
     pub fn asynchronous(members: usize) -> Self {
         Self {
             members,
-            witnesses: 0,
+            witness: false,
             extras: Extras::default(),
             sync: Sync::Off,
             bootstrap: String::new(),
             program: None,
         }
+    }
+
+    /// The same with a witness as its last member.
+    pub fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
     }
 
     fn bootstrap(&self, clients: &str) -> String {
@@ -109,9 +114,8 @@ pub struct Cluster {
     folder: PathBuf,
     network: Network,
     group: Option<Group>,
-    /// The data members, then the witnesses.
+    /// The data members, then the witness.
     nodes: Vec<Node>,
-    data: usize,
     keep: bool,
     /// Something went wrong: the logs are worth keeping.
     failed: AtomicBool,
@@ -128,7 +132,7 @@ impl Cluster {
         let means = Means::detect();
         cleanup::register(Leftovers {
             id: id.clone(),
-            namespaces: Network::namespaces(&id, spec.members + spec.witnesses),
+            namespaces: Network::namespaces(&id, spec.members),
             group: group_path.clone(),
             folder: folder.clone(),
             ..Leftovers::default()
@@ -136,8 +140,7 @@ impl Cluster {
         let keep = std::env::var_os("CHAOS_KEEP").is_some();
         match Self::build(&id, &folder, group_path, means, spec) {
             Ok((network, group, nodes)) => {
-                let data = spec.members;
-                Ok(Self { id, folder, network, group, nodes, data, keep, failed: AtomicBool::new(false) })
+                Ok(Self { id, folder, network, group, nodes, keep, failed: AtomicBool::new(false) })
             }
             Err(error) => {
                 cleanup::remove(&id, false);
@@ -155,18 +158,17 @@ impl Cluster {
     ) -> Result<(Network, Option<Group>, Vec<Node>)> {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         let group = group.map(Group::create).transpose()?;
-        let all = spec.members + spec.witnesses;
-        let network = Network::up(id, all, means)?;
+        let network = Network::up(id, spec.members, means)?;
         let program = match &spec.program {
             Some(program) => program.clone(),
             None => crate::binary::rhone()?,
         };
-        let nodes = (0..all)
-            .map(|index| {
-                let kind = if index < spec.members { Kind::Data } else { Kind::Witness };
-                Node::create(index, kind, spec.extras, folder, group.as_ref(), (&network, &program))
-            })
+        let mut nodes = (0..spec.members)
+            .map(|index| Node::create(index, spec.extras, folder, group.as_ref(), (&network, &program)))
             .collect::<Result<Vec<_>>>()?;
+        if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
+            last.be_witness();
+        }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
             node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
@@ -202,18 +204,14 @@ impl Cluster {
         ask(&door, DATABASE, "TRUNCATE writes", Duration::from_secs(20)).context("forget the rows").map(drop)
     }
 
-    /// How many data members there are; they come first.
+    /// How many members there are.
     pub fn members(&self) -> usize {
-        self.data
-    }
-
-    /// How many members there are, with the witnesses.
-    pub fn all_members(&self) -> usize {
         self.nodes.len()
     }
 
-    fn data_nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
-        self.nodes.iter().enumerate().take(self.data)
+    /// How many of them run Postgres: the first ones.
+    pub fn data_members(&self) -> usize {
+        self.nodes.iter().filter(|node| !node.is_witness()).count()
     }
 
     /// The network.
@@ -311,13 +309,13 @@ impl Cluster {
     /// The epoch, as a member that answers says it.
     pub fn epoch(&self) -> Result<u64> {
         let answers =
-            (0..self.all_members()).filter_map(|index| self.status(index).ok()?.get("epoch")?.as_u64());
+            (0..self.members()).filter_map(|index| self.status(index).ok()?.get("epoch")?.as_u64());
         answers.max().context("no member told its epoch")
     }
 
     /// The index of Raft's leader, as a member that answers says it.
     pub fn raft_leader(&self) -> Result<usize> {
-        for index in 0..self.all_members() {
+        for index in 0..self.members() {
             let Ok(status) = self.status(index) else { continue };
             let Some(name) = status.get("raft_leader").and_then(Value::as_str) else { continue };
             if let Some(leader) = self.nodes.iter().position(|node| node.name() == name) {
@@ -367,11 +365,15 @@ impl Cluster {
         first.filter(|_| primaries.next().is_none())
     }
 
-    /// Says why the cluster is not whole: all members answer, one is primary, all others stream
+    fn data_nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(|(_, node)| !node.is_witness())
+    }
+
+    /// Says why the cluster is not whole: all data members answer, one is primary, all others stream
     /// from it. Members in `absent` need not be there.
     fn whole(&self, absent: &[usize]) -> Result<usize> {
         let roles = self.roles();
-        let expected: Vec<usize> = (0..self.members()).filter(|index| !absent.contains(index)).collect();
+        let expected: Vec<usize> = (0..self.data_members()).filter(|index| !absent.contains(index)).collect();
         for index in &expected {
             if !roles.contains_key(index) {
                 bail!("{} does not answer", self.node(*index)?.name());

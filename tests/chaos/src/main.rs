@@ -30,9 +30,12 @@ enum Action {
 
 #[derive(Args)]
 struct Common {
-    /// Data members.
+    /// Members.
     #[arg(long, default_value_t = 3)]
     members: usize,
+    /// The last of them is a witness.
+    #[arg(long)]
+    witness: bool,
     /// The replicated `sync` setting.
     #[arg(long, value_enum, default_value_t = SyncMode::Off)]
     sync: SyncMode,
@@ -109,7 +112,7 @@ impl SyncMode {
 
 impl Common {
     fn spec(&self) -> Spec {
-        Spec { sync: self.sync.setting(), ..Spec::asynchronous(self.members) }
+        Spec { sync: self.sync.setting(), witness: self.witness, ..Spec::asynchronous(self.members) }
     }
 }
 

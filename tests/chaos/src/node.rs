@@ -26,15 +26,6 @@ pub const HTTP_PORT: u16 = 8008;
 /// Marks all that descends from a node's supervisor, for those that keep their environment.
 const MARK: &str = "CHAOS_NODE";
 
-/// What kind of member it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Runs Postgres.
-    Data,
-    /// Votes, and never runs Postgres.
-    Witness,
-}
-
 /// What a node is given beyond processes and a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extras {
@@ -55,7 +46,6 @@ const STATE_DISK: u64 = 128;
 #[derive(Debug)]
 pub struct Node {
     index: usize,
-    kind: Kind,
     disks: Option<(Disk, Disk)>,
     limits: Limits,
     clock: Option<WallTime>,
@@ -63,6 +53,7 @@ pub struct Node {
     address: Ipv4Addr,
     group: Option<Group>,
     program: PathBuf,
+    witness: bool,
     supervisor: Option<Owned>,
 }
 
@@ -70,7 +61,6 @@ impl Node {
     /// Makes the node's folder and cgroup.
     pub fn create(
         index: usize,
-        kind: Kind,
         extras: Extras,
         cluster: &Path,
         parent: Option<&Group>,
@@ -104,7 +94,6 @@ impl Node {
         }
         Ok(Self {
             index,
-            kind,
             disks,
             limits,
             clock,
@@ -112,21 +101,14 @@ impl Node {
             address: network.address(Place::Node(index)),
             group,
             program: program.to_owned(),
+            witness: false,
             supervisor: None,
         })
     }
 
-    /// The member's name, `pg-1` and so on; `wit-3` of a witness.
+    /// The member's name, `pg-1` and so on.
     pub fn name(&self) -> String {
-        match self.kind {
-            Kind::Data => format!("pg-{}", self.index + 1),
-            Kind::Witness => format!("wit-{}", self.index + 1),
-        }
-    }
-
-    /// What kind of member it is.
-    pub fn kind(&self) -> Kind {
-        self.kind
+        format!("pg-{}", self.index + 1)
     }
 
     /// The file systems of data directory and Raft store.
@@ -147,6 +129,16 @@ impl Node {
     /// The folder of the Raft store.
     pub fn state(&self) -> PathBuf {
         self.folder.join("state")
+    }
+
+    /// Makes the member a witness, before it is configured.
+    pub fn be_witness(&mut self) {
+        self.witness = true;
+    }
+
+    /// Whether the member runs no Postgres.
+    pub fn is_witness(&self) -> bool {
+        self.witness
     }
 
     /// The member's address.
@@ -188,28 +180,24 @@ impl Node {
             Some(clock) => clock.programs(&real, &self.folder)?,
             None => real,
         };
-        let kind = match self.kind {
-            Kind::Data => "",
-            Kind::Witness => "kind = \"witness\"\n",
-        };
-        let postgres = match self.kind {
-            Kind::Witness => String::new(),
-            Kind::Data => format!(
-                "[postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
-                 listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
-                 socket-dir = \"{folder}/s\"\n\n",
-                bin = bin.display(),
-            ),
-        };
-        let text = format!(
+        let kind = if self.witness { "witness" } else { "data" };
+        let mut text = format!(
             "cluster = \"{cluster}\"\n\n\
-             [node]\nname = \"{name}\"\n{kind}state-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
+             [node]\nname = \"{name}\"\nkind = \"{kind}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
              advertise = \"{address}:{GRPC_PORT}\"\nhttp = \"{address}:{HTTP_PORT}\"\npeers = [{peers}]\n\n\
-             {postgres}\
-             [tls]\ninsecure = true\n\n{bootstrap}",
+             [tls]\ninsecure = true\n\n",
             name = self.name(),
             peers = peers.join(", "),
         );
+        if self.witness {
+            return fs::write(self.config(), text).context("write rhone.toml");
+        }
+        text.push_str(&format!(
+            "[postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
+             listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
+             socket-dir = \"{folder}/s\"\n\n{bootstrap}",
+            bin = bin.display(),
+        ));
         fs::write(self.config(), text).context("write rhone.toml")
     }
 

@@ -42,9 +42,9 @@ pub struct Script {
 pub struct Topology {
     /// Data members.
     pub data: usize,
-    /// Witnesses.
+    /// Whether there is a witness beside them.
     #[serde(default)]
-    pub witnesses: usize,
+    pub witness: bool,
     /// The replicated `sync` setting.
     pub sync: Sync,
     /// Further lines for `[bootstrap]`.
@@ -232,11 +232,11 @@ impl Script {
             clock: all.clock || one.clock && crate::walltime::impossible().is_none(),
         });
         Spec {
-            witnesses: self.topology.witnesses,
+            witness: self.topology.witness,
             sync: self.topology.sync,
             bootstrap: self.topology.bootstrap.clone(),
             extras,
-            ..Spec::asynchronous(self.topology.data)
+            ..Spec::asynchronous(self.topology.data + usize::from(self.topology.witness))
         }
     }
 

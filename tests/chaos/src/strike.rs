@@ -155,7 +155,7 @@ fn empty(folder: &PathBuf) -> Result<()> {
 
 fn links(cluster: &Cluster, random: &mut Random, fault: Fault, member: usize, lasts: Duration) -> Result<()> {
     let (network, place) = (cluster.network(), Place::Node(member));
-    let others = || (0..cluster.all_members()).filter(move |&other| other != member);
+    let others = || (0..cluster.members()).filter(move |&other| other != member);
     match fault {
         Fault::Unheard => others().try_for_each(|other| network.cut_one_way(place, Place::Node(other))),
         Fault::Deaf => others().try_for_each(|other| network.cut_one_way(Place::Node(other), place)),
@@ -269,7 +269,7 @@ fn processes(cluster: &mut Cluster, undo: &mut Undo, fault: Fault, member: usize
 /// Ends every fault: what was stopped goes on, links and disks work, nodes without power or without
 /// a supervisor are started.
 pub fn heal(cluster: &mut Cluster, undo: &mut Undo) -> Result<()> {
-    for index in 0..cluster.all_members() {
+    for index in 0..cluster.members() {
         let node = cluster.node(index)?;
         drop(node.freeze(false));
         node.limits().lift()?;
@@ -298,7 +298,7 @@ pub fn heal(cluster: &mut Cluster, undo: &mut Undo) -> Result<()> {
         }
     }
     cluster.network().heal()?;
-    for index in 0..cluster.all_members() {
+    for index in 0..cluster.members() {
         restore(cluster, undo, index)?;
     }
     undo.dark.clear();
