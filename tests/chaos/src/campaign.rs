@@ -454,32 +454,30 @@ impl<'a> Campaign<'a> {
         let mut done = Vec::new();
         for planned in &blow.strikes {
             hold(planned.after.0);
-            for member in drawn.members(cluster, planned.on) {
-                let at = Moment::now();
-                let name = cluster.node(member)?.name();
-                let offset = at.since(start).as_secs_f64();
-                let result = strike(cluster, &mut self.undo, &mut self.random, planned.fault, member, lasts);
-                let text = match &result {
-                    Ok(()) => format!("{:?} {name} +{offset:.1}", planned.fault),
-                    Err(error) => format!("{:?} {name} +{offset:.1} (not done: {error:#})", planned.fault),
-                };
-                round.faults.push(text);
-                done.push((planned.fault, at));
-                match result {
-                    // What an operator asked of a whole cluster has to be done.
-                    Err(error) if planned.fault == Fault::Switchover && round.faults.len() == 1 => {
-                        return Err(error.context(name));
-                    }
-                    // Nothing left to act on, where another fault came before.
-                    Err(_) => {}
-                    Ok(()) => *self.faults.entry(planned.fault).or_default() += 1,
+            let members = drawn.members(cluster, planned.on);
+            let at = Moment::now();
+            let names: Vec<String> =
+                members.iter().filter_map(|member| Some(cluster.node(*member).ok()?.name())).collect();
+            let offset = at.since(start).as_secs_f64();
+            let result = strike(cluster, &mut self.undo, &mut self.random, planned.fault, &members, lasts);
+            done.push((planned.fault, at, at.elapsed()));
+            let mut text = format!("{:?} {} +{offset:.1}", planned.fault, names.join(","));
+            match result {
+                Ok(()) => *self.faults.entry(planned.fault).or_default() += 1,
+                // What an operator asked of a whole cluster has to be done.
+                Err(error) if planned.fault == Fault::Switchover && round.faults.is_empty() => {
+                    round.faults.push(text);
+                    return Err(error);
                 }
+                // There may be nothing left to act on, where another fault came before.
+                Err(error) => text.push_str(&format!(" (not done: {error:#})")),
             }
+            round.faults.push(text);
         }
         hold(lasts);
         heal(cluster, &mut self.undo)?;
-        for (fault, at) in done {
-            let excused = fault.excused_for(at.elapsed());
+        for (fault, at, doing) in done {
+            let excused = fault.excused_for(doing, at.elapsed());
             self.excuses.extend(excused.map(|lease| Excuse { at, lease }));
         }
         Ok(())

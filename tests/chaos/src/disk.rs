@@ -15,7 +15,7 @@ use crate::process::{self, run_ok};
 
 /// The ioctl that takes the power from a mounted ext4 or xfs; 2 is "do not flush the log".
 const SHUTDOWN: &str = "import fcntl,os,struct,sys; \
-     fcntl.ioctl(os.open(sys.argv[1],0),0x8004587d,struct.pack('I',2))";
+     [fcntl.ioctl(os.open(at,0),0x8004587d,struct.pack('I',2)) for at in sys.argv[1:]]";
 
 /// One mounted file system.
 #[derive(Clone, Debug)]
@@ -47,6 +47,13 @@ pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     found.sort();
     found.reverse();
     found
+}
+
+/// Takes the power from all of them at once: what was not fsynced is lost, and each later call fails,
+/// until [`Disk::reboot`].
+pub fn cut_power(disks: &[Disk]) -> Result<()> {
+    let places = disks.iter().map(|disk| &disk.at);
+    run_ok(Command::new("python3").args(["-c", SHUTDOWN]).args(places)).map(drop)
 }
 
 /// Thaws and unmounts everything below a folder.
@@ -90,11 +97,6 @@ impl Disk {
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         }
-    }
-
-    /// Takes the power: what was not fsynced is lost, and each later call fails, until [`Disk::reboot`].
-    pub fn cut_power(&self) -> Result<()> {
-        run_ok(Command::new("python3").args(["-c", SHUTDOWN]).arg(&self.at)).map(drop)
     }
 
     /// Mounts it again, as a machine does that starts. Nobody may use it meanwhile.
@@ -194,7 +196,7 @@ mod tests {
         write("kept").sync_all().expect("sync");
         fs::File::open(&at).expect("open").sync_all().expect("sync the folder");
         drop(write("lost"));
-        disk.cut_power().expect("cut");
+        cut_power(std::slice::from_ref(&disk)).expect("cut");
         disk.reboot().expect("reboot");
         let there = (at.join("kept").exists(), fs::read(at.join("lost")).unwrap_or_default().len());
         disk.fill().expect("fill");

@@ -225,14 +225,15 @@ impl Fault {
         }
     }
 
-    /// For how long after its beginning rows may be lost in asynchronous mode, when it lasts `held`.
+    /// For how long after its beginning rows may be lost in asynchronous mode, when it took `doing` to
+    /// do and lasts `held` in all.
     ///
     /// A fault that comes and goes (frames lost, a link that flaps) may begin to matter at any moment
     /// while it lasts.
-    pub fn excused_for(self, held: Duration) -> Option<Duration> {
+    pub fn excused_for(self, doing: Duration, held: Duration) -> Option<Duration> {
         match self.harm() {
             Harm::Nothing => None,
-            Harm::Tail => Some(Duration::from_millis(500)),
+            Harm::Tail => Some(doing + Duration::from_millis(500)),
             Harm::Lease => Some(held + LEASE),
         }
     }

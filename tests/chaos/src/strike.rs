@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::clock::Moment;
 use crate::cluster::{Cluster, PowerLoss};
+use crate::disk;
 use crate::fault::Fault;
 use crate::namespace::Place;
 use crate::node::{GRPC_PORT, POSTGRES_PORT};
@@ -60,7 +61,7 @@ fn kill(pids: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// Does a fault to a member. `lasts` is for how long the round leaves things as they are: what
+/// Does a fault to members. `lasts` is for how long the round leaves things as they are: what
 /// comes and goes does so meanwhile, the rest is done at once.
 ///
 /// # Errors
@@ -70,14 +71,33 @@ pub fn strike(
     undo: &mut Undo,
     random: &mut Random,
     fault: Fault,
+    members: &[usize],
+    lasts: Duration,
+) -> Result<()> {
+    if matches!(
+        fault,
+        Fault::PowerLoss | Fault::BlackHole | Fault::PowerCut | Fault::WipedState | Fault::WipedData
+    ) {
+        return power(cluster, undo, fault, members);
+    }
+    members.iter().try_for_each(|&member| strike_one(cluster, undo, random, fault, member, lasts))
+}
+
+fn strike_one(
+    cluster: &mut Cluster,
+    undo: &mut Undo,
+    random: &mut Random,
+    fault: Fault,
     member: usize,
     lasts: Duration,
 ) -> Result<()> {
     let place = Place::Node(member);
     match fault {
-        Fault::PowerLoss | Fault::BlackHole | Fault::PowerCut | Fault::WipedState | Fault::WipedData => {
-            power(cluster, undo, fault, member)
-        }
+        Fault::PowerLoss
+        | Fault::BlackHole
+        | Fault::PowerCut
+        | Fault::WipedState
+        | Fault::WipedData => power(cluster, undo, fault, &[member]),
         Fault::Cut
         | Fault::Unheard
         | Fault::Deaf
@@ -124,23 +144,29 @@ pub fn strike(
     }
 }
 
-fn power(cluster: &mut Cluster, undo: &mut Undo, fault: Fault, member: usize) -> Result<()> {
+fn power(cluster: &mut Cluster, undo: &mut Undo, fault: Fault, members: &[usize]) -> Result<()> {
     let kind = if fault == Fault::BlackHole { PowerLoss::BlackHole } else { PowerLoss::Resets };
-    undo.dark.push(member);
+    undo.dark.extend(members);
     if fault == Fault::PowerCut {
-        // The disks first: what the processes still write is lost with them.
-        let (data, state) = cluster.node(member)?.disks()?.clone();
-        undo.cut.push(member);
-        data.cut_power()?;
-        state.cut_power()?;
+        // The disks first, all at once: what the processes still write is lost with them.
+        let mut disks = Vec::new();
+        for &member in members {
+            let (data, state) = cluster.node(member)?.disks()?.clone();
+            disks.extend([data, state]);
+        }
+        undo.cut.extend(members);
+        disk::cut_power(&disks)?;
     }
-    cluster.power_loss(member, kind)?;
-    let node = cluster.node(member)?;
-    match fault {
-        Fault::WipedState => empty(&node.state()),
-        Fault::WipedData => empty(&node.data()),
-        _ => Ok(()),
+    for &member in members {
+        cluster.power_loss(member, kind)?;
+        let node = cluster.node(member)?;
+        match fault {
+            Fault::WipedState => empty(&node.state())?,
+            Fault::WipedData => empty(&node.data())?,
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 fn empty(folder: &PathBuf) -> Result<()> {
