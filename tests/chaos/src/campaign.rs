@@ -16,6 +16,7 @@ use crate::checker;
 use crate::clock::Moment;
 use crate::cluster::{Cluster, LIMIT, Sync};
 use crate::fault::Fault;
+use crate::leak;
 use crate::random::Random;
 use crate::scenario::{Excuse, Verdict, hold, report};
 use crate::script::{Blow, Script, Target};
@@ -186,7 +187,12 @@ pub fn run(order: &Order) -> Result<Outcome> {
             }
             let (text, wrong) = transactions.judge(&cluster, &excuses)?;
             violations.extend(wrong);
-            format!("{verdict}\n{text}")
+            let held = leak::look(&mut cluster)?;
+            violations.extend(leak::judge(&held, cluster.data_members()));
+            let most = held.iter().map(|one| (one.files, one.rss_kib / 1024, one.wal >> 20)).max();
+            format!(
+                "{verdict}\n{text}\nopen files, MiB of memory, MiB of WAL of the member with most: {most:?}"
+            )
         }
         Err(error) => {
             let proofs = checker::two_primaries(&history).len();
@@ -436,7 +442,9 @@ impl<'a> Campaign<'a> {
         let number = round.number;
         self.rounds.push(round);
         back.with_context(|| format!("round {number}"))?;
-        match checker::two_primaries(&history).first() {
+        let asynchronous = self.order.script.topology.sync == Sync::Off;
+        let limited = |proof: &_| asynchronous && self.excuses.iter().any(|excuse| excuse.limits(proof));
+        match checker::two_primaries(&history).iter().find(|proof| !limited(proof)) {
             Some(proof) => Err(anyhow!("round {number}: {proof}")),
             None => self.nothing_lost(cluster, workload),
         }
@@ -476,9 +484,11 @@ impl<'a> Campaign<'a> {
         }
         hold(lasts);
         heal(cluster, &mut self.undo)?;
+        let alone = done.len() == 1;
         for (fault, at, doing) in done {
-            let excused = fault.excused_for(doing, at.elapsed());
-            self.excuses.extend(excused.map(|lease| Excuse { at, lease }));
+            let excused = fault.excused_for(alone, doing, at.elapsed());
+            let unfenced = fault.unfenced();
+            self.excuses.extend(excused.map(|lease| Excuse { at, lease, unfenced }));
         }
         Ok(())
     }

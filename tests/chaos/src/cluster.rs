@@ -308,8 +308,7 @@ impl Cluster {
 
     /// The epoch, as a member that answers says it.
     pub fn epoch(&self) -> Result<u64> {
-        let answers =
-            (0..self.members()).filter_map(|index| self.status(index).ok()?.get("epoch")?.as_u64());
+        let answers = (0..self.members()).filter_map(|index| self.status(index).ok()?.get("epoch")?.as_u64());
         answers.max().context("no member told its epoch")
     }
 

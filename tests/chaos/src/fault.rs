@@ -225,13 +225,21 @@ impl Fault {
         }
     }
 
+    /// Whether it can leave a primary that serves and nobody to fence it: supervisor and guardian are
+    /// both stopped, or the machine is paused. The stated limit of asynchronous mode; synchronous mode
+    /// has no such limit, since nothing is acknowledged without a standby.
+    pub fn unfenced(self) -> bool {
+        matches!(self, Self::StopBoth | Self::StopEverything | Self::FreezeNode | Self::StopGuardian)
+    }
+
     /// For how long after its beginning rows may be lost in asynchronous mode, when it took `doing` to
     /// do and lasts `held` in all.
     ///
     /// A fault that comes and goes (frames lost, a link that flaps) may begin to matter at any moment
-    /// while it lasts.
-    pub fn excused_for(self, doing: Duration, held: Duration) -> Option<Duration> {
+    /// while it lasts; so may two that are harmless alone (two links down are a cut).
+    pub fn excused_for(self, alone: bool, doing: Duration, held: Duration) -> Option<Duration> {
         match self.harm() {
+            _ if !alone => Some(held + LEASE),
             Harm::Nothing => None,
             Harm::Tail => Some(doing + Duration::from_millis(500)),
             Harm::Lease => Some(held + LEASE),

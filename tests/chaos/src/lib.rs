@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod disk;
 pub mod fault;
 pub mod history;
+pub mod leak;
 pub mod limits;
 pub mod lock;
 pub mod namespace;

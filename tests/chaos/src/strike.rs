@@ -93,11 +93,9 @@ fn strike_one(
 ) -> Result<()> {
     let place = Place::Node(member);
     match fault {
-        Fault::PowerLoss
-        | Fault::BlackHole
-        | Fault::PowerCut
-        | Fault::WipedState
-        | Fault::WipedData => power(cluster, undo, fault, &[member]),
+        Fault::PowerLoss | Fault::BlackHole | Fault::PowerCut | Fault::WipedState | Fault::WipedData => {
+            power(cluster, undo, fault, &[member])
+        }
         Fault::Cut
         | Fault::Unheard
         | Fault::Deaf

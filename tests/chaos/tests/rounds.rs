@@ -27,7 +27,8 @@ fn rounds(name: &str, script: Script, seed: u64, rounds: u32) -> Result<Outcome>
 
 /// Steps, in order, in a small cluster; `None` where one of them cannot be done here.
 fn steps(name: &str, topology: &str, steps: &[&str]) -> Result<Option<Outcome>> {
-    let mut text = format!("about = \"{name}\"\n[topology]\n{topology}\n[schedule]\nrounds = {}\n", steps.len());
+    let mut text =
+        format!("about = \"{name}\"\n[topology]\n{topology}\n[schedule]\nrounds = {}\n", steps.len());
     for step in steps {
         text.push_str(&format!("[[step]]\n{step}\n"));
     }

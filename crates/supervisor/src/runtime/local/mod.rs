@@ -103,6 +103,8 @@ pub struct Facts {
     pub copied: bool,
     /// How often pg_rewind failed in a row.
     pub rewinds_failed: u32,
+    /// How often in a row pg_rewind saw no fork where the ledger has one.
+    pub no_fork_seen: u32,
     /// Why the last start failed, and until when it is not tried again as a primary.
     pub start_failed: Option<(String, BootTime)>,
     /// How many starts failed in a row.

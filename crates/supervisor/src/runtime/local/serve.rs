@@ -281,11 +281,11 @@ impl Local {
     /// It did not come to pass; the next round tries again.
     pub async fn settle_in(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
-        self.keep_slots().await?;
-        self.ensure_roles().await?;
+        // First what waits for no standby: a member that has to be rewound may be the one waited for.
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         marker::checkpoint(&session, CHECKPOINT_LIMIT).await?;
-        Ok(())
+        self.keep_slots().await?;
+        self.ensure_roles().await
     }
 
     /// Keeps one physical slot for each other data member; on a standby moves them along.
