@@ -259,7 +259,7 @@ impl Local {
 
     /// Makes the roles that standbys and pg_rewind connect as, and the application's database.
     async fn ensure_roles(&self) -> Result<(), LocalError> {
-        let secret = self.shared.secret.get().unwrap_or_default();
+        let secret = self.replication_password()?;
         let login = |name: &str| Login { name: name.to_owned(), password: secret.clone() };
         let session = roles::open_session(&self.target(), SQL_LIMIT).await?;
         roles::ensure_roles(&session, &login(REPLICATOR), &login(REWINDER), SQL_LIMIT).await?;
