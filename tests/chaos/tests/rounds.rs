@@ -44,6 +44,19 @@ fn steps(name: &str, topology: &str, steps: &[&str]) -> Result<Option<Outcome>> 
 }
 
 #[test]
+fn a_member_whose_raft_store_or_data_is_gone_comes_back() -> Result<()> {
+    steps(
+        "wiped",
+        "data = 3\nsync = \"off\"",
+        &[
+            "strikes = [{ fault = \"wiped_state\", on = \"standby\" }]\nhold = [\"500ms\", \"500ms\"]",
+            "strikes = [{ fault = \"wiped_data\" }]\nhold = [\"500ms\", \"500ms\"]",
+        ],
+    )
+    .map(drop)
+}
+
+#[test]
 fn a_full_disk_under_a_standby_and_power_cuts_that_lose_what_was_not_fsynced() -> Result<()> {
     let outcome = steps(
         "disks",
