@@ -109,6 +109,8 @@ pub struct Facts {
     pub copied: bool,
     /// How often pg_rewind failed in a row.
     pub rewinds_failed: u32,
+    /// How often in a row pg_rewind saw no fork where the ledger has one.
+    pub no_fork_seen: u32,
     /// Why the last start failed, and until when it is not tried again as a primary.
     pub start_failed: Option<(String, BootTime)>,
     /// How many starts failed in a row.
@@ -234,12 +236,25 @@ impl Local {
     }
 
     /// Writes the password file of our own programs.
+    ///
+    /// # Errors
+    /// There is no password yet: a member whose state is new gets it from its peers, and what is started
+    /// without it never streams.
     fn write_passfile(&self) -> Result<PathBuf, LocalError> {
         let path = self.work_dir().join(PASSFILE);
-        let secret = self.shared.secret.get().unwrap_or_default().replace('\\', "\\\\").replace(':', "\\:");
+        let secret = self.replication_password()?.replace('\\', "\\\\").replace(':', "\\:");
         let text = format!("*:*:*:{REPLICATOR}:{secret}\n*:*:*:{REWINDER}:{secret}\n");
         rhone_pgctl::file::replace(&path, text.as_bytes(), &self.user, 0o600)?;
         Ok(path)
+    }
+
+    /// Returns the replication password.
+    ///
+    /// # Errors
+    /// There is none yet.
+    fn replication_password(&self) -> Result<String, LocalError> {
+        let none = || LocalError::Stale("no peer has handed over the replication password yet".to_owned());
+        self.shared.secret.get().ok_or_else(none)
     }
 
     /// Returns how to reach a member's Postgres as one of our roles.

@@ -269,7 +269,7 @@ impl Local {
 
     /// Makes the roles that standbys and pg_rewind connect as, and the application's database.
     async fn ensure_roles(&self) -> Result<(), LocalError> {
-        let secret = self.shared.secret.get().unwrap_or_default();
+        let secret = self.replication_password()?;
         let login = |name: &str| Login { name: name.to_owned(), password: secret.clone() };
         let session = roles::open_session(&self.target(), SQL_LIMIT).await?;
         roles::ensure_roles(&session, &login(REPLICATOR), &login(REWINDER), SQL_LIMIT).await?;
@@ -291,11 +291,11 @@ impl Local {
     /// It did not come to pass; the next round tries again.
     pub async fn settle_in(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
-        self.keep_slots().await?;
-        self.ensure_roles().await?;
+        // First what waits for no standby: a member that has to be rewound may be the one waited for.
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         marker::checkpoint(&session, CHECKPOINT_LIMIT).await?;
-        Ok(())
+        self.keep_slots().await?;
+        self.ensure_roles().await
     }
 
     /// Keeps one physical slot for each other data member; on a standby moves them along.
