@@ -4,6 +4,7 @@
 //! way into a member: all it does is in `proto/rhone/v1/admin.proto`.
 
 pub mod args;
+pub mod certs;
 mod check;
 mod client;
 mod exit;
@@ -70,6 +71,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Explain => explain::run(&global, terminal).await,
         Command::History { limit } => history::run(&global, limit, terminal).await,
         Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
+        Command::Certs(verb) => certs::run(&global, verb, terminal),
         Command::Dsn { role } => psql::dsn(&global, role, terminal).await,
         Command::Psql { arguments } => psql::psql(&global, &arguments).await,
     }

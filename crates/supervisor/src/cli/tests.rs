@@ -26,7 +26,7 @@ impl Member {
         );
         std::fs::write(folder.path().join("rhone.toml"), text).expect("the file is written");
         let operator = Arc::new(operator);
-        let incoming = socket::bind(folder.path()).expect("a socket");
+        let incoming = socket::bind(folder.path(), &rhone_pgctl::user::OsUser::current()).expect("a socket");
         let service = admin_service(Arc::clone(&operator));
         tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
         Self { folder, operator }

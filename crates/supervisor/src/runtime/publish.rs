@@ -16,8 +16,9 @@ use crate::civil::WallTime;
 use crate::runtime::clock::{BootTime, wall_time};
 use crate::runtime::local::Local;
 use crate::runtime::shared::{Shared, Table};
-use crate::status::local::{Counters, LocalView, PeerView, Recovery, ReplicationRow};
+use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State, SyncStatus};
+use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Received};
 
 /// A member that was not heard from for this long is shown as unreachable.
@@ -314,6 +315,7 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
+        certificates: shared.security.as_deref().map(certificates),
         counters: Counters {
             fences: local.guardian.page().fences(),
             strangers_refused: shared.strangers.load(Ordering::Relaxed),
@@ -321,6 +323,16 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
                 as u64,
             ..Counters::default()
         },
+    }
+}
+
+fn certificates(security: &Security) -> Certificates {
+    let now = WallTime::from_ms(wall_time());
+    Certificates {
+        own_left: security.own().seconds_left(now),
+        authority_left: security.authorities().iter().map(|ca| ca.seconds_left(now)).min().unwrap_or(0),
+        stale: security.stale(),
+        handshakes: security.handshakes(),
     }
 }
 

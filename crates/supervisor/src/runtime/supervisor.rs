@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use rhone_consensus::identity::Identity;
 use rhone_consensus::settings::{Settings, Timing};
 use rhone_consensus::store::hard::HardStateFile;
-use rhone_consensus::transport::{AddressBook, Plaintext};
+use rhone_consensus::transport::AddressBook;
 use rhone_consensus::{Consensus, ConsensusError, Options, Timings};
 use rhone_pgctl::connection::LocalConnection;
 use rhone_pgctl::install::Installation;
@@ -20,12 +20,12 @@ use rhone_pgctl::user::OsUser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 
+use crate::api::access::Access;
 use crate::api::agent::AgentService;
 use crate::api::proto::v1::agent_server::AgentServer;
 use crate::api::{admin_service, health, proto, socket};
-use crate::config::Config;
+use crate::config::{Config, Tls};
 use crate::guardian::{Guardian, GuardianError, GuardianOptions, Lease as PageLease, emergency};
 use crate::runtime::clock::Clock;
 use crate::runtime::lease::Lease;
@@ -37,6 +37,7 @@ use crate::runtime::secret::Secret;
 use crate::runtime::shared::Shared;
 use crate::runtime::voter::VoterLease;
 use crate::runtime::{found, leader, node, publish, report};
+use crate::tls::{self, Dialer, Security};
 
 /// How long Raft may take to end in order.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
@@ -69,11 +70,13 @@ pub async fn run(config: Config) -> anyhow::Result<After> {
         .context("write supervisor.pid")?;
     let clock = Clock;
     let voter = Arc::new(VoterLease::new(clock));
+    let security = load_certificates(&config)?;
+    let dialer = security.clone().map_or(Dialer::Plain, Dialer::Tls);
     // The store first: a member that cannot start leaves no guardian behind.
-    let consensus = start_consensus(&config, &hard, &voter).await?;
+    let consensus = start_consensus(&config, &hard, &voter, &dialer).await?;
     let guardian = adopt_guardian(&config).await?;
-    let lease =
-        Lease::start(guardian.page().clone(), Arc::clone(&voter), clock).context("start the lease thread")?;
+    let lease = Lease::start(guardian.page().clone(), Arc::clone(&voter), clock, dialer.clone())
+        .context("start the lease thread")?;
     let secret = Secret::open(config.postgres.replication_password_file.clone(), &config.node.state_dir)
         .context("read the replication password")?;
     let (revokes, asked) = mpsc::channel(16);
@@ -82,12 +85,13 @@ pub async fn run(config: Config) -> anyhow::Result<After> {
         hard,
         voter,
         consensus,
-        peers: Peers::default(),
+        peers: Peers::new(dialer),
+        security,
         own: watch::Sender::new(None),
         table: watch::Sender::new(BTreeMap::new()),
         revokes,
         secret,
-        strangers: AtomicU64::new(0),
+        strangers: Arc::new(AtomicU64::new(0)),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });
@@ -117,6 +121,15 @@ fn prepare_directory(config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("create {}", dir.display()))?;
     }
     Ok(())
+}
+
+fn load_certificates(config: &Config) -> anyhow::Result<Option<Arc<Security>>> {
+    match &config.tls {
+        Tls::LoopbackOnly | Tls::Insecure => Ok(None),
+        Tls::Mutual(files) => {
+            Ok(Some(Arc::new(Security::load(&config.cluster, files).context("read [tls]")?)))
+        }
+    }
 }
 
 async fn adopt_guardian(config: &Config) -> anyhow::Result<Guardian> {
@@ -170,6 +183,7 @@ async fn start_consensus(
     config: &Config,
     hard: &Arc<HardStateFile>,
     voter: &Arc<VoterLease>,
+    dialer: &Dialer,
 ) -> anyhow::Result<Consensus> {
     let known = hard.get();
     let identity = Identity {
@@ -186,7 +200,7 @@ async fn start_consensus(
         observer: Arc::clone(voter) as Arc<dyn rhone_consensus::observer::LogObserver>,
         timings: Timings::default(),
         address_book: AddressBook::default(),
-        connector: Arc::new(Plaintext),
+        connector: Arc::new(dialer.clone()),
     };
     let mut again = options.clone();
     match Consensus::start(options).await {
@@ -303,7 +317,7 @@ async fn live(
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
-        Box::pin(serve_socket(shared, operator)?),
+        Box::pin(serve_socket(shared, local, operator)?),
         Box::pin(async move {
             health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -322,6 +336,9 @@ async fn live(
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));
     tokio::spawn(flushed(Arc::clone(local)));
+    if let Some(security) = &shared.security {
+        tokio::spawn(tls::watch(Arc::clone(security)));
+    }
     let leave = leave_on_signal()?;
     let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
     tokio::select! {
@@ -365,7 +382,7 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(64)
-        .tcp_nodelay(true)
+        .layer(Access::new(&shared.config.cluster, &[], Arc::clone(&shared.strangers)))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(shared.consensus.service())
@@ -373,15 +390,21 @@ async fn serve_grpc(
             AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
         )
         .add_service(admin_service(operator));
-    Ok(async move { Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?) })
+    let incoming = tls::incoming(listener, shared.security.clone());
+    Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
 fn serve_socket(
     shared: &Shared,
+    local: &Local,
     operator: Arc<RuntimeOperator>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
-    let incoming = socket::bind(&shared.config.node.state_dir).context("listen on rhone.sock")?;
-    let router = tonic::transport::Server::builder().add_service(admin_service(operator));
+    let owner = &local.user;
+    let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
+    let uids = [0, OsUser::current().uid, owner.uid];
+    let router = tonic::transport::Server::builder()
+        .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
+        .add_service(admin_service(operator));
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
