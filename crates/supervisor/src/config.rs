@@ -5,6 +5,7 @@
 
 mod address;
 mod build;
+mod connecting;
 mod file;
 mod inspect;
 mod keys;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use self::address::Address;
+pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
@@ -35,6 +37,10 @@ pub struct Config {
     pub node: Node,
     /// `[postgres]`.
     pub postgres: Postgres,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[pgbouncer]`.
+    pub pooler: Option<Pooler>,
     /// `[tls]`.
     pub tls: Tls,
     /// `[bootstrap]`.

@@ -44,6 +44,10 @@ pub struct Spec {
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
     pub bootstrap: String,
+    /// Further tables of each member's file; `{address}` and `{folder}` are the member's.
+    pub tables: String,
+    /// Further Postgres parameters.
+    pub postgres: String,
     /// The program under test instead of `rhone`, for tests of the harness itself.
     pub program: Option<PathBuf>,
 }
@@ -51,7 +55,7 @@ pub struct Spec {
 impl Spec {
     /// An asynchronous cluster.
     pub fn asynchronous(members: usize) -> Self {
-        Self { members, sync: Sync::Off, bootstrap: String::new(), program: None }
+        Self { members, sync: Sync::Off, bootstrap: String::new(), tables: String::new(), postgres: String::new(), program: None }
     }
 
     fn bootstrap(&self, clients: &str) -> String {
@@ -62,8 +66,8 @@ impl Spec {
         };
         format!(
             "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
-             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n",
-            self.bootstrap
+             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",
+            self.bootstrap, self.postgres
         )
     }
 }
@@ -150,7 +154,9 @@ impl Cluster {
             .collect::<Result<Vec<_>>>()?;
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
-            node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
+            let tables = spec.tables.replace("{address}", &node.address().to_string());
+            let tables = tables.replace("{folder}", &node.folder().display().to_string());
+            node.configure(&peers, id, &format!("{tables}\n{}", spec.bootstrap(network.client_range())))?;
         }
         Ok((network, group, nodes))
     }

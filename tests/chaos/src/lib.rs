@@ -18,6 +18,7 @@ pub mod lock;
 pub mod namespace;
 pub mod nemesis;
 pub mod node;
+pub mod ports;
 pub mod process;
 pub mod random;
 pub mod scenario;

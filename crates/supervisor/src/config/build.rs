@@ -20,17 +20,12 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     }
     let node = node(entries);
     let postgres = postgres(entries);
-    for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
-        let address = address(entries, key);
-        if address.is_some() {
-            let hint = "remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary";
-            entries.complain(key, "the proxy ports are not there yet in this version", Some(hint));
-        }
-    }
+    let proxy = super::connecting::proxy(entries);
+    let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
     let config =
-        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
+        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
     Some(config)
@@ -51,11 +46,11 @@ fn name(entries: &mut Entries, key: &str) -> Option<String> {
     })
 }
 
-fn address(entries: &mut Entries, key: &str) -> Option<Address> {
+pub(super) fn address(entries: &mut Entries, key: &str) -> Option<Address> {
     entries.parsed(key, str::parse)
 }
 
-fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
+pub(super) fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
     entries.parsed(key, |text| {
         let path = PathBuf::from(text);
         if path.is_absolute() { Ok(path) } else { Err(format!("\"{text}\" is not an absolute path")) }
@@ -63,7 +58,7 @@ fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
 }
 
 /// Takes one of a few words.
-fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
+pub(super) fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
     entries.parsed(key, |text| {
         words.iter().find(|word| **word == text).copied().ok_or_else(|| {
             let near = nearest(text, words.iter().copied());
@@ -133,7 +128,7 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
 }
 
 /// A default for a key that was not set; none when it was set badly.
-fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
+pub(super) fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
     (!entries.is_set(key)).then(|| Address { host: "127.0.0.1".to_owned(), port })
 }
 
@@ -226,11 +221,12 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
 
 /// Two listeners of one member cannot share an address.
 fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
-    let listeners = [
+    let always = [
         ("node.listen", &config.node.listen),
         ("node.http", &config.node.http),
         ("postgres.listen", &config.postgres.listen),
     ];
+    let listeners: Vec<_> = always.into_iter().chain(super::connecting::listeners(config)).collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {
             let same_host = address.host == earlier.host || address.is_wildcard() || earlier.is_wildcard();

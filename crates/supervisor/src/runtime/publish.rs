@@ -314,6 +314,7 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
+        proxy: shared.proxy.snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         counters: Counters {
             fences: local.guardian.page().fences(),
             strangers_refused: shared.strangers.load(Ordering::Relaxed),

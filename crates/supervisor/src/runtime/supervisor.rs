@@ -88,6 +88,8 @@ pub async fn run(config: Config) -> anyhow::Result<After> {
         revokes,
         secret,
         strangers: AtomicU64::new(0),
+        proxy: crate::proxy::Counters::default(),
+        pooler: crate::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });
@@ -300,6 +302,8 @@ async fn live(
     let settings = first_settings(&shared.config);
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
     let view = publish::start(shared, local);
+    crate::proxy::start(shared, Some(local)).await?;
+    crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
