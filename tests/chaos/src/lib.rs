@@ -7,6 +7,7 @@
 //! faults, and the report says so.
 
 pub mod bench;
+pub mod bench_proxy;
 pub mod binary;
 pub mod cgroup;
 pub mod checker;

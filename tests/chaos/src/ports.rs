@@ -67,7 +67,8 @@ pub fn run_client(cluster: &Cluster, program: &str, arguments: &[&str], limit: D
 
 /// Runs a Python script with psycopg2 from the clients' place, `None` where there is no psycopg2.
 pub fn run_psycopg2(cluster: &Cluster, script: &str, arguments: &[&str]) -> Result<Option<Output>> {
-    let Some(python) = binary::program("python3").filter(|_| PathBuf::from("/usr/bin/python3").is_file()) else {
+    let Some(python) = binary::program("python3").filter(|_| PathBuf::from("/usr/bin/python3").is_file())
+    else {
         return Ok(None);
     };
     drop(python);

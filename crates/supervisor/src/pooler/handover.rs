@@ -43,9 +43,8 @@ pub async fn pause_everywhere(shared: &Shared, epoch: Epoch) {
     };
     let asked = others.iter().map(|address| async move {
         let request = PausePoolerRequest { from: Some(shared.identity()), epoch: epoch.0 };
-        let call = shared.peers.call(address, limit, |mut client| async move {
-            client.pause_pooler(request).await
-        });
+        let call =
+            shared.peers.call(address, limit, |mut client| async move { client.pause_pooler(request).await });
         match call.await {
             Ok(reply) => reply.paused,
             Err(error) => {

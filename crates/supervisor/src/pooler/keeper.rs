@@ -1,6 +1,5 @@
 //! Brings PgBouncer to what is wanted, again and again until it is there.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,7 +151,7 @@ impl Keeper {
         if let Some(server) = want.server.as_ref().and_then(|server| server.parse().ok()) {
             self.server = Some(server);
         }
-        self.write()?;
+        self.write().await?;
         if let Some(epoch) = want.pause {
             return self.pause(epoch).await;
         }
@@ -167,19 +166,15 @@ impl Keeper {
         Ok(())
     }
 
-    /// Writes the files where they are not as they should be.
-    fn write(&mut self) -> anyhow::Result<()> {
+    /// Writes the files where they are not as they should be; off the runtime's thread, which must hear renewals
+    /// meanwhile.
+    async fn write(&mut self) -> anyhow::Result<()> {
         let own = &self.shared.config.postgres.advertise;
         let text = render::config(&self.pooler, self.server.as_ref().unwrap_or(own));
-        let theirs = std::fs::read_to_string(&self.pooler.users_file)
-            .with_context(|| format!("read {} (pgbouncer.users-file)", self.pooler.users_file.display()))?;
-        let users = render::users(&theirs, &self.console.password);
-        let put = |name: &str, text: &str| {
-            let path: PathBuf = self.pooler.dir.join(name);
-            rhone_pgctl::file::replace(&path, text.as_bytes(), &self.user, 0o600)
-        };
-        let changed = [put(render::USERS, &users)?, put(render::CONFIG, &text)?];
-        self.unread |= changed.contains(&true);
+        let (pooler, user) = (self.pooler.clone(), self.user.clone());
+        let password = self.console.password.clone();
+        let written = tokio::task::spawn_blocking(move || write(&pooler, &user, &password, &text));
+        self.unread |= written.await??;
         Ok(())
     }
 
@@ -228,6 +223,18 @@ impl Keeper {
         self.paused = None;
         Ok(())
     }
+}
+
+/// Writes PgBouncer's files, says whether one of them changed.
+fn write(pooler: &Pooler, user: &OsUser, password: &str, config: &str) -> anyhow::Result<bool> {
+    let theirs = std::fs::read_to_string(&pooler.users_file)
+        .with_context(|| format!("read {} (pgbouncer.users-file)", pooler.users_file.display()))?;
+    let users = render::users(&theirs, password);
+    let put = |name: &str, text: &str| {
+        rhone_pgctl::file::replace(&pooler.dir.join(name), text.as_bytes(), user, 0o600)
+    };
+    let changed = [put(render::USERS, &users)?, put(render::CONFIG, config)?];
+    Ok(changed.contains(&true))
 }
 
 async fn finished(task: &mut Option<JoinHandle<Result<(), ConsoleError>>>) -> Result<(), ConsoleError> {

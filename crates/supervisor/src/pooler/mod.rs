@@ -16,7 +16,7 @@ mod want;
 use rhone_consensus::ids::Epoch;
 use tokio::sync::watch;
 
-pub use self::handover::{pause_here, pause_everywhere};
+pub use self::handover::{pause_everywhere, pause_here};
 pub use self::keeper::start;
 
 /// How the rest of the supervisor talks to the keeper.

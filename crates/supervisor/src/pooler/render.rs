@@ -18,10 +18,8 @@ pub(super) const USERS: &str = "users.txt";
 pub(super) fn config(pooler: &Pooler, server: &Address) -> String {
     let dir = pooler.dir.display();
     let listen = if pooler.listen.is_wildcard() { "*" } else { &pooler.listen.host };
-    let include = pooler
-        .include
-        .as_ref()
-        .map_or_else(String::new, |path| format!("%include {}\n", path.display()));
+    let include =
+        pooler.include.as_ref().map_or_else(String::new, |path| format!("%include {}\n", path.display()));
     format!(
         "; Written by rhone: changes are overwritten. Your own go into a file named by [pgbouncer] include.\n\
          [databases]\n\
@@ -60,13 +58,10 @@ pub(super) fn config(pooler: &Pooler, server: &Address) -> String {
 /// Renders the list of users: the operator's, then Rhone's own.
 pub(super) fn users(theirs: &str, password: &str) -> String {
     let own = format!("\"{ADMIN}\"");
-    let mut text: String = theirs
-        .lines()
-        .filter(|line| !line.trim_start().starts_with(&own))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    text.push_str(&format!("{own} \"{}\"\n", password.replace('"', "\"\"")));
-    text
+    let mine = format!("{own} \"{}\"", password.replace('"', "\"\""));
+    let theirs = theirs.lines().filter(|line| !line.trim_start().starts_with(&own));
+    let lines: Vec<&str> = theirs.chain([mine.as_str()]).collect();
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]

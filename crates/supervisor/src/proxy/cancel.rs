@@ -38,7 +38,7 @@ pub(super) async fn pass_on(context: &Arc<Context>, port: Port, packet: &[u8]) {
 async fn tell(target: &Target, packet: &[u8]) {
     let Some(mut server) = connect(&target.address).await else { return };
     if server.write_all(packet).await.is_ok() {
-        let mut nothing = [0];
-        server.read(&mut nothing).await.ok();
+        let mut nothing = Vec::new();
+        server.read_to_end(&mut nothing).await.ok();
     }
 }

@@ -1,4 +1,5 @@
-//! Passes bytes between a client and a server until both have ended, a backend stays away, or the task is aborted.
+//! Passes bytes between a client and a server until both have ended, nothing passes for too long, or
+//! the task is aborted.
 //!
 //! One buffer for all connections of the thread: an idle connection has none. What the other side does not take at
 //! once is kept, and nothing more is read until it is gone.
@@ -11,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
@@ -49,8 +51,6 @@ enum Fault {
 
 /// One direction.
 struct Half<'a> {
-    from: &'a TcpStream,
-    to: &'a TcpStream,
     /// Whether `to` is the server, whose unacknowledged bytes are watched.
     to_server: bool,
     /// Read, and not yet taken by the other side.
@@ -62,30 +62,36 @@ struct Half<'a> {
 }
 
 impl<'a> Half<'a> {
-    fn new(from: &'a TcpStream, to: &'a TcpStream, to_server: bool, bytes: &'a AtomicU64) -> Self {
-        Self { from, to, to_server, pending: Vec::new(), taken: 0, ended: false, done: false, bytes }
+    fn new(to_server: bool, bytes: &'a AtomicU64) -> Self {
+        Self { to_server, pending: Vec::new(), taken: 0, ended: false, done: false, bytes }
     }
 
     /// Passes on what there is; ready when this direction has ended.
-    fn poll(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<Result<(), Fault>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &TcpStream,
+        moved: &mut bool,
+    ) -> Poll<Result<(), Fault>> {
         while !self.done {
-            ready!(self.flush(cx)).map_err(Fault::To)?;
+            ready!(self.flush(cx, to)).map_err(Fault::To)?;
             if self.ended {
-                socket::shutdown_write(self.to);
+                socket::shutdown_write(to);
                 self.done = true;
                 break;
             }
-            ready!(self.from.poll_read_ready(cx)).map_err(Fault::From)?;
-            self.step(moved)?;
+            ready!(self.step(cx, from, to))?;
+            *moved = true;
         }
         Poll::Ready(Ok(()))
     }
 
     /// Writes what is pending.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn flush(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<()>> {
         while let Some(rest) = self.pending.get(self.taken..).filter(|rest| !rest.is_empty()) {
-            ready!(self.to.poll_write_ready(cx))?;
-            match self.to.try_write(rest) {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_write(rest) {
                 Ok(count) => self.taken += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
@@ -95,40 +101,42 @@ impl<'a> Half<'a> {
             self.pending = Vec::new();
             self.taken = 0;
             if self.to_server {
-                socket::watch_unacknowledged(self.to, true)?;
+                socket::watch_unacknowledged(to, true)?;
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and writes what was read.
-    fn step(&mut self, moved: &mut bool) -> Result<(), Fault> {
+    /// Reads once and writes what was read: two system calls, since a read that did not fill the buffer says that
+    /// there is no more.
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &TcpStream,
+    ) -> Poll<Result<(), Fault>> {
         BUFFER_OF_THREAD.with_borrow_mut(|buffer| {
-            let count = match self.from.try_read(buffer) {
-                Ok(0) => {
-                    self.ended = true;
-                    return Ok(());
-                }
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(Fault::From(error)),
-            };
-            *moved = true;
-            add(self.bytes, u64::try_from(count).unwrap_or(0));
-            let read = buffer.get(..count).unwrap_or_default();
-            let written = match self.to.try_write(read) {
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Fault::From)?;
+            let read = buffer.filled();
+            if read.is_empty() {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            add(self.bytes, u64::try_from(read.len()).unwrap_or(0));
+            let written = match to.try_write(read) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(Fault::To(error)),
+                Err(error) => return Poll::Ready(Err(Fault::To(error))),
             };
             let rest = read.get(written..).unwrap_or_default();
             if !rest.is_empty() {
                 self.pending.extend_from_slice(rest);
                 if self.to_server {
-                    socket::watch_unacknowledged(self.to, false).map_err(Fault::To)?;
+                    socket::watch_unacknowledged(to, false).map_err(Fault::To)?;
                 }
             }
-            Ok(())
+            Poll::Ready(Ok(()))
         })
     }
 }
@@ -138,13 +146,11 @@ struct Quiet<'a> {
     timer: Pin<&'a mut Option<Sleep>>,
     /// What the timer was set for.
     armed: Option<Duration>,
-    idle: Option<Duration>,
     last: BootTime,
 }
 
 impl Quiet<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>, half_closed: bool, moved: bool) -> Poll<()> {
-        let limit = if half_closed { Some(HALF_CLOSED) } else { self.idle };
+    fn poll(&mut self, cx: &mut Context<'_>, limit: Option<Duration>, moved: bool) -> Poll<()> {
         let Some(limit) = limit else { return Poll::Pending };
         if self.armed != Some(limit) {
             self.armed = Some(limit);
@@ -177,14 +183,14 @@ pub(super) struct Terms<'a> {
 }
 
 /// Passes bytes both ways until the connection has ended.
-pub(super) async fn relay(client: &TcpStream, server: &TcpStream, terms: Terms<'_>) -> End {
-    let mut up = Half::new(client, server, true, terms.bytes_in);
-    let mut down = Half::new(server, client, false, terms.bytes_out);
+pub(super) async fn relay(client: &mut TcpStream, server: &mut TcpStream, terms: Terms<'_>) -> End {
+    let mut up = Half::new(true, terms.bytes_in);
+    let mut down = Half::new(false, terms.bytes_out);
     let timer = pin!(None);
-    let mut quiet = Quiet { timer, armed: None, idle: terms.idle, last: BootTime::ZERO };
+    let mut quiet = Quiet { timer, armed: None, last: BootTime::ZERO };
     poll_fn(|cx| {
         let mut moved = false;
-        match up.poll(cx, &mut moved) {
+        match up.poll(cx, client, server, &mut moved) {
             Poll::Ready(Err(Fault::From(error))) => return Poll::Ready(End::Client(error)),
             Poll::Ready(Err(Fault::To(error))) => {
                 // Its last words may still be there to be read: the other direction finds its end.
@@ -193,7 +199,7 @@ pub(super) async fn relay(client: &TcpStream, server: &TcpStream, terms: Terms<'
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        match down.poll(cx, &mut moved) {
+        match down.poll(cx, server, client, &mut moved) {
             Poll::Ready(Err(Fault::From(error))) => return Poll::Ready(End::Server(error)),
             Poll::Ready(Err(Fault::To(error))) => return Poll::Ready(End::Client(error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -201,7 +207,12 @@ pub(super) async fn relay(client: &TcpStream, server: &TcpStream, terms: Terms<'
         if up.done && down.done {
             return Poll::Ready(End::Closed);
         }
-        quiet.poll(cx, up.done || down.done, moved).map(|()| End::Idle)
+        let limit = if up.done || down.done { Some(HALF_CLOSED) } else { terms.idle };
+        quiet.poll(cx, limit, moved).map(|()| End::Idle)
     })
     .await
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

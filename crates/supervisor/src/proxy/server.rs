@@ -90,6 +90,7 @@ async fn cut_at_changes(context: &Arc<Context>) {
     loop {
         let now = state.borrow_and_update().state.epoch;
         if now != epoch {
+            warn_of_trust(context, epoch == Epoch(0));
             epoch = now;
             let connections = context.cut();
             if connections > 0 {
@@ -99,6 +100,21 @@ async fn cut_at_changes(context: &Arc<Context>) {
         if state.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Says once that a line of pg_hba lets members in without a password, and so whoever reaches a proxy port.
+fn warn_of_trust(context: &Context, first: bool) {
+    let applied = Arc::clone(&context.shared.consensus.state().borrow());
+    let trusts = |line: &&String| {
+        let mut words = line.split_whitespace();
+        words.next().is_some_and(|kind| kind.starts_with("host")) && words.any(|word| word == "trust")
+    };
+    if let Some(line) = applied.state.settings.pg_hba.iter().find(trusts).filter(|_| first) {
+        tracing::warn!(
+            line,
+            "pg_hba trusts addresses: through a proxy port every client has a member's address"
+        );
     }
 }
 
@@ -126,18 +142,15 @@ async fn accept(
         if socket::prepare_client(&client).is_err() {
             continue;
         }
-        match Arc::clone(&places).try_acquire_owned() {
-            Ok(place) => {
-                let (tell, told) = oneshot::channel();
-                let task = tokio::spawn(session(Arc::clone(&context), port, client, place, told));
-                // The task has not run yet, and waits for this when it needs it.
-                tell.send(task.abort_handle()).ok();
-            }
-            Err(_) => {
-                add(&context.counters(port).refused_limit, 1);
-                if let Ok(courtesy) = Arc::clone(&courtesies).try_acquire_owned() {
-                    tokio::spawn(turn_away(client, courtesy));
-                }
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            let (tell, told) = oneshot::channel();
+            let task = tokio::spawn(session(Arc::clone(&context), port, client, place, told));
+            // The task has not run yet, and waits for this when it needs it.
+            tell.send(task.abort_handle()).ok();
+        } else {
+            add(&context.counters(port).refused_limit, 1);
+            if let Ok(courtesy) = Arc::clone(&courtesies).try_acquire_owned() {
+                tokio::spawn(turn_away(client, courtesy));
             }
         }
     }
@@ -185,7 +198,7 @@ async fn session(
     // Boxed: what it takes to open a connection is not kept while it is open.
     let opened = Box::pin(open(&context, port, &mut client, packet.clone())).await;
     drop(waiting);
-    let (server, target, occupied) = match opened {
+    let (mut server, target, occupied) = match opened {
         Ok(opened) => opened,
         Err(Failure::Refused(refusal)) => {
             let waited_in_vain = refusal.code == "57P03";
@@ -210,7 +223,7 @@ async fn session(
         bytes_out: &counters.bytes_out,
         idle: context.settings.idle_timeout,
     };
-    let ended = relay(&client, &server, terms).await;
+    let ended = relay(&mut client, &mut server, terms).await;
     if matches!(ended, End::Idle) {
         add(&counters.idled, 1);
     }
