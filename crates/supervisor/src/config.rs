@@ -17,6 +17,8 @@ pub mod units;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::command::MemberKind;
+
 pub use self::address::Address;
 pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
@@ -35,8 +37,8 @@ pub struct Config {
     pub cluster: String,
     /// `[node]`.
     pub node: Node,
-    /// `[postgres]`.
-    pub postgres: Postgres,
+    /// `[postgres]`; none: a witness, which votes and never runs Postgres.
+    pub postgres: Option<Postgres>,
     /// `[proxy]`.
     pub proxy: Proxy,
     /// `[pgbouncer]`.
@@ -133,6 +135,11 @@ pub fn environment() -> Environment {
 }
 
 impl Config {
+    /// Says what this member is for.
+    pub fn kind(&self) -> MemberKind {
+        if self.postgres.is_some() { MemberKind::Data } else { MemberKind::Witness }
+    }
+
     /// Reads and checks a file, with `RHONE_…` overrides from `env`.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ pub async fn pause_everywhere(shared: &Shared, epoch: Epoch) {
         let applied = std::sync::Arc::clone(&shared.consensus.state().borrow());
         let table = shared.table.borrow();
         let heard = |node| table.get(&node).is_some_and(|r| now.millis_since(r.at) < HEARD_MS);
-        let others = applied.state.data_members().filter(|m| m.node != me && heard(m.node));
+        let others = applied.state.members.values().filter(|m| m.node != me && heard(m.node));
         others.map(|member| member.address.clone()).collect()
     };
     let asked = others.iter().map(|address| async move {

@@ -78,7 +78,8 @@ fn run_as(shared: &Shared, pooler: &Pooler) -> anyhow::Result<OsUser> {
     if me.uid != 0 {
         return Ok(me);
     }
-    let name = pooler.user.as_deref().or(shared.config.postgres.user.as_deref()).unwrap_or("postgres");
+    let postgres = shared.config.postgres.as_ref().and_then(|postgres| postgres.user.as_deref());
+    let name = pooler.user.as_deref().or(postgres).unwrap_or("postgres");
     Ok(OsUser::by_name(name)?)
 }
 
@@ -169,8 +170,10 @@ impl Keeper {
     /// Writes the files where they are not as they should be; off the runtime's thread, which must hear renewals
     /// meanwhile.
     async fn write(&mut self) -> anyhow::Result<()> {
-        let own = &self.shared.config.postgres.advertise;
-        let text = render::config(&self.pooler, self.server.as_ref().unwrap_or(own));
+        let own = self.shared.config.postgres.as_ref().map(|postgres| &postgres.advertise);
+        // A witness has no server of its own to name until the primary is known.
+        let Some(server) = self.server.as_ref().or(own) else { return Ok(()) };
+        let text = render::config(&self.pooler, server);
         let (pooler, user) = (self.pooler.clone(), self.user.clone());
         let password = self.console.password.clone();
         let written = tokio::task::spawn_blocking(move || write(&pooler, &user, &password, &text));
