@@ -5,6 +5,7 @@
 
 mod address;
 mod build;
+mod connecting;
 mod file;
 mod inspect;
 mod keys;
@@ -21,6 +22,7 @@ use rhone_consensus::settings::SyncMode;
 use crate::tls::TlsFiles;
 
 pub use self::address::Address;
+pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
@@ -39,6 +41,10 @@ pub struct Config {
     pub node: Node,
     /// `[postgres]`; none: a witness, which votes and never runs Postgres.
     pub postgres: Option<Postgres>,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[pgbouncer]`.
+    pub pooler: Option<Pooler>,
     /// `[tls]`.
     pub tls: Tls,
     /// `[bootstrap]`.

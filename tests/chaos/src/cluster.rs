@@ -49,6 +49,10 @@ pub struct Spec {
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
     pub bootstrap: String,
+    /// Further tables of each member's file; `{address}` and `{folder}` are the member's.
+    pub tables: String,
+    /// Further Postgres parameters.
+    pub postgres: String,
     /// The program under test instead of `rhone`, for tests of the harness itself.
     pub program: Option<PathBuf>,
 }
@@ -62,6 +66,8 @@ impl Spec {
             extras: Extras::default(),
             sync: Sync::Off,
             bootstrap: String::new(),
+            tables: String::new(),
+            postgres: String::new(),
             program: None,
         }
     }
@@ -79,8 +85,8 @@ impl Spec {
         };
         format!(
             "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
-             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n",
-            self.bootstrap
+             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",
+            self.bootstrap, self.postgres
         )
     }
 }
@@ -171,7 +177,9 @@ impl Cluster {
         }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
-            node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
+            let tables = spec.tables.replace("{address}", &node.address().to_string());
+            let tables = tables.replace("{folder}", &node.folder().display().to_string());
+            node.configure(&peers, id, &format!("{tables}\n{}", spec.bootstrap(network.client_range())))?;
         }
         Ok((network, group, nodes))
     }

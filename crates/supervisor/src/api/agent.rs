@@ -14,8 +14,8 @@ use tonic::{Request, Response, Status};
 
 use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
-    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, RenewReply,
-    RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
+    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, PausePoolerReply,
+    PausePoolerRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
@@ -236,6 +236,19 @@ impl Agent for AgentService {
             LogIndex(request.membership),
         );
         Ok(Response::new(renew_reply(request.seq, result)))
+    }
+
+    async fn pause_pooler(
+        &self,
+        request: Request<PausePoolerRequest>,
+    ) -> Result<Response<PausePoolerReply>, Status> {
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
+        let epoch = Epoch(request.epoch);
+        self.owner_at_most(node, epoch)?;
+        let pooler = self.shared.config.pooler.as_ref();
+        let paused = crate::pooler::pause_here(&self.shared.pooler, pooler, epoch).await;
+        Ok(Response::new(PausePoolerReply { paused }))
     }
 }
 

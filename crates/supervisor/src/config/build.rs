@@ -30,17 +30,12 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
             Some(None)
         }
     };
-    for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
-        let address = address(entries, key);
-        if address.is_some() {
-            let hint = "remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary";
-            entries.complain(key, "the proxy ports are not there yet in this version", Some(hint));
-        }
-    }
+    let proxy = super::connecting::proxy(entries);
+    let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
     let config =
-        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
+        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
     Some(config)
@@ -61,11 +56,11 @@ fn name(entries: &mut Entries, key: &str) -> Option<String> {
     })
 }
 
-fn address(entries: &mut Entries, key: &str) -> Option<Address> {
+pub(super) fn address(entries: &mut Entries, key: &str) -> Option<Address> {
     entries.parsed(key, str::parse)
 }
 
-fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
+pub(super) fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
     entries.parsed(key, |text| {
         let path = PathBuf::from(text);
         if path.is_absolute() { Ok(path) } else { Err(format!("\"{text}\" is not an absolute path")) }
@@ -73,7 +68,7 @@ fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
 }
 
 /// Takes one of a few words.
-fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
+pub(super) fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
     entries.parsed(key, |text| {
         words.iter().find(|word| **word == text).copied().ok_or_else(|| {
             let near = nearest(text, words.iter().copied());
@@ -158,7 +153,7 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
 }
 
 /// A default for a key that was not set; none when it was set badly.
-fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
+pub(super) fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
     (!entries.is_set(key)).then(|| Address { host: "127.0.0.1".to_owned(), port })
 }
 
@@ -280,6 +275,7 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
     let listeners: Vec<(&str, &Address)> = listeners
         .into_iter()
         .chain(config.postgres.as_ref().map(|postgres| ("postgres.listen", &postgres.listen)))
+        .chain(super::connecting::listeners(config))
         .collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {

@@ -228,13 +228,6 @@ fn what_is_not_there_yet_says_so() {
         hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
     );
     with(
-        "proxy",
-        "rw = \"0.0.0.0:5000\"",
-        expect![[r#"
-        error: rhone.toml:8: the proxy ports are not there yet in this version
-        hint: remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary"#]],
-    );
-    with(
         "tls",
         "cert = \"/etc/rhone/pg-1.crt\"",
         expect![[r#"
@@ -243,6 +236,31 @@ fn what_is_not_there_yet_says_so() {
             error: rhone.toml: `tls.key` is missing
             hint: write key = "/etc/rhone/pg-1.key" in [tls], or set RHONE_TLS_KEY"#]],
     );
+}
+
+#[test]
+fn the_ports_for_clients_are_checked() {
+    with(
+        "proxy",
+        "rw = \"0.0.0.0:5432\"\nwait = \"10\"\nmax-connection = 5",
+        expect![[r#"
+            error: rhone.toml:8: `proxy.rw` and `postgres.listen` both listen on port 5432
+            error: rhone.toml:9: `proxy.wait`: a duration has a unit: 500ms, 1.5s, 2min, 1h
+            error: rhone.toml:10: unknown key `max-connection` in [proxy]
+            hint: did you mean `max-connections`?"#]],
+    );
+    with("pgbouncer", "pool-mode = \"transactions\"", expect![[r#"
+        error: rhone.toml:8: `pgbouncer.pool-mode`: "transactions" is none of session, transaction, statement; did you mean "transaction"?
+        error: rhone.toml: `pgbouncer.users-file` is missing
+        hint: write users-file = "/etc/pgbouncer/userlist.txt" in [pgbouncer], or set RHONE_PGBOUNCER_USERS_FILE"#]]);
+    let text = format!("{SOUND}\n[proxy]\nrw = \"0.0.0.0:5000\"\nidle-timeout = \"0\"\n");
+    let config = load(&text, &[]).expect("sound");
+    assert_eq!(config.proxy.rw.map(|address| address.port), Some(5000));
+    assert_eq!((config.proxy.ro, config.proxy.idle_timeout), (None, None));
+    assert_eq!(config.pooler, None);
+    let text = format!("{SOUND}\n[pgbouncer]\nusers-file = \"/etc/pgbouncer/userlist.txt\"\n");
+    let pooler = load(&text, &[]).expect("sound").pooler.expect("a pooler");
+    assert_eq!((pooler.listen.port, pooler.mode.word()), (6432, "transaction"));
 }
 
 #[test]

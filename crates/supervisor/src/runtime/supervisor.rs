@@ -104,6 +104,8 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         revokes,
         secret,
         strangers: Arc::new(AtomicU64::new(0)),
+        proxy: crate::proxy::Counters::default(),
+        pooler: crate::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });
@@ -345,6 +347,7 @@ async fn live(
 ) -> anyhow::Result<Ended> {
     let view = publish::start(shared, Some(local));
     let tasks = serving(shared, &local.user, view).await?;
+    crate::proxy::start(shared, Some(local)).await?;
     tokio::spawn(flushed(Arc::clone(local)));
     let leave = leave_on_signal()?;
     let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
@@ -366,6 +369,7 @@ pub(super) async fn serving(
 ) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
+    crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),

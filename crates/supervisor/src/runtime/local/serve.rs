@@ -355,6 +355,7 @@ impl Local {
         {
             tracing::warn!(%error, "no checkpoint before the handover");
         }
+        crate::pooler::pause_everywhere(&self.shared, epoch).await;
         self.still(epoch)?;
         self.stop_primary().await?;
         self.lease.set_target(None);
