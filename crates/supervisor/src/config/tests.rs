@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use expect_test::expect;
 
-use super::{Config, Environment, Timing, Tls};
+use super::{Config, Environment, SyncMode, Timing, Tls};
 
 const SOUND: &str = r#"cluster = "main"
 [node]
@@ -202,6 +202,24 @@ fn timings_that_contradict_each_other_show_the_inequality() {
 }
 
 #[test]
+fn how_commits_wait_is_as_set_or_left_to_the_founding_members() {
+    let sync = |lines: &str| {
+        let peers = "peers = [\"127.0.0.1:7400\", \"127.0.0.2:7400\", \"127.0.0.3:7400\"]";
+        let text = SOUND.replace("peers = [\"127.0.0.1:7400\"]", peers);
+        let config = load(&format!("{text}[bootstrap]\n{lines}\n"), &[]).expect("sound");
+        (config.bootstrap.sync, config.bootstrap.sync_required)
+    };
+    assert_eq!(sync(""), (None, None));
+    assert_eq!(sync("sync = \"off\""), (Some(SyncMode::Off), None));
+    assert_eq!(sync("sync = \"strict\"\nsync-required = 2"), (Some(SyncMode::Strict), Some(2)));
+    assert_eq!(sync("sync = \"quorum\""), (Some(SyncMode::Quorum), None));
+    with("bootstrap", "sync = \"quorm\"", expect![[""]]);
+    with("bootstrap", "sync-required = 1", expect![[""]]);
+    with("bootstrap", "sync = \"off\"\nsync-required = 1", expect![[""]]);
+    with("bootstrap", "sync-required = 0", expect![[""]]);
+}
+
+#[test]
 fn what_is_not_there_yet_says_so() {
     with(
         "node",
@@ -209,13 +227,6 @@ fn what_is_not_there_yet_says_so() {
         expect![[r#"
         error: rhone.toml:3: a witness is not there yet in this version
         hint: use a third data member, or wait for the release that has witnesses"#]],
-    );
-    with(
-        "bootstrap",
-        "sync = \"quorum\"",
-        expect![[r#"
-        error: rhone.toml:8: sync = "quorum" comes with the next release (synchronous modes)
-        hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
     );
     with(
         "proxy",

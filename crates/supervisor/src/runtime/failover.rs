@@ -33,12 +33,12 @@ impl RuntimeOperator {
             Phase::None => return Err(refused("there is no primary yet", Some("rhone explain"))),
             Phase::Preparing { .. } if !request.accept_data_loss => {
                 let (_, waits) = self.shared().decided.borrow().clone();
-                let why = self.why_not(state).unwrap_or(waits);
+                let why = self.why_not(state, state.last_owner()).unwrap_or(waits);
                 return Err(needs_a_person(&format!("the election of epoch {present} waits: {why}")));
             }
             Phase::Preparing { .. } => present,
             Phase::Granted | Phase::Established => {
-                if let Some(why) = self.why_not(state).filter(|_| !request.accept_data_loss) {
+                if let Some(why) = self.why_not(state, None).filter(|_| !request.accept_data_loss) {
                     return Err(needs_a_person(&why));
                 }
                 self.open(to).await?
@@ -65,11 +65,11 @@ impl RuntimeOperator {
         }
     }
 
-    /// Says why acknowledged commits could be lost, if they could: those who are there, the primary
-    /// among them, do not cover every policy.
-    fn why_not(&self, state: &ClusterState) -> Option<String> {
+    /// Says why acknowledged commits could be lost, if they could: those who are there, but for that
+    /// member, do not cover every policy.
+    fn why_not(&self, state: &ClusterState, without: Option<NodeId>) -> Option<String> {
         let (table, now) = (self.shared().table.borrow().clone(), self.shared().now());
-        let open = outlook::uncovered(state, &table, now, None);
+        let open = outlook::uncovered(state, &table, now, without);
         (!open.is_empty()).then(|| outlook::why_uncovered(state, &table, now, &open))
     }
 

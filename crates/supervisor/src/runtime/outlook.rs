@@ -51,7 +51,7 @@ pub(super) fn why_uncovered(state: &ClusterState, table: &Table, now: Moment, op
                  and {} cannot be asked",
                 policy.epoch,
                 standbys.len(),
-                names(state, missing.chain(std::iter::empty()))
+                names(state, missing)
             )
         }
         PolicyKind::Alone | PolicyKind::Async { .. } => {

@@ -42,6 +42,12 @@ const POLL: Duration = Duration::from_millis(5);
 /// A standby whose word is older is not heard: it says how far it is once a second.
 const LIVE: Duration = Duration::from_secs(2);
 
+/// While it has WAL to flush it says so far more often.
+const BUSY: Duration = Duration::from_millis(1500);
+
+/// A walsender that ended is held to be on its way back for this long: its standby connects within 0.2 s.
+const RECONNECT: Duration = Duration::from_secs(1);
+
 /// A standby that lacks more has not caught up: one segment.
 const CAUGHT_UP: u64 = 16 << 20;
 
@@ -279,8 +285,16 @@ impl Local {
             };
             replies.insert(data, (said, heard));
             let lacks = primary.flushed.lsn.bytes_since(sender.flushed.unwrap_or_default());
-            let live = now.saturating_since(heard) < LIVE;
+            // Who has something to say says it at once.
+            let patience = if lacks > 0 { BUSY } else { LIVE };
+            let live = now.saturating_since(heard) < patience;
             streams.insert(data, Stream { live, caught_up: lacks <= CAUGHT_UP });
+        }
+        for (data, (said, heard)) in &facts.replies {
+            if !replies.contains_key(data) && now.saturating_since(*heard) < RECONNECT {
+                replies.insert(*data, (*said, *heard));
+                streams.insert(*data, Stream { live: true, caught_up: false });
+            }
         }
         facts.replies = replies;
         facts.streams = streams;
