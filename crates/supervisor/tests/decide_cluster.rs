@@ -478,6 +478,22 @@ fn older_policies_go_on_the_owners_word_and_on_nothing_else() {
 }
 
 #[test]
+fn a_handover_waits_for_the_one_that_was_asked_for_while_it_lives() {
+    let check = |input, expected: &str| {
+        let mut state = established("async 16");
+        let handover = Handover { epoch: Epoch(4), to: Some(NodeId(2)), leaving: false };
+        state.apply(LogIndex(7), &ClusterCommand::SetHandover(Some(handover)));
+        state.apply(LogIndex(8), &prepare(PrepareReason::Switchover));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{input}: {found}");
+    };
+    // The others answered a second ago: longer than unplanned elections wait.
+    check("n1 2:0/20 | n3 2:0/20 | live n2", "a short while for 1 more members to answer");
+    check("n1 2:0/20 | n3 2:0/20", "grant n3 at 2:0/20, timeline 3"); // nothing is heard of it
+    check("n1 2:0/20 | n3 2:0/20 | n2 2:0/20 late", "grant n2 at 2:0/20, timeline 3");
+}
+
+#[test]
 fn an_answer_that_was_of_no_use_is_asked_for_again() {
     let mut state = established("async 16");
     state.apply(LogIndex(8), &prepare(PrepareReason::Switchover));

@@ -26,9 +26,8 @@ impl RuntimeOperator {
             return Err(refused(format!("the epoch is {present} by now"), Some("rhone status")));
         }
         let to = candidate(state, request.to.as_deref())?;
-        let from = state
-            .last_owner()
-            .and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
+        let from =
+            state.last_owner().and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
         let epoch = match &state.phase {
             Phase::None => return Err(refused("there is no primary yet", Some("rhone explain"))),
             Phase::Preparing { .. } if !request.accept_data_loss => {
@@ -87,7 +86,8 @@ impl RuntimeOperator {
 fn candidate(state: &ClusterState, name: Option<&str>) -> Result<Option<NodeId>, OperatorError> {
     let Some(name) = name else { return Ok(None) };
     let member = state.data_members().find(|member| member.name == name);
-    let member = member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
+    let member =
+        member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
     if member.priority == 0 {
         return Err(refused(format!("{name} has priority 0 and is never promoted"), None));
     }
