@@ -2,7 +2,6 @@
 //! that cannot be kept, nobody is promoted by itself.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -202,12 +201,6 @@ fn strict_mode_acknowledges_nothing_without_a_standby() -> Result<()> {
     finish(&cluster, workload)
 }
 
-fn run(program: &str, arguments: &[&Path]) -> Result<()> {
-    let status = Command::new(program).args(arguments).status().with_context(|| format!("run {program}"))?;
-    ensure!(status.success(), "{program} ended with {status}");
-    Ok(())
-}
-
 /// A member of S loses its data directory, or gets an older copy of it back. Together with the other
 /// standby it would cover the policy, if it counted.
 #[test]
@@ -222,15 +215,16 @@ fn an_emptied_or_restored_data_directory_never_counts() -> Result<()> {
         let copy = data.with_extension("copy");
         if restored {
             // While it runs: not even the same run of Postgres makes a copy the original.
-            drop(Command::new("cp").arg("-a").arg(&data).arg(&copy).status());
+            // What comes and goes meanwhile is not in it.
+            process::run(Command::new("cp").arg("-a").arg(&data).arg(&copy), LIMIT)?;
             workload.wait_for(100, LIMIT)?;
         }
         let at = Moment::now();
         // At once: neither S shrinks nor an election begins before it is over.
         cluster.power_loss_of_all()?;
-        run("rm", &[Path::new("-rf"), &data])?;
+        std::fs::remove_dir_all(&data).context("empty the data directory")?;
         if restored {
-            run("mv", &[&copy, &data])?;
+            std::fs::rename(&copy, &data).context("restore the copy")?;
             drop(std::fs::remove_file(data.join("postmaster.pid")));
         }
         for standby in others(primary) {

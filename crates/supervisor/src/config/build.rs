@@ -300,7 +300,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
         sync,
-        sync_required: required.and_then(|required| u32::try_from(required).ok()),
+        sync_required: required,
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

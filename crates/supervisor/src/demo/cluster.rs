@@ -58,7 +58,8 @@ pub(super) struct DemoCluster {
 
 impl DemoCluster {
     /// Makes folders and configurations; starts nothing.
-    pub(super) fn prepare(nodes: u8, witness: bool, sync: bool) -> Result<Self, CliError> {
+    pub(super) fn prepare(options: &DemoOptions) -> Result<Self, CliError> {
+        let (nodes, witness, sync) = (options.nodes, options.witness, options.sync);
         let bin_dir = config::find_bin_dir(None).ok_or_else(|| {
             CliError::failed("no Postgres server is installed where rhone looks")
                 .hint("apt-get install postgresql-15, or set RHONE_PG_BIN to the folder of its programs")

@@ -1,7 +1,7 @@
 //! The owner's half of a policy change: sets Postgres, settles, passes the barrier (DESIGN 6, steps 2
 //! to 4, decision 0011). Idempotent, and cut anywhere it is begun again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rhone_consensus::command::Member;
@@ -215,7 +215,13 @@ impl Local {
     }
 
     async fn settle(&self, epoch: Epoch, policy: &Policy, session: &Session) -> Result<(), LocalError> {
-        let before = sync::senders(session, SQL_LIMIT).await?;
+        // Only whose name stands in a list releases commits: backups and clones are left alone.
+        let concerned = self.state(|state| {
+            let of_epoch = state.policies.iter().filter(|policy| policy.epoch == epoch);
+            of_epoch.flat_map(|policy| standbys_of(&policy.kind)).collect::<BTreeSet<DataId>>()
+        });
+        let mut before = sync::senders(session, SQL_LIMIT).await?;
+        before.retain(|sender| data_of(&sender.name).is_some_and(|data| concerned.contains(&data)));
         let mark = marker::write_marker(session, &format!("policy {}", policy.number), SQL_LIMIT).await?;
         let begun = self.shared.clock.now();
         loop {
@@ -232,7 +238,8 @@ impl Local {
             }
             let since = now.saturating_since(self.facts().policy_since);
             for sender in waits_for {
-                let left_out = !names(&policy.kind, data_of(&sender.name));
+                let left_out =
+                    data_of(&sender.name).is_none_or(|data| !standbys_of(&policy.kind).contains(&data));
                 if since > if left_out { END_LEFT_OUT } else { END_STUCK } {
                     tracing::debug!(pid = sender.pid, standby = %sender.name, "ends a walsender");
                     sync::end(sender)?;
@@ -255,13 +262,12 @@ impl Local {
         session: &Session,
     ) -> Result<bool, LocalError> {
         let known = self.facts().marker.filter(|(of, _)| *of == epoch).map(|(_, lsn)| lsn);
-        let lsn = match known {
-            Some(lsn) => lsn,
-            None => {
-                let lsn = marker::write_marker(session, &format!("epoch {epoch}"), SQL_LIMIT).await?;
-                self.facts().marker = Some((epoch, lsn));
-                lsn
-            }
+        let lsn = if let Some(lsn) = known {
+            lsn
+        } else {
+            let lsn = marker::write_marker(session, &format!("epoch {epoch}"), SQL_LIMIT).await?;
+            self.facts().marker = Some((epoch, lsn));
+            lsn
         };
         let begun = self.shared.clock.now();
         loop {
@@ -315,10 +321,11 @@ fn serves(sender: &WalSender) -> bool {
     matches!(sender.state.as_str(), "streaming" | "catchup")
 }
 
-fn names(kind: &PolicyKind, data: Option<DataId>) -> bool {
+/// Returns the data directories that may acknowledge under a policy.
+fn standbys_of(kind: &PolicyKind) -> BTreeSet<DataId> {
     match kind {
-        PolicyKind::Alone | PolicyKind::Async { .. } => false,
-        PolicyKind::Quorum { standbys, .. } => standbys.iter().any(|replica| Some(replica.data) == data),
+        PolicyKind::Alone | PolicyKind::Async { .. } => BTreeSet::new(),
+        PolicyKind::Quorum { standbys, .. } => standbys.iter().map(|replica| replica.data).collect(),
     }
 }
 
