@@ -201,8 +201,14 @@ impl Agent for AgentService {
             });
             reply.table = codec::pack(&table_rows(&self.shared.table.borrow(), now));
         }
-        // Only a member that the state names with this very store gets the password.
+        // Only a member that the state names with this very store gets the password, or gives it.
         let named = self.shared.consensus.state().borrow().state.members.contains_key(&node);
+        if named
+            && let Ok(secret) = String::from_utf8(request.replication_secret)
+            && let Err(error) = self.shared.secret.keep(&secret)
+        {
+            tracing::warn!(%error, "could not keep the replication password");
+        }
         if named && let Some(secret) = self.shared.secret.get() {
             reply.replication_secret = secret.into_bytes();
         }

@@ -38,7 +38,20 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
         Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
+    refuse_too_many_standbys(entries, &config);
     Some(config)
+}
+
+/// Each of the founding members has Postgres or votes only: there cannot be more standbys than others.
+fn refuse_too_many_standbys(entries: &mut Entries, config: &Config) {
+    let members = config.node.peers.len();
+    let standbys = u32::try_from(members.saturating_sub(1)).unwrap_or(u32::MAX);
+    if let Some(required) = config.bootstrap.sync_required.filter(|required| *required > standbys) {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message =
+            format!("sync-required = {required} asks for more standbys than {members} members can have");
+        entries.complain("bootstrap.sync-required", message, Some(hint));
+    }
 }
 
 /// Takes a name: what fits in a slot's name, an application name and a DNS label.
@@ -304,23 +317,12 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    // Each of the founding members has Postgres, or votes only: there cannot be more standbys.
-    let standbys = entries.list("node.peers").map_or(usize::MAX, |peers| peers.len().saturating_sub(1));
-    if let Some(required) = required.filter(|required| usize::try_from(*required).is_ok_and(|r| r > standbys))
-    {
-        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
-        let message = format!(
-            "sync-required = {required} is more than the standbys that {} founding members can have",
-            standbys.saturating_add(1)
-        );
-        entries.complain("bootstrap.sync-required", message, Some(hint));
-    }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
         sync,
-        sync_required: required.and_then(|required| u32::try_from(required).ok()),
+        sync_required: required,
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

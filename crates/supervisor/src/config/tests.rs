@@ -5,7 +5,7 @@ use std::time::Duration;
 use expect_test::expect;
 use rhone_consensus::command::MemberKind;
 
-use super::{Config, Environment, Timing, Tls};
+use super::{Config, Environment, SyncMode, Timing, Tls};
 
 const SOUND: &str = r#"cluster = "main"
 [node]
@@ -219,14 +219,42 @@ fn timings_that_contradict_each_other_show_the_inequality() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
+fn how_commits_wait_is_as_set_or_left_to_the_founding_members() {
+    let sync = |lines: &str| {
+        let peers = "peers = [\"127.0.0.1:7400\", \"127.0.0.2:7400\", \"127.0.0.3:7400\"]";
+        let text = SOUND.replace("peers = [\"127.0.0.1:7400\"]", peers);
+        let config = load(&format!("{text}[bootstrap]\n{lines}\n"), &[]).expect("sound");
+        (config.bootstrap.sync, config.bootstrap.sync_required)
+    };
+    assert_eq!(sync(""), (None, None));
+    assert_eq!(sync("sync = \"off\""), (Some(SyncMode::Off), None));
+    assert_eq!(sync("sync = \"strict\"\nsync-required = 2"), (Some(SyncMode::Strict), Some(2)));
+    assert_eq!(sync("sync = \"quorum\""), (Some(SyncMode::Quorum), None));
     with(
         "bootstrap",
-        "sync = \"quorum\"",
-        expect![[r#"
-        error: rhone.toml:8: sync = "quorum" comes with the next release (synchronous modes)
-        hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
+        "sync = \"quorm\"",
+        expect![[
+            r#"error: rhone.toml:8: `bootstrap.sync`: "quorm" is none of off, quorum, strict; did you mean "quorum"?"#
+        ]],
     );
+    with(
+        "bootstrap",
+        "sync-required = 1",
+        expect![[r#"
+        error: rhone.toml:8: sync-required = 1 asks for more standbys than 1 members can have
+        hint: leave it out: half the data members, rounded down, lets any one of them fail"#]],
+    );
+    let off = SOUND.replace("7400\"]", "7400\", \"127.0.0.2:7400\"]");
+    check(
+        &format!("{off}[bootstrap]\nsync = \"off\"\nsync-required = 1\n"),
+        expect![[r#"
+        error: rhone.toml:9: `bootstrap.sync-required` means nothing with sync = "off"
+        hint: remove it, or write sync = "quorum""#]],
+    );
+}
+
+#[test]
+fn keys_that_belong_together_are_asked_for() {
     with(
         "tls",
         "cert = \"/etc/rhone/pg-1.crt\"",

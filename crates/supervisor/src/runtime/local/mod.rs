@@ -79,6 +79,7 @@ pub enum LocalError {
 
 /// What is remembered of the instance between two looks.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Facts {
     /// The stopped data directory, once it has been read: the end of its WAL, whether it was shut
     /// down in order, whether it last was a primary.

@@ -164,12 +164,14 @@ impl Local {
         self.lease.set_target(Some(self.lease_target(epoch)));
         let reload = self.write_gate(Gate::Closed).await?;
         let (policy, settings) = self.primary_settings(epoch).await?;
+        self.may_be_empty(&policy);
         let reload = self.write_settings(settings).await? || reload;
         if reload {
             postmaster.reload_and_settle(&self.target(), SQL_LIMIT).await?;
         }
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         sync::checkpointer_is_up(&session, SQL_LIMIT).await?;
+        self.commits_will_wait(&policy, &session).await?;
         drop(session);
         self.facts().gate_open = false;
         self.reserve(grant).await?;

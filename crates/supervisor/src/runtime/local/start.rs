@@ -90,6 +90,8 @@ impl Local {
             facts.ready = false;
             facts.probe = None;
             facts.primary_epoch = Epoch(0);
+            // The checkpointer begins with the placeholder.
+            facts.empty_names = false;
             facts.gate_open = gate == Gate::Open;
             facts.upstream = upstream;
             facts.streamed = self.shared.clock.now();
