@@ -2,6 +2,7 @@
 //!
 //! It has no guardian, no lease thread and no data directory: nobody can ever be primary here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,9 @@ fn report(leaving: bool) -> Report {
         leaving,
         down: None,
         system_id: None,
+        data: None,
+        streams: BTreeMap::new(),
+        secured: None,
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
         version: None,
