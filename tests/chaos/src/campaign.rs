@@ -203,10 +203,6 @@ pub fn run(order: &Order) -> Result<Outcome> {
     if script.limits.calm && campaign.moved {
         violations.push("the primary moved in noise".to_owned());
     }
-    let broken: u64 = history.broken.values().sum();
-    if script.limits.calm && broken > script.limits.broken {
-        violations.push(format!("{broken} sessions were cut off in noise"));
-    }
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
     let rate = history.acknowledged().len() as f64 / elapsed;
     if order.strict
