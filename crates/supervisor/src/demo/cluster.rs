@@ -251,19 +251,19 @@ impl DemoCluster {
     }
 
     fn is_whole(&self, status: &ClusterStatus) -> bool {
-        let (mut serving, mut others) = (0, 0);
+        let (mut serving, mut streaming, mut voting) = (0, 0, 0);
         for member in &status.members {
             let primary = status.primary.as_deref() == Some(member.name.as_str());
             serving += usize::from(primary && member.state == State::Running);
-            others += usize::from(!primary && matches!(member.state, State::Streaming | State::Voting));
+            streaming += usize::from(!primary && member.state == State::Streaming);
+            voting += usize::from(member.state == State::Voting);
         }
         // In synchronous mode also every standby acknowledges: from then on nothing can be lost.
         let standbys = status.sync.members.len();
-        let voting = status.members.iter().filter(|member| member.state == State::Voting).count();
         status.writable
             && serving == 1
-            && others + 1 == self.members.len()
-            && (!self.sync || standbys + voting == others)
+            && streaming + voting + 1 == self.members.len()
+            && (!self.sync || standbys == streaming)
     }
 
     /// A supervisor of the demo never ends by itself: when one does, its log says why.

@@ -2,7 +2,6 @@
 //!
 //! It has no guardian, no lease thread and no data directory: nobody can ever be primary here.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +76,7 @@ fn report(leaving: bool) -> Report {
         down: None,
         system_id: None,
         data: None,
-        streams: BTreeMap::new(),
+        streams: std::collections::BTreeMap::new(),
         secured: None,
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
