@@ -402,6 +402,9 @@ impl<'a> Campaign<'a> {
 
     /// One round, from a whole cluster to a whole cluster.
     fn round(&mut self, cluster: &mut Cluster, workload: &Workload, blow: &Blow) -> Result<()> {
+        if self.order.script.topology.sync != Sync::Off {
+            cluster.wait_secured()?;
+        }
         let primary = cluster.wait_whole()?;
         workload.wait_for(30, LIMIT)?;
         let drawn = Drawn::draw(cluster, primary, &mut self.random);
