@@ -203,10 +203,6 @@ pub fn run(order: &Order) -> Result<Outcome> {
     if script.limits.calm && campaign.moved {
         violations.push("the primary moved in noise".to_owned());
     }
-    let broken: u64 = history.broken.values().sum();
-    if script.limits.calm && broken > script.limits.broken {
-        violations.push(format!("{broken} sessions were cut off in noise"));
-    }
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
     let rate = history.acknowledged().len() as f64 / elapsed;
     if order.strict
@@ -406,6 +402,9 @@ impl<'a> Campaign<'a> {
 
     /// One round, from a whole cluster to a whole cluster.
     fn round(&mut self, cluster: &mut Cluster, workload: &Workload, blow: &Blow) -> Result<()> {
+        if self.order.script.topology.sync != Sync::Off {
+            cluster.wait_secured()?;
+        }
         let primary = cluster.wait_whole()?;
         workload.wait_for(30, LIMIT)?;
         let drawn = Drawn::draw(cluster, primary, &mut self.random);

@@ -421,6 +421,22 @@ impl Cluster {
         self.wait_up_to(limit, "one primary, all others streaming", || self.whole(&[]))
     }
 
+    /// Waits until Rhone says that a failover now would lose nothing: only then may the next fault of a
+    /// synchronous cluster be expected to be answered by one. No evidence of anything.
+    pub fn wait_secured(&self) -> Result<()> {
+        self.wait_until("a failover now would lose nothing", || {
+            let mut said = String::new();
+            for index in 0..self.members() {
+                let Ok(status) = self.status(index) else { continue };
+                said = status.get("failover_would_lose").map(ToString::to_string).unwrap_or_default();
+                if said == "\"nothing\"" {
+                    return Ok(());
+                }
+            }
+            bail!("a failover now would lose {said}")
+        })
+    }
+
     /// Waits for a condition; when it does not come, says what the nodes said last.
     pub fn wait_until<T>(&self, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
         self.wait_up_to(LIMIT, what, condition)

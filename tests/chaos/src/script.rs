@@ -180,8 +180,6 @@ pub struct Limits {
     pub rate: Option<u32>,
     /// No failover at all: the faults are noise.
     pub calm: bool,
-    /// So many writes in flight may be cut off in a calm run; 0 when absent.
-    pub broken: u64,
 }
 
 /// The scenarios that come with the harness.

@@ -25,6 +25,8 @@ const SLOW_SYNC_US: u64 = 500_000;
 const NARROW: u32 = 60;
 /// Percent of one core that a starved node has.
 const STARVED: u64 = 10;
+/// How long a supervisor may take to hand over and end.
+const LEAVING: Duration = Duration::from_secs(120);
 /// MiB that a node short of memory has beyond what it uses.
 const SPARE: u64 = 4;
 
@@ -36,6 +38,8 @@ pub struct Undo {
     tracers: Vec<Owned>,
     /// Nodes that have no power.
     dark: Vec<usize>,
+    /// Nodes whose supervisor was asked to end.
+    leaving: Vec<usize>,
     /// Nodes whose disks lost what was not fsynced.
     cut: Vec<usize>,
 }
@@ -285,7 +289,10 @@ fn processes(cluster: &mut Cluster, undo: &mut Undo, fault: Fault, member: usize
         Fault::StopReplication => undo.stop(&replication()),
         Fault::StopEverything => undo.stop(&node.processes()),
         Fault::FreezeNode => node.freeze(true),
-        Fault::Terminate => node.signal_supervisor(Signal::TERM),
+        Fault::Terminate => {
+            undo.leaving.push(member);
+            node.signal_supervisor(Signal::TERM)
+        }
         _ => bail!("{fault:?} is no fault of a process"),
     }
 }
@@ -326,6 +333,7 @@ pub fn heal(cluster: &mut Cluster, undo: &mut Undo) -> Result<()> {
         restore(cluster, undo, index)?;
     }
     undo.dark.clear();
+    undo.leaving.clear();
     undo.cut.clear();
     Ok(())
 }
@@ -347,6 +355,9 @@ fn restore(cluster: &mut Cluster, undo: &Undo, index: usize) -> Result<()> {
             disks.0.relieve()?;
             disks.1.relieve()?;
         }
+    }
+    if undo.leaving.contains(&index) {
+        node.wait_for_end(LEAVING).with_context(|| format!("{} ends after SIGTERM", node.name()))?;
     }
     if node.supervisor().is_none() {
         cluster.start_node(index)?;

@@ -70,3 +70,33 @@ fn a_full_disk_under_a_standby_and_power_cuts_that_lose_what_was_not_fsynced() -
     ensure!(outcome.is_none_or(|outcome| outcome.faults.get(&Fault::PowerCut) == Some(&2)));
     Ok(())
 }
+
+/// Nothing that was acknowledged is lost: looked for after each round.
+#[test]
+fn quorum_mode_with_three_members_loses_nothing() -> Result<()> {
+    steps(
+        "quorum",
+        "data = 3\nsync = \"quorum\"",
+        &[
+            "strikes = [{ fault = \"power_loss\" }]\nhold = [\"1s\", \"1s\"]",
+            "strikes = [{ fault = \"stop_both\" }]\nhold = [\"5s\", \"5s\"]",
+            "strikes = [{ fault = \"stop_replication\", on = \"standbys\" }, \
+             { fault = \"power_loss\", after = \"1s\" }]\nhold = [\"1s\", \"1s\"]",
+        ],
+    )
+    .map(drop)
+}
+
+#[test]
+fn quorum_mode_with_two_members_and_a_witness_loses_nothing() -> Result<()> {
+    steps(
+        "witness",
+        "data = 2\nwitness = true\nsync = \"quorum\"",
+        &[
+            "strikes = [{ fault = \"cut\" }]\nhold = [\"3s\", \"3s\"]",
+            "strikes = [{ fault = \"power_loss\", on = \"standby\" }, \
+             { fault = \"power_loss\", after = \"50ms\" }]\nhold = [\"1s\", \"1s\"]",
+        ],
+    )
+    .map(drop)
+}

@@ -51,6 +51,8 @@ struct Leader {
     shared: Arc<Shared>,
     settings: Settings,
     leading: bool,
+    /// The term in which this node led last.
+    led_term: u64,
     led_since: Moment,
     revoked: BTreeMap<NodeId, (Moment, Revoked)>,
     asked: BTreeSet<NodeId>,
@@ -73,6 +75,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings) {
     let mut leader = Leader {
         settings,
         leading: false,
+        led_term: 0,
         led_since: now,
         revoked: BTreeMap::new(),
         asked: BTreeSet::new(),
@@ -110,10 +113,15 @@ impl Leader {
         self.be_reluctant();
         if status.leading != self.leading {
             self.leading = status.leading;
-            self.led_since = now;
-            self.revoked.clear();
-            self.asked.clear();
-            self.prepared = None;
+            // A leader that a majority has not heard in time stops deciding, and goes on where it was when
+            // they hear it again in the same term: nobody led in between, and answers are an epoch's.
+            if status.leading && status.term != self.led_term {
+                self.led_term = status.term;
+                self.led_since = now;
+                self.revoked.clear();
+                self.asked.clear();
+                self.prepared = None;
+            }
             tracing::info!(leading = self.leading, term = status.term, "raft leadership changed");
         }
         if !self.leading {

@@ -91,7 +91,8 @@ impl Local {
         let seen = look(self.data_dir(), self.shared.hard.get().data.as_ref());
         let mut facts = self.facts();
         if facts.identity != seen {
-            if seen == Seen::Stranger {
+            // A rewind writes the source's file over it, and then this member's own again.
+            if seen == Seen::Stranger && self.shared.hard.get().sentinel.is_none() {
                 tracing::warn!(data_dir = %self.data_dir().display(),
                     "this is not the data directory that this member has had: it counts for nothing and is cloned anew");
             }

@@ -191,6 +191,10 @@ impl NodeLoop {
             self.fresh = true;
         }
         self.keep_lease(state);
+        // Before anything else is begun: a rewind or clone may take hours, and has to have a guardian.
+        if self.guardian_lost() {
+            return Some(Ended::GuardianLost);
+        }
         if self.looking.is_none() || self.revoke.is_some() || !self.guardian {
             self.decide(state);
         }
@@ -479,11 +483,10 @@ impl NodeLoop {
 
     /// Says whether this member is done.
     fn end(&mut self, state: &ClusterState) -> Option<Ended> {
-        let nothing_runs = !self.local.has_instance() && self.running.is_none();
-        let lost = !self.guardian && !self.may_serve();
-        if (lost || self.lost) && self.running.is_none() {
+        if self.guardian_lost() {
             return Some(Ended::GuardianLost);
         }
+        let nothing_runs = !self.local.has_instance() && self.running.is_none();
         let since = self.leaving?;
         if !nothing_runs {
             self.stopped_since = None;
@@ -496,6 +499,12 @@ impl NodeLoop {
         let patient =
             now.millis_since(stopped) < FAREWELL_MS && now.millis_since(since) < HANDOVER_PATIENCE_MS;
         (!owner || !patient).then_some(Ended::Left)
+    }
+
+    /// Whether this member has to start over with another guardian, and can: nothing here may serve.
+    fn guardian_lost(&self) -> bool {
+        let lost = !self.guardian && !self.may_serve();
+        (lost || self.lost) && self.running.is_none()
     }
 
     /// Whether something runs here that could still serve as a primary.
