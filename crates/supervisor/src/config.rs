@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
+use crate::tls::TlsFiles;
 
 pub use self::address::Address;
 pub use self::inspect::{find_bin_dir, inspect};
@@ -87,12 +88,14 @@ pub struct Postgres {
 }
 
 /// `[tls]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// Absent: nothing may leave the loopback interface.
     LoopbackOnly,
     /// `insecure = true`: no TLS on a network that is trusted.
     Insecure,
+    /// `ca`, `cert` and `key`: mutual TLS.
+    Mutual(TlsFiles),
 }
 
 /// `[bootstrap]`: first values of the replicated settings.

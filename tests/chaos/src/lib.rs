@@ -22,6 +22,7 @@ pub mod limits;
 pub mod lock;
 pub mod namespace;
 pub mod node;
+pub mod pki;
 pub mod process;
 pub mod random;
 pub mod scenario;

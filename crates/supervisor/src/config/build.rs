@@ -12,6 +12,7 @@ use super::file::Entries;
 use super::nearest::nearest;
 use super::timing::{PRESETS, Timing, parse_percent};
 use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
+use crate::tls::TlsFiles;
 
 /// Builds the configuration; `None` when something indispensable is missing. Problems are in
 /// `entries`, also when there is a result.
@@ -235,18 +236,42 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
 
 fn tls(entries: &mut Entries) -> Tls {
     let insecure = entries.boolean("tls.insecure").unwrap_or(false);
-    for key in ["tls.ca", "tls.cert", "tls.key"] {
-        if entries.text(key).is_some() {
-            let hint = "set `insecure = true` in [tls] instead, only on a network that you trust";
-            entries.complain(key, "TLS is not there yet in this version", Some(hint));
+    let [ca, cert, key] = TLS_KEYS.map(|name| path(entries, name));
+    let set = TLS_KEYS.into_iter().find(|name| entries.is_set(name));
+    if let Some(name) = set.filter(|_| insecure) {
+        let hint = "remove `insecure`, or the files of [tls]";
+        entries.complain(
+            name,
+            format!("`{name}` and `tls.insecure = true` contradict each other"),
+            Some(hint),
+        );
+    }
+    match (ca, cert, key) {
+        (Some(ca), Some(cert), Some(key)) => Tls::Mutual(TlsFiles { ca, cert, key }),
+        (None, None, None) if insecure => Tls::Insecure,
+        (None, None, None) => Tls::LoopbackOnly,
+        (_, _, _) => {
+            for name in TLS_KEYS {
+                if entries.is_set(name) {
+                    continue;
+                }
+                let file = name
+                    .replace("tls.", "/etc/rhone/")
+                    .replace("cert", "pg-1.crt")
+                    .replace("key", "pg-1.key");
+                entries.missing(name, &format!("\"{}\"", file.replace("/ca", "/ca.crt")));
+            }
+            Tls::LoopbackOnly
         }
     }
-    if insecure { Tls::Insecure } else { Tls::LoopbackOnly }
 }
 
-/// Without `insecure = true`, nothing that members say to each other may leave the machine.
+/// The files of `[tls]`: all of them, or none.
+const TLS_KEYS: [&str; 3] = ["tls.ca", "tls.cert", "tls.key"];
+
+/// Without TLS or `insecure = true`, nothing that members say to each other may leave the machine.
 fn refuse_cleartext(entries: &mut Entries, config: &Config) {
-    if config.tls == Tls::Insecure {
+    if config.tls != Tls::LoopbackOnly || TLS_KEYS.into_iter().any(|key| entries.is_set(key)) {
         return;
     }
     let far = |address: &Address| !address.is_loopback();
@@ -256,7 +281,8 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
     if let Some((key, _)) =
         reaches.into_iter().chain([by_peers]).find(|(key, far)| *far && entries.is_set(key))
     {
-        let hint = "TLS is not there yet: on a network that you trust add [tls] with `insecure = true`";
+        let hint = "`rhone certs init` and `rhone certs issue` make what [tls] needs (ca, cert, key); \
+                    only on a network that you trust, write `insecure = true` there instead";
         entries.complain(key, format!("`{key}` goes beyond loopback without TLS"), Some(hint));
     }
 }

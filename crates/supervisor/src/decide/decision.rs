@@ -162,6 +162,8 @@ pub enum Reason {
     RewindFailed,
     /// The WAL's end on disk is being read.
     PositionUnknown,
+    /// An operator fenced it: stopped until let go.
+    Fenced,
 }
 
 impl Reason {
@@ -203,6 +205,7 @@ impl Reason {
             Self::StrangeData => "strange_data",
             Self::RewindFailed => "rewind_failed",
             Self::PositionUnknown => "position_unknown",
+            Self::Fenced => "fenced",
         }
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::DemoOptions;
 use super::folder::{self, Owner, POSTGRES_USER};
 use super::ports;
 use super::processes::{Finder, remove_segments};

@@ -18,8 +18,9 @@ use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
 use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
-use crate::status::local::{Counters, LocalView, PeerView, Recovery, ReplicationRow};
+use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State};
+use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Received};
 
 /// A member that was not heard from for this long is shown as unreachable.
@@ -112,6 +113,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
             member_status(member, &table, voter, primary_lsn, state.epoch, now)
         })
         .collect();
+    show_fenced(state, &mut members);
     members.sort_by(|a, b| a.name.cmp(&b.name));
     let writable = owner.is_some_and(|node| {
         state.phase == Phase::Established
@@ -135,6 +137,32 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         failover_would_lose: outlook::failover_would_lose(state, &table, now),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
+    }
+}
+
+/// An instance that an operator holds is fenced once it is stopped.
+fn show_fenced(state: &ClusterState, members: &mut [MemberStatus]) {
+    for member in members {
+        let held = state.member_named(&member.name).is_some_and(|known| state.is_fenced(known.node));
+        if !held {
+            continue;
+        }
+        match member.state {
+            State::Stopped | State::Crashed => member.state = State::Fenced,
+            State::Unreachable
+            | State::Starting
+            | State::CrashRecovery
+            | State::Running
+            | State::Promoting
+            | State::Frozen
+            | State::Streaming
+            | State::ArchiveRecovery
+            | State::Rewinding
+            | State::Cloning
+            | State::Fenced
+            | State::Voting => {}
+        }
+        member.note = Some("fenced by an operator".to_owned());
     }
 }
 
@@ -201,6 +229,9 @@ fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<St
     }
     if state.paused {
         warnings.push("automatic failover is off (`rhone resume` turns it on)".to_owned());
+    }
+    for name in state.members.values().filter(|m| state.is_fenced(m.node)).map(|m| &m.name) {
+        warnings.push(format!("{name} is fenced (`rhone unfence {name}` lets it go)"));
     }
     if !standbys.is_empty() && healthy == 0 && state.phase == Phase::Established {
         warnings.push("no standby could take over now".to_owned());
@@ -344,6 +375,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
+        certificates: shared.security.as_deref().map(certificates),
         counters: Counters {
             fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),
@@ -351,6 +383,16 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
                 as u64,
             ..Counters::default()
         },
+    }
+}
+
+fn certificates(security: &Security) -> Certificates {
+    let now = WallTime::from_ms(wall_time());
+    Certificates {
+        own_left: security.own().seconds_left(now),
+        authority_left: security.authorities().iter().map(|ca| ca.seconds_left(now)).min().unwrap_or(0),
+        stale: security.stale(),
+        handshakes: security.handshakes(),
     }
 }
 
