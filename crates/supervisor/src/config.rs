@@ -10,6 +10,7 @@ mod inspect;
 mod keys;
 mod nearest;
 mod problem;
+mod tags;
 pub mod timing;
 pub mod units;
 
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
+use rhone_consensus::tags::Tags;
 
 pub use self::address::Address;
 pub use self::inspect::{find_bin_dir, inspect};
@@ -58,8 +60,8 @@ pub struct Node {
     pub http: Address,
     /// The founding members' `advertise` addresses, this one's too.
     pub peers: Vec<Address>,
-    /// Labels that checks and people may ask for.
-    pub tags: BTreeMap<String, String>,
+    /// What it is left out of, and labels that checks and people may ask for.
+    pub tags: Tags,
 }
 
 /// `[postgres]`: the local instance.

@@ -32,6 +32,7 @@ pub struct Node {
     group: Option<Group>,
     program: PathBuf,
     witness: bool,
+    tags: String,
     supervisor: Option<Owned>,
 }
 
@@ -66,6 +67,7 @@ impl Node {
             group,
             program: program.to_owned(),
             witness: false,
+            tags: String::new(),
             supervisor: None,
         })
     }
@@ -78,6 +80,16 @@ impl Node {
     /// Makes the member a witness, before it is configured.
     pub fn be_witness(&mut self) {
         self.witness = true;
+    }
+
+    /// Adds lines under `[node.tags]`, before the member is configured.
+    pub fn tag(&mut self, lines: &str) {
+        self.tags.push_str(lines);
+    }
+
+    /// Whether the member is tagged to follow another standby.
+    pub fn is_tagged_to_cascade(&self) -> bool {
+        self.tags.contains("replicate-from")
     }
 
     /// Whether the member runs no Postgres.
@@ -124,7 +136,8 @@ impl Node {
             "cluster = \"{cluster}\"\n\n\
              [node]\nname = \"{name}\"\nkind = \"{kind}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
              advertise = \"{address}:{GRPC_PORT}\"\nhttp = \"{address}:{HTTP_PORT}\"\npeers = [{peers}]\n\n\
-             [tls]\ninsecure = true\n\n",
+             [node.tags]\n{tags}\n\n[tls]\ninsecure = true\n\n",
+            tags = self.tags,
             name = self.name(),
             peers = peers.join(", "),
         );

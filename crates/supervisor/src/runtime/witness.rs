@@ -78,6 +78,7 @@ fn report(leaving: bool) -> Report {
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
         version: None,
+        left: None,
         note: None,
     }
 }

@@ -139,6 +139,7 @@ impl Node {
             guardian: true,
             rewinds_failed: 0,
             start_failed: None,
+            sources: rhone::view::Sources::default(),
         }
     }
 
@@ -234,6 +235,7 @@ impl World {
             postgres: String::new(),
             http: String::new(),
             priority: 1,
+            tags: rhone_consensus::tags::Tags::default(),
         });
         let settings = Settings { max_lag_on_failover: MAX_LAG, ..Settings::default() };
         let found = ClusterCommand::Found {
@@ -751,6 +753,7 @@ impl World {
             highest_timeline: Timeline::new(n.timeline),
             lease_left_ms: None,
             version: None,
+            left: None,
             note: None,
             instance,
         };

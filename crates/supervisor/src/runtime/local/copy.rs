@@ -86,12 +86,15 @@ impl Local {
         let progress = |bytes: u64| self.facts().clone_bytes = bytes;
         let data_dir = self.data_dir().to_owned();
         clone::clone_aside(&self.install, &data_dir, &self.user, &source, CLONE_IDLE, progress).await?;
-        // Below this position the copy may lack what its name once acknowledged.
-        let floor = self.source(node).await?;
+        // Below this position the copy may lack what its name once acknowledged. A standby that it was
+        // copied from may lack that too: only the primary's own end is beyond it.
+        let owner = self.state(|state| state.current_grant().map_or(node, |grant| grant.owner));
+        let floor = self.source(owner).await?;
         self.still(epoch)?;
         self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor)).await?;
         self.stop().await?;
         self.no_strays()?;
+        self.keep_forked(epoch, node, "clone").await;
         let kept = self
             .on_files(move || {
                 let kept = clone::swap_in(&data_dir)?;
@@ -119,6 +122,7 @@ impl Local {
         let member = self.member(node)?;
         self.stop().await?;
         self.no_strays()?;
+        self.keep_forked(epoch, node, "rewind").await;
         if let Err(error) = self.prepare_rewind().await {
             self.note_rewind_failed();
             return Err(error);

@@ -92,6 +92,7 @@ impl Local {
             facts.start_failed = None;
             facts.starts_failed = 0;
             facts.stopped = None;
+            facts.unreadable = None;
             facts.probe = Some(probe.clone());
         }
         match &probe.role {

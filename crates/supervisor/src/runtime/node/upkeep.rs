@@ -16,7 +16,12 @@ impl NodeLoop {
         let due = now.millis_since(self.upkept) > UPKEEP_EVERY_MS;
         if due {
             let local = Arc::clone(&self.local);
-            tokio::spawn(async move { local.bound_log().await });
+            tokio::spawn(async move {
+                local.bound_log().await;
+                // A person may have removed what was kept.
+                let looked = tokio::task::spawn_blocking(move || local.recall_forked()).await;
+                drop(looked);
+            });
         }
         let local = Arc::clone(&self.local);
         let work = match self.instance {
