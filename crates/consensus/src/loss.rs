@@ -43,7 +43,9 @@ impl HistoryEntry {
     /// Returns the range of WAL that was lost as far as it is known, and whether that is exact;
     /// nothing: not known yet. An empty range: nothing was lost.
     pub fn loss(&self) -> Option<((Lsn, Lsn), bool)> {
-        match (self.at_once, self.left, self.lost) {
+        // Where commits waited for standbys, only somebody who accepted it can have lost any.
+        let can_lose = self.at_once || self.accepted.is_some();
+        match (can_lose, self.left, self.lost) {
             (false, _, _) => Some(((self.switch, self.switch), true)),
             (true, Some(range), _) => Some((range, true)),
             (true, None, Some(range)) => Some((range, false)),

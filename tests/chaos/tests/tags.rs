@@ -55,8 +55,11 @@ fn tags_take_members_out_of_the_election_and_never_out_of_the_cluster() -> Resul
     })?;
     report(&format!("pg-3 is primary {:.1} s after the power loss", at.elapsed().as_secs_f64()));
     ensure!(value(&cluster, 3, present)? == "0", "the election made pg-4 replay what it is to hold back");
-    let refused = cluster.rhone(2, &["switchover", "--to", "pg-2"], Duration::from_secs(60))?;
-    ensure!(refused.code == Some(3) && refused.stderr.contains("no-failover"), "{refused:?}");
+    cluster.wait_until("a switchover to pg-2 is refused for its tag", || {
+        let refused = cluster.rhone(2, &["switchover", "--to", "pg-2"], Duration::from_secs(60))?;
+        ensure!(refused.code == Some(3) && refused.stderr.contains("no-failover"), "{refused:?}");
+        Ok(())
+    })?;
     cluster.start_node(0)?;
     // pg-4 asks for WAL again only when it has replayed what it holds.
     let primary = cluster.wait_whole_without(&[3])?;

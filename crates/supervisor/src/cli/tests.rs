@@ -225,20 +225,6 @@ async fn a_member_that_does_not_lead_names_who_does() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_yet_is_a_usage_error() {
-    let member = Member::start(FakeOperator::default());
-    check(
-        member.run("demo --sync").await,
-        expect![[r#"
-        ---- stderr
-        error: --sync: synchronous mode is not there yet in this version
-        hint: `rhone demo --kill-primary` works
-        ---- Usage
-    "#]],
-    );
-}
-
-#[tokio::test]
 async fn check_tells_what_the_machine_lacks() {
     let member = Member::start(FakeOperator::default());
     let data = member.folder.path().join("data");

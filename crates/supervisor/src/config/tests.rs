@@ -85,7 +85,7 @@ fn tags_are_read_in_either_spelling() {
         &format!("{sound}[node.tags]\nno-failover = \"maybe\"\ndelay = \"soon\"\nreplicatefrom = \"pg-1\"\n"),
         expect![[r#"
             error: rhone.toml:8: `node.tags.no-failover`: "maybe" is neither true nor false
-            error: rhone.toml:9: `node.tags.delay`: "soon" is no duration
+            error: rhone.toml:9: `node.tags.delay`: a duration has a unit: 500ms, 1.5s, 2min, 1h
             error: rhone.toml:10: `node.tags.replicatefrom`: a member cannot follow itself"#]],
     );
     with(

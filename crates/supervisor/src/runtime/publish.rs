@@ -15,9 +15,10 @@ use crate::civil::WallTime;
 use crate::runtime::clock::{BootTime, wall_time};
 use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
+use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
 use crate::status::local::{Counters, LocalView, PeerView, Recovery, ReplicationRow};
-use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State, SyncStatus};
+use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State};
 use crate::view::{Activity, Instance, Moment, Received};
 
 /// A member that was not heard from for this long is shown as unreachable.
@@ -129,8 +130,8 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         timeline: state.current_grant().map(|grant| grant.timeline),
         paused: state.paused,
         writable,
-        sync: SyncStatus::default(),
-        failover_would_lose: failover_would_lose(state, &members, owner.and_then(name).as_deref()),
+        sync: outlook::sync_status(state),
+        failover_would_lose: outlook::failover_would_lose(state, &table, now),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
     }
@@ -185,27 +186,6 @@ fn member_status(
     }
 }
 
-/// Says in a few words what a failover now would lose.
-fn failover_would_lose(
-    state: &ClusterState,
-    members: &[MemberStatus],
-    primary: Option<&str>,
-) -> Option<String> {
-    let primary = primary?;
-    let best = members
-        .iter()
-        .filter(|member| member.name != primary && member.state == State::Streaming)
-        .filter_map(|member| member.lag_bytes)
-        .min();
-    let limit = state.settings.max_lag_on_failover;
-    Some(match best {
-        None => "everything: no standby could take over".to_owned(),
-        Some(_) => {
-            format!("what was acknowledged and not yet sent, at most {limit} bytes of wal as last heard")
-        }
-    })
-}
-
 fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<String> {
     let standbys: Vec<&MemberStatus> =
         members.iter().filter(|m| m.kind == Kind::Data && m.role != Role::Primary).collect();
@@ -237,6 +217,8 @@ pub(super) fn history(state: &ClusterState) -> Vec<HistoryEntry> {
 
 #[allow(clippy::cast_precision_loss, reason = "milliseconds of an outage")]
 fn history_entry(entry: &StateHistory) -> HistoryEntry {
+    let accepted = entry.accepted.as_ref();
+    let by = accepted.map_or("", |accepted| accepted.by.as_str());
     HistoryEntry {
         time: Some(WallTime::from_ms(entry.at.0)),
         from: entry.from.clone(),
@@ -246,7 +228,10 @@ fn history_entry(entry: &StateHistory) -> HistoryEntry {
         switch_lsn: Some(entry.switch),
         reason: entry.reason.code().to_owned(),
         seconds_without_primary: entry.from.as_ref().map(|_| entry.gap_ms as f64 / 1000.0),
-        lost: entry.from.as_ref().map(|_| lost_in_words(entry)),
+        lost: entry.from.as_ref().map(|_| {
+            let by = accepted.map_or_else(String::new, |_| format!(", accepted by {by}"));
+            format!("{}{by}", lost_in_words(entry))
+        }),
         lost_bytes: entry.from.as_ref().and(loss(entry)).map(|((from, to), _)| to.bytes_since(from)),
         lost_exact: entry.from.as_ref().and(loss(entry)).map(|(_, exact)| exact),
     }
