@@ -11,6 +11,7 @@ mod inspect;
 mod keys;
 mod nearest;
 mod problem;
+mod tags;
 pub mod timing;
 pub mod units;
 
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
+use rhone_consensus::tags::Tags;
+
 use crate::tls::TlsFiles;
 
 pub use self::address::Address;
@@ -66,8 +69,8 @@ pub struct Node {
     pub http: Address,
     /// The founding members' `advertise` addresses, this one's too.
     pub peers: Vec<Address>,
-    /// Labels that checks and people may ask for.
-    pub tags: BTreeMap<String, String>,
+    /// What it is left out of, and labels that checks and people may ask for.
+    pub tags: Tags,
 }
 
 /// `[postgres]`: the local instance.

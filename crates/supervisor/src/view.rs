@@ -162,6 +162,9 @@ pub struct Report {
     pub lease_left_ms: Option<u64>,
     /// The server's version, `15.18`.
     pub version: Option<String>,
+    /// Where the WAL ended that this member held when it was last found to have been replaced as
+    /// primary.
+    pub left: Option<WalPosition>,
     /// One line for a person.
     pub note: Option<String>,
 }
@@ -217,6 +220,15 @@ pub struct ClusterView<'a> {
     pub granted_since: Option<Moment>,
 }
 
+/// Members other than the primary that this one is tagged to receive from, while they can give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The standby to follow: it streams from the owner of the newest epoch itself.
+    pub upstream: Option<NodeId>,
+    /// The standby to clone from.
+    pub clone: Option<NodeId>,
+}
+
 /// All that `decide::node` may see.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -257,4 +269,6 @@ pub struct NodeView<'a> {
     pub rewinds_failed: u32,
     /// Why the last start of the instance failed.
     pub start_failed: Option<&'a str>,
+    /// Who else than the primary may be received from.
+    pub sources: Sources,
 }

@@ -80,6 +80,7 @@ fn established(kind: &str) -> ClusterState {
         postgres: String::new(),
         http: String::new(),
         priority: if n == 5 { 0 } else { 1 },
+        tags: rhone_consensus::tags::Tags::default(),
     });
     let mut state = ClusterState::default();
     let commands = [
@@ -146,6 +147,7 @@ fn report() -> Report {
         highest_timeline: Timeline::new(2),
         lease_left_ms: None,
         version: None,
+        left: None,
         note: None,
     }
 }
@@ -603,4 +605,62 @@ fn silence_is_held_against_an_owner_only_from_its_own_grant_on() {
     let waits = "3 promotions in a row failed; the next attempt waits a while";
     assert_eq!(watch(&state, "down", [0; 3], 0), waits);
     assert_eq!(watch(&state, "down", [0; 3], 5000), "prepare: owner_down: postgres is not running");
+}
+
+#[test]
+fn a_tagged_member_is_evidence_and_never_primary() {
+    let check = |kind, delayed: bool, input, expected: &str| {
+        let mut state = established(kind);
+        let tags = &mut state.members.get_mut(&NodeId(3)).expect("n3").tags;
+        if delayed {
+            tags.delay_ms = 1000;
+        } else {
+            tags.no_failover = true;
+        }
+        state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 1600 }));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{kind}: {input}: {found}");
+    };
+    for delayed in [false, true] {
+        let check = |kind, input, expected: &str| check(kind, delayed, input, expected);
+        check(
+            "async 16",
+            "n2 2:0/20 | n3 2:0/20 | aged | heard 0/20 n2 n3",
+            "grant n2 at 2:0/20, timeline 3",
+        );
+        check("async 16", "n3 2:0/20 | aged | heard 0/20 n2 n3", "no member that answered may be promoted");
+        // What it holds is not given up where nothing may be lost.
+        let ahead = "n2 2:0/20 | n3 2:0/21";
+        check("any1 n2 n3", ahead, "cannot be promoted holds more, up to 2:0/21");
+        check("any1 n2 n3", "n2 2:0/21 | n3 2:0/20", "grant n2 at 2:0/21, timeline 3");
+    }
+}
+
+#[test]
+fn what_a_former_primary_held_is_recorded_once_it_says_so() {
+    let mut state = established("async 16");
+    state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 1600 }));
+    state.apply(LogIndex(9), &grant(8, 2, "2:0/20", 3, "async 16"));
+    let done = ClusterCommand::Established {
+        epoch: Epoch(8),
+        timeline: Timeline::new(3),
+        switch: Lsn::new(0x20),
+        gap_ms: 1700,
+        at: WallTime(0),
+    };
+    state.apply(LogIndex(10), &done);
+    let says = |state: &ClusterState, left: &str| {
+        let report = Report { left: left.parse().ok(), ..report() };
+        let voters = [(1..=3).map(NodeId).collect()];
+        decide(state, &voters, BTreeMap::from([(NodeId(1), report)]), &BTreeMap::new(), 60_000)
+    };
+    assert_eq!(says(&state, "-"), "all is well");
+    assert_eq!(says(&state, "1:0/28"), "all is well"); // of another timeline: an old story
+    let end = "2:0/28".parse().expect("a position");
+    let record = ClusterCommand::RecordLeft { node: NodeId(1), end };
+    assert_eq!(says(&state, "2:0/28"), format!("{record:?}"));
+    state.apply(LogIndex(11), &record);
+    assert_eq!(says(&state, "2:0/28"), "all is well");
+    let entry = state.history.back().expect("an entry");
+    assert_eq!(entry.loss(), Some(((Lsn::new(0x20), Lsn::new(0x28)), true)));
 }

@@ -45,6 +45,8 @@ pub struct Spec {
     pub extras: Extras,
     /// Whether the last member is a witness.
     pub witness: bool,
+    /// Lines under `[node.tags]` of a member, by its index.
+    pub tags: Vec<(usize, &'static str)>,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
@@ -63,6 +65,7 @@ impl Spec {
         Self {
             members,
             witness: false,
+            tags: Vec::new(),
             extras: Extras::default(),
             sync: Sync::Off,
             bootstrap: String::new(),
@@ -174,6 +177,9 @@ impl Cluster {
             .collect::<Result<Vec<_>>>()?;
         if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
             last.be_witness();
+        }
+        for (index, tags) in &spec.tags {
+            nodes.get_mut(*index).context("a member with tags")?.tag(tags);
         }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
@@ -391,7 +397,12 @@ impl Cluster {
         let [primary] = primaries.as_slice() else { bail!("{} primaries", primaries.len()) };
         let address = self.node(*primary)?.address().to_string();
         for (index, role) in &roles {
-            if index != primary && expected.contains(index) && role.upstream.as_deref() != Some(&address) {
+            let direct = role.upstream.as_deref() == Some(&address);
+            if index != primary
+                && expected.contains(index)
+                && !direct
+                && !self.cascades(*index, &address, &roles)
+            {
                 bail!("{} streams from {:?}, not from {address}", self.node(*index)?.name(), role.upstream);
             }
         }
@@ -400,10 +411,23 @@ impl Cluster {
             bail!("{} different system identifiers", systems.len());
         }
         let streaming = roles.get(primary).map_or(0, |role| role.streaming);
-        if streaming + 1 < expected.len() {
+        let cascading = roles.keys().filter(|index| self.cascades(**index, &address, &roles)).count();
+        if streaming + cascading + 1 < expected.len() {
             bail!("the primary sees only {streaming} standbys streaming");
         }
         Ok(*primary)
+    }
+
+    /// Whether a member that is tagged to follow another standby streams from one that streams from
+    /// the primary.
+    fn cascades(&self, index: usize, primary: &str, roles: &BTreeMap<usize, Role>) -> bool {
+        let tagged = self.node(index).is_ok_and(Node::is_tagged_to_cascade);
+        let upstream = roles.get(&index).and_then(|role| role.upstream.as_deref());
+        tagged
+            && roles.iter().any(|(other, role)| {
+                let address = self.node(*other).map(|node| node.address().to_string());
+                role.upstream.as_deref() == Some(primary) && address.ok().as_deref() == upstream
+            })
     }
 
     /// Waits until all members answer, one is primary, and all others stream from it.

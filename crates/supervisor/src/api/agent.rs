@@ -120,6 +120,7 @@ pub fn hello(shared: &Shared) -> HelloReply {
         postgres: member.postgres,
         http: member.http,
         priority: member.priority,
+        tags: codec::pack(&member.tags),
         data_system_identifier: data.map_or(0, SystemId::get),
         data_position: position.map(|p| p.to_string()).unwrap_or_default(),
     }

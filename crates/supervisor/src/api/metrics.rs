@@ -51,6 +51,7 @@ pub(super) fn render(view: &LocalView, now: Duration) -> String {
     let mut page = Page { text: String::new(), labels };
     own(&mut page, view, now);
     counters(&mut page, view);
+    loss(&mut page, view);
     members(&mut page, view);
     proxy(&mut page, view);
     page.labels = format!("scope=\"{}\",name=\"{}\"", label(&view.scope), label(&view.name));
@@ -140,6 +141,19 @@ fn counters(page: &mut Page, view: &LocalView) {
         "Connections refused as foreign or garbage.",
         c.strangers_refused,
     );
+}
+
+fn loss(page: &mut Page, view: &LocalView) {
+    let exact = view.history.iter().filter(|entry| entry.lost_exact == Some(true));
+    page.counter(
+        "rhone_lost_wal_bytes_total",
+        "WAL of former primaries that no other member has, once they are back: the last 200 changes.",
+        exact.filter_map(|entry| entry.lost_bytes).sum(),
+    );
+    if let Some((bytes, exact)) = view.history.last().and_then(|e| Some((e.lost_bytes?, e.lost_exact?))) {
+        page.gauge("rhone_last_lost_wal_bytes", "WAL that the last change of primary lost.", bytes);
+        page.flag("rhone_last_lost_wal_exact", "Whether that is exact, not what voters had heard of.", exact);
+    }
 }
 
 fn members(page: &mut Page, view: &LocalView) {

@@ -102,7 +102,7 @@ async fn history_explain_and_dsn_answer() {
     check(
         member.run("history -n 1 --json").await,
         expect![[r#"
-        [{"time":"2026-11-21T07:18:00.000Z","from":"pg-3","to":"pg-1","epoch":7,"timeline":5,"switch_lsn":"0/5A00F70","reason":"primary_silent","seconds_without_primary":1.87,"lost":"nothing"}]
+        [{"time":"2026-11-21T07:18:00.000Z","from":"pg-3","to":"pg-1","epoch":7,"timeline":5,"switch_lsn":"0/5A00F70","reason":"primary_silent","seconds_without_primary":1.87,"lost":"nothing","lost_bytes":0,"lost_exact":true}]
         ---- Done
     "#]],
     );

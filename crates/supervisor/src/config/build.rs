@@ -10,6 +10,7 @@ use rhone_pgctl::settings::check_parameters;
 use super::address::Address;
 use super::file::Entries;
 use super::nearest::nearest;
+use super::tags::tags;
 use super::timing::{PRESETS, Timing, parse_percent};
 use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
 use crate::tls::TlsFiles;
@@ -36,6 +37,7 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     let bootstrap = bootstrap(entries);
     let config =
         Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
+    refuse_nobody(entries, &config);
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
     refuse_too_many_standbys(entries, &config);
@@ -120,6 +122,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
     let advertise = address(entries, "node.advertise");
     let http = address(entries, "node.http");
     let peers = peers(entries);
+    let tags = tags(entries, name.as_deref());
     let listen = listen.or_else(|| default_address(entries, "node.listen", 7400));
     let advertise = reachable(entries, "node.advertise", advertise, listen.as_ref(), 7400);
     let http = http.or_else(|| default_address(entries, "node.http", 8008));
@@ -131,7 +134,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
         advertise: advertise?,
         http: http?,
         peers: peers?,
-        tags: entries.free("node.tags."),
+        tags,
     })
 }
 
@@ -279,6 +282,17 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
         let hint = "`rhone certs init` and `rhone certs issue` make what [tls] needs (ca, cert, key); \
                     only on a network that you trust, write `insecure = true` there instead";
         entries.complain(key, format!("`{key}` goes beyond loopback without TLS"), Some(hint));
+    }
+}
+
+/// A cluster of this member alone needs it as primary.
+fn refuse_nobody(entries: &mut Entries, config: &Config) {
+    let priority = config.postgres.as_ref().map(|postgres| postgres.priority);
+    let tags = &config.node.tags;
+    if config.node.peers.len() == 1 && (priority == Some(0) || tags.no_failover || tags.delay_ms > 0) {
+        let hint =
+            "name the other founding members too, or remove priority = 0 and the tags no-failover and delay";
+        entries.complain("node.peers", "this member would be alone, and could not be primary", Some(hint));
     }
 }
 

@@ -68,6 +68,36 @@ fn a_witness_has_no_postgres() {
 }
 
 #[test]
+fn tags_are_read_in_either_spelling() {
+    let sound = SOUND.replace("peers = [", "peers = [\"127.0.0.1:7401\", ");
+    let config = load(
+        &format!(
+            "{sound}[node.tags]\nnofailover = true\nno-sync = true\ndelay = \"1h\"\nreplicate-from = \"pg-2\"\nzone = 3\n"
+        ),
+        &[],
+    )
+    .expect("sound");
+    let tags = &config.node.tags;
+    assert!(tags.no_failover && tags.no_sync && !tags.clone_from);
+    assert_eq!((tags.delay_ms, tags.replicate_from.as_deref()), (3_600_000, Some("pg-2")));
+    assert_eq!(tags.labels.get("zone").map(String::as_str), Some("3"));
+    check(
+        &format!("{sound}[node.tags]\nno-failover = \"maybe\"\ndelay = \"soon\"\nreplicatefrom = \"pg-1\"\n"),
+        expect![[r#"
+            error: rhone.toml:8: `node.tags.no-failover`: "maybe" is neither true nor false
+            error: rhone.toml:9: `node.tags.delay`: a duration has a unit: 500ms, 1.5s, 2min, 1h
+            error: rhone.toml:10: `node.tags.replicatefrom`: a member cannot follow itself"#]],
+    );
+    with(
+        "node.tags",
+        "no-failover = true",
+        expect![[r#"
+            error: rhone.toml:4: this member would be alone, and could not be primary
+            hint: name the other founding members too, or remove priority = 0 and the tags no-failover and delay"#]],
+    );
+}
+
+#[test]
 fn the_example_is_sound() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/rhone.example.toml"));
     let config = Config::load(path, &BTreeMap::new()).expect("the example");
@@ -75,7 +105,7 @@ fn the_example_is_sound() {
     assert_eq!(config.node.peers.len(), 3);
     assert_eq!(config.tls, Tls::Insecure);
     assert_eq!(config.bootstrap.postgres.get("shared_buffers").map(String::as_str), Some("128MB"));
-    assert_eq!(config.node.tags.get("zone").map(String::as_str), Some("shelf-a"));
+    assert_eq!(config.node.tags.labels.get("zone").map(String::as_str), Some("shelf-a"));
 }
 
 #[test]

@@ -25,7 +25,7 @@ const FRESH_MS: u64 = 1500;
 ///
 /// One that is never promoted could not lead with what it holds, and would hold up a failover.
 pub fn may_be_sync(member: &Member) -> bool {
-    member.priority > 0
+    member.may_be_sync() && member.may_lead()
 }
 
 /// Returns for how many standbys a commit waits: as set, else half the data members rounded down, so

@@ -32,6 +32,7 @@ mod tests {
     use rhone_consensus::ids::{DataId, Incarnation, LogIndex, NodeId};
     use rhone_consensus::policy::PolicyKind;
     use rhone_consensus::settings::Settings;
+    use rhone_consensus::tags::Tags;
     use rhone_pgctl::wal::{SystemId, Timeline};
 
     use super::*;
@@ -47,6 +48,7 @@ mod tests {
             postgres: format!("10.0.0.{n}:5432"),
             http: String::new(),
             priority: 1,
+            tags: Tags::default(),
         };
         let mut state = ClusterState::default();
         let founding = ClusterCommand::Found {

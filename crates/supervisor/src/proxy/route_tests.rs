@@ -4,6 +4,7 @@ use rhone_consensus::command::{Grant, Handover, Member, MemberKind};
 use rhone_consensus::ids::{DataId, Incarnation};
 use rhone_consensus::ledger::LedgerEntry;
 use rhone_consensus::policy::PolicyKind;
+use rhone_consensus::tags::Tags;
 use rhone_pgctl::wal::{Timeline, WalPosition};
 
 use super::*;
@@ -59,6 +60,7 @@ fn report(instance: Instance) -> Report {
         data: None,
         streams: BTreeMap::new(),
         secured: None,
+        left: None,
         highest_timeline: Timeline::new(1),
         lease_left_ms: None,
         version: None,
@@ -77,6 +79,7 @@ fn state(phase: &str, owner: NodeId) -> ClusterState {
         postgres: format!("10.0.0.{n}:5432"),
         http: String::new(),
         priority: 1,
+        tags: Tags::default(),
     });
     let grant = Grant {
         epoch: Epoch(8),

@@ -92,6 +92,7 @@ impl Shared {
             postgres: config.postgres_advertise(),
             http: config.http_advertise(),
             priority: config.priority(),
+            tags: config.node.tags.clone(),
         }
     }
 

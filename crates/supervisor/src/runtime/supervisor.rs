@@ -123,6 +123,7 @@ async fn run_postgres(
     let lease = Lease::start(guardian.page().clone(), Arc::clone(&shared.voter), shared.clock, dialer)
         .context("start the lease thread")?;
     let local = make_local(&shared, postgres, guardian, lease).await?;
+    local.recall_forked();
     adopt_instance(&local).await?;
     let ended = live(&shared, &local, asked).await?;
     shut_down(&shared).await;

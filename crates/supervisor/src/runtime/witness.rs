@@ -83,6 +83,7 @@ fn report(leaving: bool) -> Report {
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
         version: None,
+        left: None,
         note: None,
     }
 }

@@ -90,7 +90,12 @@ impl Local {
         if state.has_instance() || answers.is_err() {
             let standby =
                 state == GuardState::Running && self.facts().primary_epoch == Epoch(0) && self.facts().ready;
-            if standby {
+            if standby && self.shared.config.node.tags.delay_ms > 0 {
+                match self.cut_delayed().await {
+                    Ok(()) => return Ok(None),
+                    Err(error) => tracing::warn!(%error, "the standby does not let go: it is killed"),
+                }
+            } else if standby {
                 match self.cut().await {
                     Ok(position) => return Ok(Some(position)),
                     Err(error) => {
@@ -113,6 +118,21 @@ impl Local {
             | Instance::Frozen { .. }
             | Instance::Hung { .. }) => Err(LocalError::Stale(format!("the instance is {other:?}"))),
         }
+    }
+
+    /// Cuts a delayed standby off its upstream. What it holds back is not replayed for an election,
+    /// which is what it is there for; so where its WAL ends is not said, and it does not count.
+    async fn cut_delayed(&self) -> Result<(), LocalError> {
+        let Some(postmaster) = Postmaster::find(self.data_dir())? else {
+            return Err(LocalError::Stale("the postmaster is gone".to_owned()));
+        };
+        let mut settings = self.settings(None, self.minimums().await?)?;
+        settings.apply_delay_ms = self.shared.config.node.tags.delay_ms;
+        let (target, user) = (self.target(), &self.user);
+        standby::cut_upstream(&postmaster, self.data_dir(), &target, &settings, user, CUT_LIMIT).await?;
+        standby::calm_down(&postmaster, self.data_dir(), &settings, &self.user).await?;
+        self.facts().upstream = None;
+        Ok(())
     }
 
     async fn cut(&self) -> Result<WalPosition, LocalError> {

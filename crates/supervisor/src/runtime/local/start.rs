@@ -68,6 +68,7 @@ impl Local {
     /// The files could not be written, the guardian refused, or the postmaster ended.
     pub async fn start(&self, upstream: Option<NodeId>) -> Result<(), LocalError> {
         self.lease.set_target(None);
+        self.note_left();
         self.clear_the_way().await?;
         self.lease.quiet().await;
         self.guardian.page().clear_lease();
