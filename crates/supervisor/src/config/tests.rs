@@ -251,13 +251,6 @@ fn timings_that_contradict_each_other_show_the_inequality() {
 #[test]
 fn what_is_not_there_yet_says_so() {
     with(
-        "bootstrap",
-        "sync = \"quorum\"",
-        expect![[r#"
-        error: rhone.toml:8: sync = "quorum" comes with the next release (synchronous modes)
-        hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
-    );
-    with(
         "proxy",
         "rw = \"0.0.0.0:5000\"",
         expect![[r#"
