@@ -630,7 +630,7 @@ fn a_tagged_member_is_evidence_and_never_primary() {
         );
         check("async 16", "n3 2:0/20 | aged | heard 0/20 n2 n3", "no member that answered may be promoted");
         // What it holds is not given up where nothing may be lost.
-        let ahead = "n2 2:0/20 | n3 2:0/21";
+        let ahead = "n2 2:0/20 | n3 2:0/21 | aged";
         check("any1 n2 n3", ahead, "cannot be promoted holds more, up to 2:0/21");
         check("any1 n2 n3", "n2 2:0/21 | n3 2:0/20", "grant n2 at 2:0/21, timeline 3");
     }
