@@ -170,7 +170,7 @@ fn limits(cluster: &Cluster) -> Result<()> {
     report(&format!("mute clients were ended after {:.1} s", ended.as_secs_f64()));
     until("the places are free again", || Ok(ask_through(cluster, 0, RW, SERVER).is_ok()))?;
     until("/metrics counts the mute ones", || {
-        Ok(metric(cluster, 0, "rhone_proxy_ended_total", "reason=\"mute\"")? >= 40.0)
+        Ok(metric(cluster, 0, "rhone_proxy_ended_total", "reason=\"mute\"")? >= 35.0)
     })
 }
 
