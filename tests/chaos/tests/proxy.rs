@@ -201,7 +201,8 @@ fn judge(what: &str, attempts: &[Attempt], since: Moment) -> Result<()> {
 #[test]
 fn connecting_during_a_change_of_primary_waits_and_succeeds() -> Result<()> {
     let _turn = take_turn()?;
-    let mut cluster = Cluster::start(&with_ports(3, ""))?;
+    // As long as a change of primary may take on a loaded machine.
+    let mut cluster = Cluster::start(&with_ports(3, "wait = \"60s\"\n"))?;
     let result = change_primaries(&mut cluster);
     result.with_context(|| cluster.dump())
 }
