@@ -25,7 +25,7 @@ use crate::store::open;
 use crate::store::thread::{Storage, Work};
 use crate::transport::guard::Guard;
 use crate::transport::pool::Pool;
-use crate::transport::{AddressBook, Connector, Me, RaftService, server};
+use crate::transport::{AddressBook, Certified, Connector, Me, RaftService, server};
 
 /// What a member is started with.
 #[derive(Clone, Debug)]
@@ -176,6 +176,15 @@ impl Consensus {
     /// A status with a clear text: not of this cluster, an old image, a copy, a lost store.
     pub fn admit(&self, from: Option<&proto::Identity>, to: Option<NodeId>) -> Result<NodeId, tonic::Status> {
         self.guard.admit(from, to, |id| server::recorded(&self.raft, id))
+    }
+
+    /// Refuses a call of another service whose certificate is not that of the member it says it comes from.
+    ///
+    /// # Errors
+    /// A status with a clear text.
+    pub fn vouched(&self, caller: Option<&Certified>, node: NodeId) -> Result<(), tonic::Status> {
+        let name = caller.and_then(|_| server::recorded_name(&self.raft, node));
+        Certified::speaks_for(caller, name.as_deref())
     }
 
     /// Says why Raft stopped, once it has: then end the process.

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
+use rhone_consensus::settings::SyncMode;
+use crate::tls::TlsFiles;
 
 pub use self::address::Address;
 pub use self::connecting::{PoolMode, Pooler, Proxy};
@@ -92,12 +94,14 @@ pub struct Postgres {
 }
 
 /// `[tls]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// Absent: nothing may leave the loopback interface.
     LoopbackOnly,
     /// `insecure = true`: no TLS on a network that is trusted.
     Insecure,
+    /// `ca`, `cert` and `key`: mutual TLS.
+    Mutual(TlsFiles),
 }
 
 /// `[bootstrap]`: first values of the replicated settings.
@@ -107,6 +111,10 @@ pub struct Bootstrap {
     pub timing: Timing,
     /// Bytes of WAL that a failover may lose at most, as far as voters heard of them.
     pub max_lag_on_failover: u64,
+    /// How commits wait for standbys; absent: as the founding members allow.
+    pub sync: Option<SyncMode>,
+    /// For how many standbys; absent: half the data members, rounded down.
+    pub sync_required: Option<u32>,
     /// Lines of `pg_hba.conf` before those that Rhone manages.
     pub pg_hba: Vec<String>,
     /// A database to make, with an owner of the same name unless `owner` is set.

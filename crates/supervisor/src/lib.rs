@@ -16,4 +16,5 @@ pub mod run;
 pub mod runtime;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 pub mod view;

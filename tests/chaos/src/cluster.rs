@@ -15,9 +15,9 @@ use crate::cleanup::{self, Leftovers};
 use crate::clock::Moment;
 use crate::history::Key;
 use crate::namespace::{Means, Network, Place};
-use crate::node::{GRPC_PORT, Node, POSTGRES_PORT};
+use crate::node::{Extras, GRPC_PORT, Node, POSTGRES_PORT};
 use crate::process::{self, Output, Signal};
-use crate::sql::{Rows, ask};
+use crate::sql::{Door, Rows, ask};
 use crate::workload::{DATABASE, Plan, TABLE, Workload};
 
 /// What is generous for any change of state on a loaded two-core machine.
@@ -25,7 +25,8 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: Duration = Duration::from_secs(2);
 
 /// The replicated `sync` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Sync {
     /// Asynchronous: a bounded loss.
     Off,
@@ -40,6 +41,8 @@ pub enum Sync {
 pub struct Spec {
     /// How many members, a witness too.
     pub members: usize,
+    /// What each node is given.
+    pub extras: Extras,
     /// Whether the last member is a witness.
     pub witness: bool,
     /// The `sync` setting.
@@ -60,6 +63,7 @@ impl Spec {
         Self {
             members,
             witness: false,
+            extras: Extras::default(),
             sync: Sync::Off,
             bootstrap: String::new(),
             tables: String::new(),
@@ -116,6 +120,7 @@ pub struct Cluster {
     folder: PathBuf,
     network: Network,
     group: Option<Group>,
+    /// The data members, then the witness.
     nodes: Vec<Node>,
     keep: bool,
     /// Something went wrong: the logs are worth keeping.
@@ -165,7 +170,7 @@ impl Cluster {
             None => crate::binary::rhone()?,
         };
         let mut nodes = (0..spec.members)
-            .map(|index| Node::create(index, folder, group.as_ref(), &network, &program))
+            .map(|index| Node::create(index, spec.extras, folder, group.as_ref(), (&network, &program)))
             .collect::<Result<Vec<_>>>()?;
         if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
             last.be_witness();
@@ -182,7 +187,7 @@ impl Cluster {
     /// Builds and starts a cluster, waits until it is whole, and makes the clients' database.
     pub fn start(spec: &Spec) -> Result<Self> {
         let mut cluster = Self::create(spec)?;
-        for index in 0..spec.members {
+        for index in 0..cluster.nodes.len() {
             cluster.start_node(index)?;
         }
         cluster.prepare_database()?;
@@ -248,6 +253,12 @@ impl Cluster {
         let servers: Vec<(Ipv4Addr, u16)> =
             self.data_nodes().map(|(_, node)| (node.address(), POSTGRES_PORT)).collect();
         Workload::start(&self.network, &servers, plan)
+    }
+
+    /// How clients reach each data member, with its index.
+    pub fn doors(&self) -> Vec<(usize, Door)> {
+        let door = |node: &Node| Door::Tcp { address: node.address(), port: POSTGRES_PORT };
+        self.data_nodes().map(|(index, node)| (index, door(node))).collect()
     }
 
     /// Takes the power from a node. In a black hole the node stays cut until [`Network::heal`].
@@ -405,13 +416,23 @@ impl Cluster {
         self.wait_until("one primary, all others streaming", || self.whole(absent))
     }
 
+    /// Waits until all data members answer, one is primary, and all others stream from it.
+    pub fn wait_whole_up_to(&self, limit: Duration) -> Result<usize> {
+        self.wait_up_to(limit, "one primary, all others streaming", || self.whole(&[]))
+    }
+
     /// Waits for a condition; when it does not come, says what the nodes said last.
     pub fn wait_until<T>(&self, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
+        self.wait_up_to(LIMIT, what, condition)
+    }
+
+    /// The same with another limit.
+    pub fn wait_up_to<T>(&self, limit: Duration, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
         let start = Moment::now();
         loop {
             match condition() {
                 Ok(value) => return Ok(value),
-                Err(reason) if start.elapsed() > LIMIT => {
+                Err(reason) if start.elapsed() > limit => {
                     return Err(reason.context(format!("wait for: {what}; {}", self.dump())));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(50)),
@@ -444,6 +465,12 @@ impl Cluster {
         Ok(found)
     }
 
+    /// Reads the rows of one member now.
+    pub fn rows_of(&self, index: usize) -> Result<BTreeSet<Key>> {
+        let limit = Duration::from_secs(30);
+        Ok(keys(&ask(&self.node(index)?.door(), DATABASE, "SELECT client, seq FROM writes", limit)?))
+    }
+
     /// Says what the nodes said last, for a failure's message; the whole logs are kept.
     pub fn dump(&self) -> String {
         self.failed.store(true, Ordering::Relaxed);
@@ -474,6 +501,12 @@ impl Cluster {
                 drop(std::fs::copy(&from, to.join(name)));
             }
         }
+    }
+
+    /// Where the logs of a cluster that failed are.
+    pub fn kept_logs(&self) -> PathBuf {
+        self.failed.store(true, Ordering::Relaxed);
+        self.kept()
     }
 
     /// Lets all supervisors, guardians and nodes that were stopped go on. What a guardian has

@@ -104,6 +104,24 @@ fn own(page: &mut Page, view: &LocalView, now: Duration) {
     if let Some(lag) = view.lag_bytes {
         page.gauge("rhone_lag_bytes", "WAL behind the primary.", lag);
     }
+    if let Some(certificates) = view.certificates {
+        let name = "rhone_certificate_expiry_seconds";
+        page.family("gauge", name, "Seconds until a certificate expires; negative afterwards.");
+        for (which, left) in [("member", certificates.own_left), ("ca", certificates.authority_left)] {
+            let labels = format!("{},certificate=\"{which}\"", page.labels);
+            page.line(name, &labels, left);
+        }
+        page.flag(
+            "rhone_certificate_files_broken",
+            "Whether newer certificate files are there that cannot be used.",
+            certificates.stale,
+        );
+        page.counter(
+            "rhone_tls_handshakes_total",
+            "TLS handshakes, of either side.",
+            certificates.handshakes,
+        );
+    }
     page.gauge("rhone_sync_required", "Standbys that each commit waits for.", view.sync.required);
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
+use rhone_consensus::settings::SyncMode;
 use rhone_pgctl::settings::check_parameters;
 
 use super::address::Address;
@@ -11,6 +12,7 @@ use super::file::Entries;
 use super::nearest::nearest;
 use super::timing::{PRESETS, Timing, parse_percent};
 use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
+use crate::tls::TlsFiles;
 
 /// Builds the configuration; `None` when something indispensable is missing. Problems are in
 /// `entries`, also when there is a result.
@@ -216,18 +218,42 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
 
 fn tls(entries: &mut Entries) -> Tls {
     let insecure = entries.boolean("tls.insecure").unwrap_or(false);
-    for key in ["tls.ca", "tls.cert", "tls.key"] {
-        if entries.text(key).is_some() {
-            let hint = "set `insecure = true` in [tls] instead, only on a network that you trust";
-            entries.complain(key, "TLS is not there yet in this version", Some(hint));
+    let [ca, cert, key] = TLS_KEYS.map(|name| path(entries, name));
+    let set = TLS_KEYS.into_iter().find(|name| entries.is_set(name));
+    if let Some(name) = set.filter(|_| insecure) {
+        let hint = "remove `insecure`, or the files of [tls]";
+        entries.complain(
+            name,
+            format!("`{name}` and `tls.insecure = true` contradict each other"),
+            Some(hint),
+        );
+    }
+    match (ca, cert, key) {
+        (Some(ca), Some(cert), Some(key)) => Tls::Mutual(TlsFiles { ca, cert, key }),
+        (None, None, None) if insecure => Tls::Insecure,
+        (None, None, None) => Tls::LoopbackOnly,
+        (_, _, _) => {
+            for name in TLS_KEYS {
+                if entries.is_set(name) {
+                    continue;
+                }
+                let file = name
+                    .replace("tls.", "/etc/rhone/")
+                    .replace("cert", "pg-1.crt")
+                    .replace("key", "pg-1.key");
+                entries.missing(name, &format!("\"{}\"", file.replace("/ca", "/ca.crt")));
+            }
+            Tls::LoopbackOnly
         }
     }
-    if insecure { Tls::Insecure } else { Tls::LoopbackOnly }
 }
 
-/// Without `insecure = true`, nothing that members say to each other may leave the machine.
+/// The files of `[tls]`: all of them, or none.
+const TLS_KEYS: [&str; 3] = ["tls.ca", "tls.cert", "tls.key"];
+
+/// Without TLS or `insecure = true`, nothing that members say to each other may leave the machine.
 fn refuse_cleartext(entries: &mut Entries, config: &Config) {
-    if config.tls == Tls::Insecure {
+    if config.tls != Tls::LoopbackOnly || TLS_KEYS.into_iter().any(|key| entries.is_set(key)) {
         return;
     }
     let far = |address: &Address| !address.is_loopback();
@@ -237,7 +263,8 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
     if let Some((key, _)) =
         reaches.into_iter().chain([by_peers]).find(|(key, far)| *far && entries.is_set(key))
     {
-        let hint = "TLS is not there yet: on a network that you trust add [tls] with `insecure = true`";
+        let hint = "`rhone certs init` and `rhone certs issue` make what [tls] needs (ca, cert, key); \
+                    only on a network that you trust, write `insecure = true` there instead";
         entries.complain(key, format!("`{key}` goes beyond loopback without TLS"), Some(hint));
     }
 }
@@ -265,24 +292,35 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
 }
 
 fn bootstrap(entries: &mut Entries) -> Bootstrap {
-    let sync = word(entries, "bootstrap.sync", &["off", "quorum", "strict"]);
-    if let Some(mode @ ("quorum" | "strict")) = sync {
-        let hint = "write sync = \"off\" until then; a failover may lose up to max-lag-on-failover";
-        let message = format!("sync = \"{mode}\" comes with the next release (synchronous modes)");
-        entries.complain("bootstrap.sync", message, Some(hint));
+    let sync = match word(entries, "bootstrap.sync", &["off", "quorum", "strict"]) {
+        Some("off") => Some(SyncMode::Off),
+        Some("quorum") => Some(SyncMode::Quorum),
+        Some("strict") => Some(SyncMode::Strict),
+        Some(_) | None => None,
+    };
+    let required = entries.integer("bootstrap.sync-required", 1..13);
+    if required.is_some() && sync == Some(SyncMode::Off) {
+        let hint = "remove it, or write sync = \"quorum\"";
+        let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    if entries.integer("bootstrap.sync-required", 1..13).is_some() && sync.is_none_or(|mode| mode == "off") {
-        let hint = "remove it; it comes with the synchronous modes of the next release";
-        entries.complain(
-            "bootstrap.sync-required",
-            "`bootstrap.sync-required` means nothing with sync = \"off\"",
-            Some(hint),
+    // Each of the founding members has Postgres, or votes only: there cannot be more standbys.
+    let standbys = entries.list("node.peers").map_or(usize::MAX, |peers| peers.len().saturating_sub(1));
+    if let Some(required) = required.filter(|required| usize::try_from(*required).is_ok_and(|r| r > standbys))
+    {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message = format!(
+            "sync-required = {required} is more than the standbys that {} founding members can have",
+            standbys.saturating_add(1)
         );
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
+        sync,
+        sync_required: required.and_then(|required| u32::try_from(required).ok()),
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

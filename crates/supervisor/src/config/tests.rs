@@ -231,8 +231,10 @@ fn what_is_not_there_yet_says_so() {
         "tls",
         "cert = \"/etc/rhone/pg-1.crt\"",
         expect![[r#"
-        error: rhone.toml:8: TLS is not there yet in this version
-        hint: set `insecure = true` in [tls] instead, only on a network that you trust"#]],
+            error: rhone.toml: `tls.ca` is missing
+            hint: write ca = "/etc/rhone/ca.crt" in [tls], or set RHONE_TLS_CA
+            error: rhone.toml: `tls.key` is missing
+            hint: write key = "/etc/rhone/pg-1.key" in [tls], or set RHONE_TLS_KEY"#]],
     );
 }
 
@@ -267,9 +269,19 @@ fn nothing_leaves_loopback_without_a_word_about_tls() {
         "node",
         "listen = \"0.0.0.0:7400\"\nadvertise = \"10.0.0.11:7400\"",
         expect![[r#"
-        error: rhone.toml:3: `node.listen` goes beyond loopback without TLS
-        hint: TLS is not there yet: on a network that you trust add [tls] with `insecure = true`"#]],
+            error: rhone.toml:3: `node.listen` goes beyond loopback without TLS
+            hint: `rhone certs init` and `rhone certs issue` make what [tls] needs (ca, cert, key); only on a network that you trust, write `insecure = true` there instead"#]],
     );
+    with(
+        "tls",
+        "insecure = true\nca = \"/c\"\ncert = \"/c\"\nkey = \"/c\"",
+        expect![[r#"
+            error: rhone.toml:9: `tls.ca` and `tls.insecure = true` contradict each other
+            hint: remove `insecure`, or the files of [tls]"#]],
+    );
+    let tls = "[tls]\nca = \"/ca\"\ncert = \"/cert\"\nkey = \"/key\"\n[node]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"db:7400\"";
+    let config = load(&SOUND.replace("[node]", tls), &[]).expect("sound");
+    assert!(matches!(config.tls, Tls::Mutual(_)), "{:?}", config.tls);
     let text = SOUND.replace(
         "[node]",
         "[tls]\ninsecure = true\n[node]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"db:7400\"",

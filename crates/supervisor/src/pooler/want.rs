@@ -29,7 +29,7 @@ pub(super) fn want(state: &ClusterState, asked: Epoch) -> Want {
 #[cfg(test)]
 mod tests {
     use rhone_consensus::command::{ClusterCommand, Grant, Member, MemberKind, PrepareReason, WallTime};
-    use rhone_consensus::ids::{Incarnation, LogIndex, NodeId};
+    use rhone_consensus::ids::{DataId, Incarnation, LogIndex, NodeId};
     use rhone_consensus::policy::PolicyKind;
     use rhone_consensus::settings::Settings;
     use rhone_pgctl::wal::{SystemId, Timeline};
@@ -66,6 +66,7 @@ mod tests {
                 "grant" => ClusterCommand::Grant(Grant {
                     epoch: state.epoch,
                     owner: NodeId(number(1)),
+                    data: DataId(number(1)),
                     base: "1:0/10".parse().expect("a position"),
                     timeline: timeline(2),
                     policy: PolicyKind::Alone,

@@ -1,7 +1,7 @@
 //! The rule of each port as tables: a line a DBA can read, and where a connection goes.
 
 use rhone_consensus::command::{Grant, Handover, Member, MemberKind};
-use rhone_consensus::ids::Incarnation;
+use rhone_consensus::ids::{DataId, Incarnation};
 use rhone_consensus::ledger::LedgerEntry;
 use rhone_consensus::policy::PolicyKind;
 use rhone_pgctl::wal::{Timeline, WalPosition};
@@ -56,6 +56,9 @@ fn report(instance: Instance) -> Report {
         leaving: false,
         down: None,
         system_id: None,
+        data: None,
+        streams: BTreeMap::new(),
+        secured: None,
         highest_timeline: Timeline::new(1),
         lease_left_ms: None,
         version: None,
@@ -78,6 +81,7 @@ fn state(phase: &str, owner: NodeId) -> ClusterState {
     let grant = Grant {
         epoch: Epoch(8),
         owner,
+        data: DataId(1),
         base: position("4:0/10"),
         timeline: Timeline::new(5),
         policy: PolicyKind::Alone,

@@ -202,8 +202,12 @@ impl Leader {
             | ClusterCommand::Remove(_)
             | ClusterCommand::SetSystemId(_)
             | ClusterCommand::Grant(_)
+            | ClusterCommand::AddPolicy { .. }
+            | ClusterCommand::NarrowPolicies { .. }
+            | ClusterCommand::AcceptLoss(_)
             | ClusterCommand::SetHandover(_)
-            | ClusterCommand::SetPaused(_) => {}
+            | ClusterCommand::SetPaused(_)
+            | ClusterCommand::SetFenced { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -407,11 +411,19 @@ impl Leader {
         if !status.nodes.contains_key(&first.node) {
             return;
         }
+        let bootstrap = &self.shared.config.bootstrap;
+        let settings = match found::founding_settings(bootstrap, self.settings.clone(), &members) {
+            Ok(settings) => settings,
+            Err(reason) => {
+                tracing::error!(%reason, "cannot found a cluster: a person has to decide");
+                return;
+            }
+        };
         let command = ClusterCommand::Found {
             cluster: self.shared.config.cluster.clone(),
             founder: first.node,
             members: members.clone(),
-            settings: self.settings.clone(),
+            settings,
         };
         if let Err(error) = self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             tracing::debug!(%error, "the founding entry is not in the log yet");
@@ -480,9 +492,20 @@ fn command_in_words(command: &ClusterCommand) -> String {
         ClusterCommand::Established { epoch, timeline, .. } => {
             format!("epoch {epoch} is established on timeline {timeline}")
         }
+        ClusterCommand::AddPolicy { epoch, kind } => {
+            format!("epoch {epoch} may also acknowledge a commit {kind}")
+        }
+        ClusterCommand::NarrowPolicies { epoch, number } => {
+            format!("epoch {epoch} acknowledges by policy {number} alone")
+        }
+        ClusterCommand::AcceptLoss(accepted) => {
+            format!("epoch {} may lose acknowledged commits, says {}", accepted.epoch, accepted.by)
+        }
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
+        ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),
+        ClusterCommand::SetFenced { node, fenced: false } => format!("unfence {node}"),
     }
 }

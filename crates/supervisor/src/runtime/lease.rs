@@ -22,8 +22,8 @@ use crate::api::proto::v1::agent_client::AgentClient;
 use crate::api::proto::v1::{RenewReply, RenewRequest};
 use crate::guardian::SharedPage;
 use crate::runtime::clock::{BootTime, Clock};
-use crate::runtime::peers;
 use crate::runtime::voter::{RenewRefusal, VoterLease};
+use crate::tls::Dialer;
 use rhone_consensus::proto::Identity;
 
 /// A guardian that has not run for this long is taken for dead: nobody may be primary without one.
@@ -93,7 +93,12 @@ impl Lease {
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn start(page: SharedPage, voter: Arc<VoterLease>, clock: Clock) -> std::io::Result<Self> {
+    pub fn start(
+        page: SharedPage,
+        voter: Arc<VoterLease>,
+        clock: Clock,
+        dialer: Dialer,
+    ) -> std::io::Result<Self> {
         let target = watch::Sender::new(None);
         let (tell, status) = watch::channel(LeaseStatus::default());
         let flushed = Arc::new(AtomicU64::new(0));
@@ -103,6 +108,7 @@ impl Lease {
             page,
             voter,
             clock,
+            dialer,
             flushed: Arc::clone(&flushed),
             loop_alive: Arc::clone(&loop_alive),
             tell,
@@ -168,6 +174,7 @@ struct Context {
     page: SharedPage,
     voter: Arc<VoterLease>,
     clock: Clock,
+    dialer: Dialer,
     flushed: Arc<AtomicU64>,
     loop_alive: Arc<AtomicU64>,
     tell: watch::Sender<LeaseStatus>,
@@ -275,7 +282,7 @@ impl Renewer {
     fn ask(&mut self, target: &LeaseTarget, node: NodeId, seq: u64, flushed: Lsn) {
         let Some(address) = target.addresses.get(&node) else { return };
         if self.peers.get(&node).is_none_or(|peer| peer.address != *address) {
-            let Ok(channel) = peers::channel(address) else { return };
+            let Ok(channel) = self.context.dialer.channel(address) else { return };
             let peer = Peer { address: address.clone(), client: AgentClient::new(channel), in_flight: 0 };
             self.peers.insert(node, peer);
         }

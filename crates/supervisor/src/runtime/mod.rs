@@ -9,12 +9,14 @@
 pub mod clock;
 pub(crate) mod codec;
 pub mod effects;
+mod failover;
 pub mod found;
 pub mod leader;
 pub mod lease;
 pub mod local;
 pub mod node;
 mod operator;
+mod outlook;
 pub mod peers;
 mod publish;
 pub mod report;

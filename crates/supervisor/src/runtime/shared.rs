@@ -18,6 +18,7 @@ use crate::runtime::clock::{BootTime, Clock};
 use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
 use crate::runtime::voter::VoterLease;
+use crate::tls::Security;
 use crate::view::{Moment, Received, Report, Revoked};
 
 /// The members' reports as they are known here.
@@ -47,6 +48,8 @@ pub struct Shared {
     pub consensus: Consensus,
     /// Connections to the others.
     pub peers: Peers,
+    /// The certificates; none without TLS.
+    pub security: Option<Arc<Security>>,
     /// What this member would report, but for the voter's part.
     pub own: watch::Sender<Option<Report>>,
     /// All members' reports as known here.
@@ -56,7 +59,7 @@ pub struct Shared {
     /// The replication password.
     pub secret: Secret,
     /// Calls refused because they came from a stranger.
-    pub strangers: AtomicU64,
+    pub strangers: Arc<AtomicU64>,
     /// What the proxy counts.
     pub proxy: crate::proxy::Counters,
     /// What the local PgBouncer is asked, where there is one.

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use rhone_consensus::identity::Identity;
 use rhone_consensus::settings::{Settings, Timing};
 use rhone_consensus::store::hard::HardStateFile;
-use rhone_consensus::transport::{AddressBook, Plaintext};
+use rhone_consensus::transport::AddressBook;
 use rhone_consensus::{Consensus, ConsensusError, Options, Timings};
 use rhone_pgctl::connection::LocalConnection;
 use rhone_pgctl::install::Installation;
@@ -20,12 +20,12 @@ use rhone_pgctl::user::OsUser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 
+use crate::api::access::Access;
 use crate::api::agent::AgentService;
 use crate::api::proto::v1::agent_server::AgentServer;
 use crate::api::{admin_service, health, proto, socket};
-use crate::config::{Config, Postgres};
+use crate::config::{Config, Postgres, Tls};
 use crate::guardian::{Guardian, GuardianError, GuardianOptions, Lease as PageLease, emergency};
 use crate::runtime::clock::Clock;
 use crate::runtime::lease::Lease;
@@ -38,6 +38,7 @@ use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::voter::VoterLease;
 use crate::runtime::{found, leader, node, publish, report, witness};
 use crate::status::LocalView;
+use crate::tls::{self, Dialer, Security};
 
 /// How long Raft may take to end in order.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
@@ -83,8 +84,10 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         .context("write supervisor.pid")?;
     let clock = Clock;
     let voter = Arc::new(VoterLease::new(clock));
+    let security = load_certificates(&config)?;
+    let dialer = security.clone().map_or(Dialer::Plain, Dialer::Tls);
     // The store first: a member that cannot start leaves no guardian behind.
-    let consensus = start_consensus(&config, &hard, &voter).await?;
+    let consensus = start_consensus(&config, &hard, &voter, &dialer).await?;
     let password_file = config.postgres.as_ref().and_then(|p| p.replication_password_file.clone());
     let secret =
         Secret::open(password_file, &config.node.state_dir).context("read the replication password")?;
@@ -94,12 +97,13 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         hard,
         voter,
         consensus,
-        peers: Peers::default(),
+        peers: Peers::new(dialer),
+        security,
         own: watch::Sender::new(None),
         table: watch::Sender::new(BTreeMap::new()),
         revokes,
         secret,
-        strangers: AtomicU64::new(0),
+        strangers: Arc::new(AtomicU64::new(0)),
         proxy: crate::proxy::Counters::default(),
         pooler: crate::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
@@ -115,7 +119,8 @@ async fn run_postgres(
     asked: mpsc::Receiver<RevokeAsk>,
 ) -> anyhow::Result<After> {
     let guardian = adopt_guardian(&shared.config, &postgres).await?;
-    let lease = Lease::start(guardian.page().clone(), Arc::clone(&shared.voter), shared.clock)
+    let dialer = shared.security.clone().map_or(Dialer::Plain, Dialer::Tls);
+    let lease = Lease::start(guardian.page().clone(), Arc::clone(&shared.voter), shared.clock, dialer)
         .context("start the lease thread")?;
     let local = make_local(&shared, postgres, guardian, lease).await?;
     adopt_instance(&local).await?;
@@ -148,6 +153,15 @@ fn prepare_directory(config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("create {}", dir.display()))?;
     }
     Ok(())
+}
+
+fn load_certificates(config: &Config) -> anyhow::Result<Option<Arc<Security>>> {
+    match &config.tls {
+        Tls::LoopbackOnly | Tls::Insecure => Ok(None),
+        Tls::Mutual(files) => {
+            Ok(Some(Arc::new(Security::load(&config.cluster, files).context("read [tls]")?)))
+        }
+    }
 }
 
 async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<Guardian> {
@@ -201,6 +215,7 @@ async fn start_consensus(
     config: &Config,
     hard: &Arc<HardStateFile>,
     voter: &Arc<VoterLease>,
+    dialer: &Dialer,
 ) -> anyhow::Result<Consensus> {
     let known = hard.get();
     let identity = Identity {
@@ -217,7 +232,7 @@ async fn start_consensus(
         observer: Arc::clone(voter) as Arc<dyn rhone_consensus::observer::LogObserver>,
         timings: Timings::default(),
         address_book: AddressBook::default(),
-        connector: Arc::new(Plaintext),
+        connector: Arc::new(dialer.clone()),
     };
     let mut again = options.clone();
     match Consensus::start(options).await {
@@ -295,7 +310,7 @@ async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
     match status.lease.lease() {
         PageLease::Until { epoch, .. } if epoch > 0 => {
             let epoch = rhone_consensus::ids::Epoch(epoch);
-            local.facts().primary_epoch = epoch;
+            local.adopt_primary(epoch);
             let promise = local.shared.hard.get().promise;
             tracing::info!(%epoch, %promise, "adopts a running primary");
             if promise <= epoch {
@@ -331,7 +346,7 @@ async fn live(
     asked: mpsc::Receiver<RevokeAsk>,
 ) -> anyhow::Result<Ended> {
     let view = publish::start(shared, Some(local));
-    let tasks = serving(shared, view).await?;
+    let tasks = serving(shared, &local.user, view).await?;
     crate::proxy::start(shared, Some(local)).await?;
     tokio::spawn(flushed(Arc::clone(local)));
     let leave = leave_on_signal()?;
@@ -349,6 +364,7 @@ async fn live(
 /// Each of these tasks goes on until it fails.
 pub(super) async fn serving(
     shared: &Arc<Shared>,
+    owner: &OsUser,
     view: watch::Receiver<Arc<LocalView>>,
 ) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
@@ -357,7 +373,7 @@ pub(super) async fn serving(
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
-        Box::pin(serve_socket(shared, operator)?),
+        Box::pin(serve_socket(shared, owner, operator)?),
         Box::pin(async move {
             health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -375,6 +391,9 @@ pub(super) async fn serving(
         Ok(())
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));
+    if let Some(security) = &shared.security {
+        tokio::spawn(tls::watch(Arc::clone(security)));
+    }
     Ok(tasks)
 }
 
@@ -415,7 +434,7 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(64)
-        .tcp_nodelay(true)
+        .layer(Access::new(&shared.config.cluster, &[], Arc::clone(&shared.strangers)))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(shared.consensus.service())
@@ -423,15 +442,20 @@ async fn serve_grpc(
             AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
         )
         .add_service(admin_service(operator));
-    Ok(async move { Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?) })
+    let incoming = tls::incoming(listener, shared.security.clone());
+    Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
 fn serve_socket(
     shared: &Shared,
+    owner: &OsUser,
     operator: Arc<RuntimeOperator>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
-    let incoming = socket::bind(&shared.config.node.state_dir).context("listen on rhone.sock")?;
-    let router = tonic::transport::Server::builder().add_service(admin_service(operator));
+    let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
+    let uids = [0, OsUser::current().uid, owner.uid];
+    let router = tonic::transport::Server::builder()
+        .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
+        .add_service(admin_service(operator));
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
@@ -529,6 +553,8 @@ fn first_settings(config: &Config) -> Settings {
             guard_ms: timing.guard_ms,
         },
         max_lag_on_failover: bootstrap.max_lag_on_failover,
+        sync: bootstrap.sync.unwrap_or_default(),
+        sync_required: bootstrap.sync_required,
         postgres: bootstrap.postgres.clone(),
         pg_hba: bootstrap.pg_hba.clone(),
     }
