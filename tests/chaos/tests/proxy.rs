@@ -170,7 +170,7 @@ fn limits(cluster: &Cluster) -> Result<()> {
     report(&format!("mute clients were ended after {:.1} s", ended.as_secs_f64()));
     until("the places are free again", || Ok(ask_through(cluster, 0, RW, SERVER).is_ok()))?;
     until("/metrics counts the mute ones", || {
-        Ok(metric(cluster, 0, "rhone_proxy_ended_total", "reason=\"mute\"")? >= 40.0)
+        Ok(metric(cluster, 0, "rhone_proxy_ended_total", "reason=\"mute\"")? >= 35.0)
     })
 }
 
@@ -201,7 +201,8 @@ fn judge(what: &str, attempts: &[Attempt], since: Moment) -> Result<()> {
 #[test]
 fn connecting_during_a_change_of_primary_waits_and_succeeds() -> Result<()> {
     let _turn = take_turn()?;
-    let mut cluster = Cluster::start(&with_ports(3, ""))?;
+    // As long as a change of primary may take on a loaded machine.
+    let mut cluster = Cluster::start(&with_ports(3, "wait = \"60s\"\n"))?;
     let result = change_primaries(&mut cluster);
     result.with_context(|| cluster.dump())
 }

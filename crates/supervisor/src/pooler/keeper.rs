@@ -16,7 +16,7 @@ use crate::runtime::clock::{BootTime, Clock};
 use crate::runtime::shared::Shared;
 
 /// How long a quick command may take.
-const COMMAND_LIMIT: Duration = Duration::from_secs(2);
+const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
 /// A pause ends after so long, whatever became of the change of primary: clients' own limits end it otherwise.
 const PAUSE_MAX: Duration = Duration::from_secs(60);

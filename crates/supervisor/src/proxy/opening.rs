@@ -19,7 +19,7 @@ use super::context::{Context, Occupied, Target};
 use super::counters::add;
 use super::packet::{First, Refusal, STARTUP_MAX, classify, means_not_now};
 use super::route::{Port, Route};
-use super::socket;
+use super::{cancel, socket};
 use crate::config::Address;
 use crate::runtime::clock::{BootTime, Clock};
 
@@ -128,6 +128,11 @@ impl Opening<'_> {
                     break Some(server);
                 }
                 let next = first_packet(self.client).await.ok_or(Failure::Gone)?;
+                if classify(&next) == First::Cancel {
+                    cancel::pass_on(self.context, self.port, &next).await;
+                    socket::in_order(self.client);
+                    return Err(Failure::Gone);
+                }
                 self.declined.push(std::mem::replace(&mut self.packet, next));
                 known = Some(server);
             };
@@ -223,6 +228,11 @@ async fn ask(address: &Address, known: Option<TcpStream>, declined: &[Vec<u8>], 
     if server.write_all(packet).await.is_err() {
         return Try::Failed;
     }
+    if classify(packet) == First::Other {
+        // Perhaps the beginning of something longer, such as TLS without a request before it: the rest has to come
+        // before there is an answer.
+        return Try::Answer(server, Vec::new());
+    }
     let mut answer = Vec::with_capacity(1024);
     match server.read_buf(&mut answer).await {
         Ok(0) => Try::Silent,
@@ -276,5 +286,63 @@ async fn gone(client: &TcpStream) {
     match client.peek(&mut [0]).await {
         Ok(0) | Err(_) => {}
         Ok(_) => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const SSL: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
+    const STARTUP: &[u8] = &[0, 0, 0, 9, 0, 3, 0, 0, 0];
+
+    async fn listen() -> (TcpListener, Address) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let port = listener.local_addr().expect("an address").port();
+        (listener, Address { host: "127.0.0.1".to_owned(), port })
+    }
+
+    #[tokio::test]
+    async fn another_server_is_told_all_that_the_client_said() {
+        let (listener, address) = listen().await;
+        let server = tokio::spawn(async move {
+            let mut stream = listener.accept().await.expect("accept").0;
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).await.expect("read");
+            assert_eq!(request, SSL);
+            stream.write_all(b"N").await.expect("write");
+            let mut startup = [0; 9];
+            stream.read_exact(&mut startup).await.expect("read");
+            assert_eq!(startup, STARTUP);
+            stream.write_all(b"R").await.expect("write");
+        });
+        let Try::Answer(_, answer) = ask(&address, None, &[SSL.to_vec()], STARTUP).await else {
+            panic!("no answer")
+        };
+        assert_eq!(answer, b"R");
+        server.await.expect("the server");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_accepts_what_another_declined_is_not_used() {
+        let (listener, address) = listen().await;
+        let server = tokio::spawn(async move {
+            let mut stream = listener.accept().await.expect("accept").0;
+            stream.read_exact(&mut [0; 8]).await.expect("read");
+            stream.write_all(b"S").await.expect("write");
+        });
+        assert!(matches!(ask(&address, None, &[SSL.to_vec()], STARTUP).await, Try::Failed));
+        server.await.expect("the server");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_packet_is_not_waited_for() {
+        let (listener, address) = listen().await;
+        let asked = ask(&address, None, &[], &[22, 3, 1]).await;
+        assert!(matches!(asked, Try::Answer(_, answer) if answer.is_empty()));
+        drop(listener);
+        assert!(matches!(ask(&address, None, &[], STARTUP).await, Try::Failed));
     }
 }
