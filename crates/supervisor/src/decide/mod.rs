@@ -8,6 +8,7 @@
 mod cluster;
 mod decision;
 mod elect;
+pub mod lease;
 mod node;
 
 pub use cluster::cluster;
