@@ -16,6 +16,8 @@ pub mod units;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::settings::SyncMode;
+
 pub use self::address::Address;
 pub use self::inspect::{find_bin_dir, inspect};
 pub use self::problem::{ConfigErrors, Problem};
@@ -99,6 +101,10 @@ pub struct Bootstrap {
     pub timing: Timing,
     /// Bytes of WAL that a failover may lose at most, as far as voters heard of them.
     pub max_lag_on_failover: u64,
+    /// How commits wait for standbys; absent: as the founding members allow.
+    pub sync: Option<SyncMode>,
+    /// For how many standbys; absent: half the data members, rounded down.
+    pub sync_required: Option<u32>,
     /// Lines of `pg_hba.conf` before those that Rhone manages.
     pub pg_hba: Vec<String>,
     /// A database to make, with an owner of the same name unless `owner` is set.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::settings::SyncMode;
 use rhone_pgctl::settings::check_parameters;
 
 use super::address::Address;
@@ -246,24 +247,35 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
 }
 
 fn bootstrap(entries: &mut Entries) -> Bootstrap {
-    let sync = word(entries, "bootstrap.sync", &["off", "quorum", "strict"]);
-    if let Some(mode @ ("quorum" | "strict")) = sync {
-        let hint = "write sync = \"off\" until then; a failover may lose up to max-lag-on-failover";
-        let message = format!("sync = \"{mode}\" comes with the next release (synchronous modes)");
-        entries.complain("bootstrap.sync", message, Some(hint));
+    let sync = match word(entries, "bootstrap.sync", &["off", "quorum", "strict"]) {
+        Some("off") => Some(SyncMode::Off),
+        Some("quorum") => Some(SyncMode::Quorum),
+        Some("strict") => Some(SyncMode::Strict),
+        Some(_) | None => None,
+    };
+    let required = entries.integer("bootstrap.sync-required", 1..13);
+    if required.is_some() && sync == Some(SyncMode::Off) {
+        let hint = "remove it, or write sync = \"quorum\"";
+        let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    if entries.integer("bootstrap.sync-required", 1..13).is_some() && sync.is_none_or(|mode| mode == "off") {
-        let hint = "remove it; it comes with the synchronous modes of the next release";
-        entries.complain(
-            "bootstrap.sync-required",
-            "`bootstrap.sync-required` means nothing with sync = \"off\"",
-            Some(hint),
+    // Each of the founding members has Postgres, or votes only: there cannot be more standbys.
+    let standbys = entries.list("node.peers").map_or(usize::MAX, |peers| peers.len().saturating_sub(1));
+    if let Some(required) = required.filter(|required| usize::try_from(*required).is_ok_and(|r| r > standbys))
+    {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message = format!(
+            "sync-required = {required} is more than the standbys that {} founding members can have",
+            standbys.saturating_add(1)
         );
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
+        sync,
+        sync_required: required.and_then(|required| u32::try_from(required).ok()),
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

@@ -10,6 +10,7 @@ mod decision;
 mod elect;
 pub mod lease;
 mod node;
+pub mod quorum;
 
 pub use cluster::cluster;
 pub use decision::{ClusterDecision, Effect, NodeDecision, Reason, Wait};

@@ -156,6 +156,9 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Primary { .. } if view.leave_now => {
             NodeDecision::Act(Effect::HandOver, epoch, Reason::Leaving)
         }
+        Instance::Primary { .. } if policy_is_due(view) => {
+            NodeDecision::Act(Effect::SetPolicy, epoch, Reason::PolicyChanges)
+        }
         Instance::Primary { gate_open: false, .. } => {
             NodeDecision::Act(Effect::OpenGate, epoch, Reason::GateClosed)
         }
@@ -164,6 +167,14 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Hung { .. } => NodeDecision::Rest(Reason::Hung),
         Instance::Unknown | Instance::Absent | Instance::Unusable(_) => NodeDecision::Rest(Reason::OwnerDown),
     }
+}
+
+/// Whether the newest policy is not in force yet, and that matters: Postgres is set to another one,
+/// or the older ones can go once it is. A log that is behind never takes Postgres back.
+fn policy_is_due(view: &NodeView<'_>) -> bool {
+    let Some(newest) = view.state.policy().map(|policy| policy.number) else { return false };
+    view.policy.is_none_or(|set| set < newest)
+        || (view.policy == Some(newest) && view.state.policy_changes() && view.secured != Some(newest))
 }
 
 fn hands_over(view: &NodeView<'_>) -> bool {
@@ -190,6 +201,9 @@ pub fn down(view: &NodeView<'_>) -> Option<(Epoch, String)> {
     let promoting = view.state.phase == Phase::Granted;
     if let Some(detail) = view.start_failed.filter(|_| promoting) {
         return why(detail);
+    }
+    if view.stranger && !matches!(view.instance, Instance::Primary { .. } | Instance::Absent) {
+        return why("the data directory is not the one that this member is known to have");
     }
     match view.instance {
         Instance::Absent => why("the data directory is gone"),
@@ -296,6 +310,9 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
             copy(Effect::Rewind(grant.owner), reason)
         }
     };
+    if view.stranger && !matches!(view.instance, Instance::Absent) {
+        return copy(Effect::Clone(grant.owner), Reason::StrangeData);
+    }
     if view.unfinished.is_some() && !matches!(view.instance, Instance::Absent) {
         return rewind_or_clone(Reason::Unfinished);
     }

@@ -199,6 +199,9 @@ impl Leader {
             | ClusterCommand::Remove(_)
             | ClusterCommand::SetSystemId(_)
             | ClusterCommand::Grant(_)
+            | ClusterCommand::AddPolicy { .. }
+            | ClusterCommand::NarrowPolicies { .. }
+            | ClusterCommand::AcceptLoss(_)
             | ClusterCommand::SetHandover(_)
             | ClusterCommand::SetPaused(_) => {}
         }
@@ -383,11 +386,19 @@ impl Leader {
         if !status.nodes.contains_key(&first.node) {
             return;
         }
+        let bootstrap = &self.shared.config.bootstrap;
+        let settings = match found::founding_settings(bootstrap, self.settings.clone(), &members) {
+            Ok(settings) => settings,
+            Err(reason) => {
+                tracing::error!(%reason, "cannot found a cluster: a person has to decide");
+                return;
+            }
+        };
         let command = ClusterCommand::Found {
             cluster: self.shared.config.cluster.clone(),
             founder: first.node,
             members: members.clone(),
-            settings: self.settings.clone(),
+            settings,
         };
         if let Err(error) = self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             tracing::debug!(%error, "the founding entry is not in the log yet");
@@ -446,6 +457,15 @@ fn command_in_words(command: &ClusterCommand) -> String {
         }
         ClusterCommand::Established { epoch, timeline, .. } => {
             format!("epoch {epoch} is established on timeline {timeline}")
+        }
+        ClusterCommand::AddPolicy { epoch, kind } => {
+            format!("epoch {epoch} may also acknowledge a commit {kind}")
+        }
+        ClusterCommand::NarrowPolicies { epoch, number } => {
+            format!("epoch {epoch} acknowledges by policy {number} alone")
+        }
+        ClusterCommand::AcceptLoss(accepted) => {
+            format!("epoch {} may lose acknowledged commits, says {}", accepted.epoch, accepted.by)
         }
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),

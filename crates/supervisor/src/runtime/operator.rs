@@ -165,8 +165,10 @@ impl Operator for RuntimeOperator {
         let now = self.shared.now();
         let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
         for policy in &state.policies {
-            let owner =
-                state.members.get(&policy.owner).map_or_else(|| policy.owner.to_string(), |m| m.name.clone());
+            let owner = state
+                .members
+                .get(&policy.owner.node)
+                .map_or_else(|| policy.owner.node.to_string(), |m| m.name.clone());
             details.push(format!("epoch {} of {owner} acknowledges a commit {}", policy.epoch, policy.kind));
         }
         for member in state.members.values() {

@@ -262,7 +262,7 @@ async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
     match status.lease.lease() {
         PageLease::Until { epoch, .. } if epoch > 0 => {
             let epoch = rhone_consensus::ids::Epoch(epoch);
-            local.facts().primary_epoch = epoch;
+            local.adopt_primary(epoch);
             let promise = local.shared.hard.get().promise;
             tracing::info!(%epoch, %promise, "adopts a running primary");
             if promise <= epoch {
@@ -472,6 +472,8 @@ fn first_settings(config: &Config) -> Settings {
             guard_ms: timing.guard_ms,
         },
         max_lag_on_failover: bootstrap.max_lag_on_failover,
+        sync: bootstrap.sync.unwrap_or_default(),
+        sync_required: bootstrap.sync_required,
         postgres: bootstrap.postgres.clone(),
         pg_hba: bootstrap.pg_hba.clone(),
     }

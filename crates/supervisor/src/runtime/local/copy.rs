@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::ledger::Lineage;
-use rhone_consensus::store::hard::{Sentinel, SentinelKind};
+use rhone_consensus::store::hard::{DataRecord, Sentinel, SentinelKind};
 use rhone_pgctl::clone::{self, CloneSource};
 use rhone_pgctl::control::{DbState, read_control};
 use rhone_pgctl::initdb::{InitOptions, initdb};
@@ -85,11 +85,13 @@ impl Local {
         self.facts().clone_bytes = 0;
         let progress = |bytes: u64| self.facts().clone_bytes = bytes;
         let data_dir = self.data_dir().to_owned();
-        clone::clone_aside(&self.install, &data_dir, &self.user, &source, CLONE_IDLE, progress).await?;
+        let side =
+            clone::clone_aside(&self.install, &data_dir, &self.user, &source, CLONE_IDLE, progress).await?;
         // Below this position the copy may lack what its name once acknowledged.
         let floor = self.source(node).await?;
         self.still(epoch)?;
-        self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor)).await?;
+        let record = self.new_identity(side).await?;
+        self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor), record).await?;
         self.stop().await?;
         self.no_strays()?;
         let kept = self
@@ -128,7 +130,9 @@ impl Local {
             timeline.and_then(|timeline| state.ledger.floor_after_rewind(timeline))
         });
         self.still(epoch)?;
-        self.promise(epoch, SentinelKind::Rewind, &member.name, floor).await?;
+        // Before and after: pg_rewind may bring the source's file along.
+        let record = self.new_identity(self.data_dir().to_owned()).await?;
+        self.promise(epoch, SentinelKind::Rewind, &member.name, floor, record).await?;
         let mut source = self.conninfo(&member, REWINDER)?;
         source.dbname = Some("postgres".to_owned());
         let control = read_control(&self.install, self.data_dir(), &self.user, PROGRAM_LIMIT).await?;
@@ -142,6 +146,7 @@ impl Local {
             }
             Ok(RewindOutcome::Rewound | RewindOutcome::NotNeeded) => {
                 rhone_pgctl::apply::after_copy(self.data_dir())?;
+                self.write_identity_again().await?;
                 let mut facts = self.facts();
                 facts.copied = true;
                 // One that was made because the instance does not start, and changes nothing about
@@ -211,6 +216,7 @@ impl Local {
         kind: SentinelKind,
         source: &str,
         floor: Option<WalPosition>,
+        data: DataRecord,
     ) -> Result<(), LocalError> {
         let sentinel = Sentinel { epoch, kind, source: source.to_owned() };
         self.facts().copied = false;
@@ -218,6 +224,7 @@ impl Local {
             hard.promise = hard.promise.max(epoch);
             hard.sentinel = Some(sentinel);
             hard.floor = floor;
+            hard.data = Some(data);
         })
         .await
     }

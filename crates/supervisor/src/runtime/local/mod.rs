@@ -5,16 +5,19 @@
 //! - `start`, `serve`, `copy`: the effects, each idempotent; only `effects.rs` calls them.
 
 mod copy;
+mod identity;
 mod observe;
+mod policy;
 mod serve;
 mod start;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rhone_consensus::command::Member;
-use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, LogIndex, NodeId};
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::connection::{LocalConnection, Target};
 use rhone_pgctl::conninfo::ConnInfo;
@@ -23,7 +26,7 @@ use rhone_pgctl::error::PgError;
 use rhone_pgctl::hba::{AccessRules, Gate};
 use rhone_pgctl::install::Installation;
 use rhone_pgctl::probe::Probe;
-use rhone_pgctl::settings::ManagedSettings;
+use rhone_pgctl::settings::{ManagedSettings, synchronous_standby_names};
 use rhone_pgctl::slots::slot_name;
 use rhone_pgctl::user::OsUser;
 use rhone_pgctl::wal::{SystemId, Timeline, WalPosition};
@@ -32,6 +35,9 @@ use crate::guardian::{Guardian, GuardianError};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
+use crate::view::Stream;
+
+pub use identity::Seen;
 
 /// The role that standbys stream as.
 pub const REPLICATOR: &str = "rhone_replicator";
@@ -108,6 +114,22 @@ pub struct Facts {
     pub starts_failed: u32,
     /// Bytes of a clone that have arrived.
     pub clone_bytes: u64,
+    /// What the data directory is to this member.
+    pub identity: Seen,
+    /// The policy that the instance's settings name.
+    pub policy: Option<LogIndex>,
+    /// Since when they do.
+    pub policy_since: BootTime,
+    /// The policy that is known to be in force.
+    pub secured: Option<LogIndex>,
+    /// Whether commits may have waited for nobody since the last proof to the contrary.
+    pub empty_names: bool,
+    /// The epoch's marker, and the end of it.
+    pub marker: Option<(Epoch, rhone_pgctl::wal::Lsn)>,
+    /// What each standby said last, by its own clock, and when that was news.
+    pub replies: BTreeMap<DataId, (f64, BootTime)>,
+    /// Who streams from this primary.
+    pub streams: BTreeMap<DataId, Stream>,
 }
 
 /// The local Postgres and all that it takes to look after it.
@@ -223,7 +245,8 @@ impl Local {
             .map(|address| (address.host, address.port))
             .map_err(|_| LocalError::Stale(format!("{} has no postgres address", member.name)))?;
         let mut conninfo = ConnInfo::new(host, port, role);
-        conninfo.application_name = Some(self.shared.config.node.name.clone());
+        // A copy in the making acknowledges nothing, although its walsender hears how far it is.
+        conninfo.application_name = Some("rhone_copy".to_owned());
         conninfo.passfile = Some(self.write_passfile()?);
         Ok(conninfo)
     }
@@ -235,12 +258,18 @@ impl Local {
         minimums: StandbyMinimums,
     ) -> Result<ManagedSettings, LocalError> {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
-        let primary_conninfo = upstream.map(|member| self.conninfo(member, REPLICATOR)).transpose()?;
+        let mut primary_conninfo = upstream.map(|member| self.conninfo(member, REPLICATOR)).transpose()?;
+        if let Some(conninfo) = &mut primary_conninfo {
+            conninfo.application_name = Some(self.own_standby_name());
+        }
         Ok(ManagedSettings {
             parameters: applied.state.settings.postgres.clone(),
             primary_slot_name: upstream.map(|_| slot_name(&self.shared.config.node.name)),
             primary_conninfo,
             minimums,
+            // A standby waits for one that does not exist: should it become primary, no commit is
+            // acknowledged before its policy is set (DESIGN 6).
+            synchronous_standby_names: synchronous_standby_names(1, [""; 0]),
             ..ManagedSettings::default()
         })
     }
@@ -353,6 +382,13 @@ impl Local {
             self.update_hard(move |hard| hard.promise = hard.promise.max(epoch)).await?;
         }
         self.still(epoch)
+    }
+
+    /// Returns the id under which the data directory counts now, if it does, and whether it must not be
+    /// used at all.
+    pub fn data_facts(&self) -> (Option<DataId>, bool) {
+        let seen = self.facts().identity;
+        (identity::counts(seen, &self.shared.hard.get()), self.is_strange(seen))
     }
 
     /// Returns a report's worth of the slowest facts: system identifier and highest timeline.

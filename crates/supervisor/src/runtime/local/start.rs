@@ -72,6 +72,7 @@ impl Local {
     }
 
     async fn start_server(&self, upstream: Option<NodeId>) -> Result<(), LocalError> {
+        self.claim_again().await?;
         let member = upstream.map(|node| self.member(node)).transpose()?;
         let settings = self.settings(member.as_ref(), self.minimums().await?)?;
         self.write_settings(settings).await?;
@@ -213,6 +214,11 @@ impl Local {
         facts.probe = None;
         facts.stopped = None;
         facts.upstream = None;
+        facts.policy = None;
+        facts.secured = None;
+        facts.marker = None;
+        facts.streams.clear();
+        facts.replies.clear();
     }
 
     /// Shuts a primary down in order, with everything sent to the standbys; it is never killed for
