@@ -21,7 +21,7 @@ use rhone::guardian;
 use rhone::runtime::clock::BootTime;
 use rhone::view::{ClusterView, Heard, Instance, Moment, Received, Report, Revoked, VoterReport};
 use rhone_consensus::command::{ClusterCommand, Grant, Member, MemberKind, PrepareReason, WallTime};
-use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::observer::{LogCause, LogHeld};
 use rhone_consensus::policy::PolicyKind;
 use rhone_consensus::settings::{Settings, Timing};
@@ -657,6 +657,9 @@ impl LeaseWorld {
                 leaving: false,
                 down: None,
                 system_id: None,
+                data: None,
+                streams: BTreeMap::new(),
+                secured: None,
                 highest_timeline: Timeline::new(2),
                 lease_left_ms: None,
                 version: None,
@@ -666,7 +669,13 @@ impl LeaseWorld {
         }
         // Every standby has promised and told its position, long enough ago for every window.
         let answer =
-            Revoked { epoch, position: Some(position), able: true, highest_timeline: Timeline::new(2) };
+            Revoked {
+                epoch,
+                position: Some(position),
+                data: DataId(2),
+                able: true,
+                highest_timeline: Timeline::new(2),
+            };
         let revoked =
             (1..self.setup.voters()).map(|voter| (node(voter), (Moment(0), answer.clone()))).collect();
         let view = ClusterView {
@@ -854,6 +863,7 @@ fn prepared(setup: &Setup) -> ClusterState {
         owner: node(0),
         base: WalPosition::new(Timeline::new(1), Lsn::new(1)),
         timeline: Timeline::new(2),
+        data: DataId(1),
         policy: PolicyKind::Async { max_lag: 1_000 },
         evidence: Vec::new(),
         lost: None,

@@ -2,10 +2,12 @@
 //!
 //! - [`search`]: breadth first, one fingerprint a state, the shortest trace to a broken property.
 //! - [`lease`]: voters, the owner's count and the guardian, on clocks of different rates.
+//! - [`data`]: elections, policies, timelines and acknowledged commits over a model Postgres.
 //!
 //! What decides here is the product's own code (`rhone::decide`, `ClusterState::apply`); the worlds
 //! only supply what surrounds it. A [mutant](lease::Mutant) is a world in which one rule is left
 //! out, and never a switch in the product.
 
+pub mod data;
 pub mod lease;
 pub mod search;
