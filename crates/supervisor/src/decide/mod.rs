@@ -9,6 +9,7 @@ mod cluster;
 mod decision;
 mod elect;
 pub mod lease;
+mod mixture;
 mod node;
 pub mod quorum;
 

@@ -13,12 +13,23 @@ impl Mutant {
     pub(super) fn edit(self, state: &mut ClusterState, command: &mut ClusterCommand, applied: bool) {
         let ClusterCommand::Grant(grant) = command else { return };
         match (self, applied) {
-            (Self::PoliciesForgotten, true) => state.policies.retain(|policy| policy.epoch == grant.epoch),
+            (Self::PoliciesForgotten, true) => {
+                state.policies.retain(|policy| policy.epoch == grant.epoch);
+                no_failure(state);
+            }
+            (Self::RewindUnannounced, true) => no_failure(state),
             (Self::LedgerIgnored, false) => {
                 state.ledger.entries.retain(|timeline, _| *timeline < grant.timeline);
             }
             _ => {}
         }
+    }
+}
+
+/// Forgets that the newest epoch may never come to a promotion, and with it what it began with.
+fn no_failure(state: &mut ClusterState) {
+    for entry in state.ledger.entries.values_mut() {
+        entry.promoted = true;
     }
 }
 
@@ -84,20 +95,12 @@ impl<const N: usize> DataWorld<N> {
         }
     }
 
-    /// What is acknowledged or read in an epoch that another has followed must be in that one's base.
-    pub(super) fn check_read(&self, state: &mut State<N>, epoch: u8) {
+    /// What is acknowledged or read in an epoch that another has followed must be in what that one
+    /// began with.
+    pub(super) fn check_late(&self, state: &mut State<N>, epoch: u8, new: u16, property: &'static str) {
         let newest = self.logs.state(state.log).grant.as_ref().map_or(0, |grant| byte(grant.epoch.0));
-        let held = self.wals.mask(state.base);
-        if epoch >= newest || self.is_async() {
-            return;
-        }
-        // The newest owner may have gone on: only what it began without is missing for good.
-        let later = (0..N).filter(|node| matches!(state.nodes[*node].pg, Pg::Primary(of, _) if of > epoch));
-        let later = later.fold(0, |mask, node| mask | self.wals.mask(state.nodes[node].wal));
-        if state.kept & !held & !later != 0 {
-            state.broken = Some("I3");
-        } else if state.read & !held & !later != 0 {
-            state.broken = Some("I11");
+        if epoch < newest && new & !self.wals.mask(state.base) != 0 {
+            state.broken = Some(if self.is_async() { "I2" } else { property });
         }
     }
 
@@ -132,7 +135,9 @@ impl<const N: usize> DataWorld<N> {
             let kind = self.logs.policy(state.log, number);
             real.policies.iter().any(|policy| policy.owner.node == grant.owner && Some(&policy.kind) == kind)
         };
-        serves && (0..N).any(|other| here.senders[other] == ROGUE || !open(here.senders[other]))
+        let connected = |other: &usize| *other == owner || here.known[*other].0 > 0;
+        let rogue = |other: usize| here.senders[other] == ROGUE || !open(here.senders[other]);
+        serves && (0..N).filter(connected).any(rogue)
     }
 
     fn describe(&self, state: &State<N>) -> String {

@@ -51,10 +51,10 @@ impl<const N: usize> DataWorld<N> {
             Effect::Rewind(to) => {
                 let Some(grant) = self.source(state, node, index_of(to)) else { return };
                 here.stop();
-                if self.mutant != Mutant::RewindBeforePromise {
+                if self.mutant != Mutant::RewindUnannounced {
                     here.promise = here.promise.max(epoch);
+                    here.sentinel = epoch;
                 }
-                here.sentinel = epoch;
                 here.copied = false;
                 here.floor = (byte(u64::from(grant.timeline.get())), byte(grant.base.lsn.get()));
                 here.running = Some((effect, epoch));
@@ -267,8 +267,9 @@ impl<const N: usize> DataWorld<N> {
         let mut next = *state;
         next.nodes[node].pg = Pg::Primary(epoch, true);
         // Clients read what is there; what was never acknowledged becomes visible with it.
-        next.read |= self.wals.mask(self.wals.cut(here.wal, marker));
-        self.check_read(&mut next, epoch);
+        let read = self.wals.mask(self.wals.cut(here.wal, marker));
+        self.check_late(&mut next, epoch, read & !state.read, "I11");
+        next.read |= read;
         out.push((Step::End(node + 1, Effect::OpenGate), next));
     }
 
@@ -344,12 +345,17 @@ impl<const N: usize> DataWorld<N> {
     fn copied(&self, next: &mut State<N>, node: usize, old: super::wal::WalId) {
         let n = &mut next.nodes[node];
         n.copied = true;
-        n.data = next.next_data;
-        next.next_data += 1;
-        if self.mutant == Mutant::NoFloor {
-            n.floor = (0, 0);
-            n.sentinel = 0;
-            n.copied = false;
+        match self.mutant {
+            Mutant::NoFloor => {
+                n.floor = (0, 0);
+                n.sentinel = 0;
+                n.copied = false;
+            }
+            Mutant::RewindUnannounced => {}
+            _ => {
+                n.data = next.next_data;
+                next.next_data += 1;
+            }
         }
         let left = (0..N).fold(0, |mask, other| mask | self.wals.mask(next.nodes[other].wal));
         if next.kept & self.wals.mask(old) & !left != 0 {

@@ -4,7 +4,6 @@
 
 use rhone_consensus::policy::PolicyKind;
 
-use super::mutant::Mutant;
 use super::wal::WalId;
 use super::world::{DataWorld, Flushed, Pg, ROGUE, State, Step, bit, byte, replica};
 
@@ -16,9 +15,6 @@ impl<const N: usize> DataWorld<N> {
     /// Whether that standby counts by that policy.
     fn is_sync(&self, kind: &PolicyKind, node: usize, (data, _): Flushed) -> bool {
         match kind {
-            PolicyKind::Quorum { standbys, .. } if self.mutant == Mutant::CountsByName => {
-                data > 0 && standbys.iter().any(|standby| standby.node == super::world::id(node))
-            }
             PolicyKind::Quorum { standbys, .. } => standbys.contains(&replica(node, data)),
             PolicyKind::Alone | PolicyKind::Async { .. } => false,
         }
@@ -78,7 +74,7 @@ impl<const N: usize> DataWorld<N> {
                 self.acks_seen += 1;
                 state.kept |= new;
                 state.read |= new;
-                self.check_read(state, epoch);
+                self.check_late(state, epoch, new, "I3");
             }
         }
     }
@@ -131,8 +127,7 @@ impl<const N: usize> DataWorld<N> {
     fn says(&self, state: &State<N>, node: usize, wal: WalId) -> Flushed {
         let here = &state.nodes[node];
         let complete = here.sentinel == 0 && !here.stranger;
-        let named = complete || self.mutant == Mutant::CountsByName;
-        (if named { here.data } else { 0 }, self.wals.len(wal))
+        (if complete { here.data } else { 0 }, self.wals.len(wal))
     }
 
     fn receive(&mut self, state: &State<N>, node: usize, upstream: u8, out: &mut Vec<(Step, State<N>)>) {
@@ -158,6 +153,10 @@ impl<const N: usize> DataWorld<N> {
         let says = self.says(&next, node, wal);
         if wal == here.wal && there.sent[node] == says {
             return;
+        }
+        if there.sent[node].0 == 0 {
+            // A new walsender: it begins with the present setting.
+            next.nodes[source].senders[node] = there.policy;
         }
         next.nodes[source].sent[node] = says;
         if here.told > epoch {

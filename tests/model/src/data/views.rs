@@ -1,6 +1,7 @@
 //! What the real decisions get to see, and their answers, remembered: they are pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use rhone::decide::{self, ClusterDecision, NodeDecision};
 use rhone::view::{
@@ -63,7 +64,14 @@ impl<const N: usize> DataWorld<N> {
     /// Calls `f` with the member's view.
     fn with_view<T>(&self, state: &State<N>, node: usize, revoke: u8, f: impl FnOnce(&NodeView<'_>) -> T) -> T {
         let here = &state.nodes[node];
-        let applied = self.logs.state(self.logs.cut(state.log, here.applied));
+        let mut applied = self.logs.state(self.logs.cut(state.log, here.applied));
+        if self.mutant == Mutant::RewindUnannounced && applied.phase == Phase::Granted {
+            let mut early = ClusterState::clone(&applied);
+            if early.grant.as_ref().is_some_and(|grant| grant.owner != id(node)) {
+                early.phase = Phase::Established;
+            }
+            applied = Rc::new(early);
+        }
         let instance = self.instance(state, node);
         let epoch = |number: u8| (number > 0).then_some(Epoch(u64::from(number)));
         let number = |number: u8| (number > 0).then_some(LogIndex(u64::from(number)));
