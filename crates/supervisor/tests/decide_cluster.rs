@@ -284,7 +284,7 @@ fn evidence_alone_decides_where_commits_wait_for_standbys() {
         let found = elect_in(&state, input);
         assert!(found.ends_with(expected), "{kind}: {input}: {found}");
     };
-    check("any1 n2 n3", "n2 2:0/20", "the last primary's lease has aged at 0 voters, 2 are needed");
+    check("any1 n2 n3", "n2 2:0/20", "1 members answered; they may not hold every commit of epoch 4");
     check("any1 n2 n3", "n2 2:0/20 | aged", "1 members answered; they may not hold every commit of epoch 4");
     check("any1 n2 n3", "n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21, timeline 3"); // no clock asked
     check("any1 n2 n3", "n2 2:0/20 | n3 9:0/21 | aged", "they may not hold every commit of epoch 4"); // foreign
@@ -371,8 +371,8 @@ fn an_accepted_loss_replaces_evidence_and_never_the_end_of_the_last_owner() {
 }
 
 /// What the primary n1 and the others say: `n1 n2 n3- n4~` is whom n1 hears (`-`: no longer, `~`: far
-/// behind), then `secured N`, and `nX WORD`: `streams` (as `nX'` with another data directory), `away` (its
-/// stream ended just now), `gone` (long ago), `promised`, `silent`.
+/// behind), then `secured N`, and `nX WORD`: `streams` (as `nX'` with another data directory), `gone`,
+/// `promised`.
 fn policy_step(state: &ClusterState, input: &str) -> String {
     let mut reports: BTreeMap<NodeId, Report> = BTreeMap::new();
     let mut primary = report();
@@ -392,13 +392,12 @@ fn policy_step(state: &ClusterState, input: &str) -> String {
             "secured" => primary.secured = Some(LogIndex(words[1].parse().expect("a number"))),
             "leaving" => primary.leaving = true,
             name => {
-                let idle_ms = if words[1] == "gone" { 1200 } else { 300 };
                 let streaming = matches!(words[1], "streams" | "promised");
                 let instance = Instance::Standby {
                     position,
                     upstream: Some(NodeId(1)),
                     streaming,
-                    idle_ms,
+                    idle_ms: 0,
                     wal_gone: false,
                 };
                 let promise = Epoch(if words[1] == "promised" { 9 } else { 4 });
@@ -426,7 +425,7 @@ fn the_policy_follows_the_standbys_one_step_at_a_time() {
     check("any1 n2 n3", "n1 n2 | n2 streams | n3 gone", "add any1 n2");
     check("any1 n2 n3", "n1 n2 n3- | n2 streams", "add any1 n2"); // a host that died
     check("any1 n2 n3", "n1 n2 n3 | n2 streams", calm); // only its supervisor did
-    check("any1 n2 n3", "n1 n2 | n2 streams | n3 away", calm); // it connects again
+    check("any1 n2 n3", "n1 n2 | n2 streams | n3 streams", "add any1 n2"); // whatever it says itself
     check("any1 n2", "n1 | n2 gone", "add alone");
     check("any1 n2", "n1 | n2' streams", "add alone"); // a new directory, which n1 does not hear yet
     check("any1 n2", "n1 n2' | n2' streams", "add any1 n2'");
@@ -476,6 +475,22 @@ fn older_policies_go_on_the_owners_word_and_on_nothing_else() {
     assert_eq!(policy_step(&state, "n1 | n2 gone | n3 gone | secured 10"), "narrow to 10");
     state.apply(LogIndex(11), &ClusterCommand::NarrowPolicies { epoch: Epoch(4), number: LogIndex(10) });
     check(&state, " | secured 10", "add any1 n2 n3");
+}
+
+#[test]
+fn a_handover_waits_for_the_one_that_was_asked_for_while_it_lives() {
+    let check = |input, expected: &str| {
+        let mut state = established("async 16");
+        let handover = Handover { epoch: Epoch(4), to: Some(NodeId(2)), leaving: false };
+        state.apply(LogIndex(7), &ClusterCommand::SetHandover(Some(handover)));
+        state.apply(LogIndex(8), &prepare(PrepareReason::Switchover));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{input}: {found}");
+    };
+    // The others answered a second ago: longer than unplanned elections wait.
+    check("n1 2:0/20 | n3 2:0/20 | live n2", "a short while for 1 more members to answer");
+    check("n1 2:0/20 | n3 2:0/20", "grant n3 at 2:0/20, timeline 3"); // nothing is heard of it
+    check("n1 2:0/20 | n3 2:0/20 | n2 2:0/20 late", "grant n2 at 2:0/20, timeline 3");
 }
 
 #[test]

@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::take_turn;
-use rhone_chaos::{cleanup, clock, nemesis};
+use rhone_chaos::script::Script;
+use rhone_chaos::{campaign, cleanup, clock, fault};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -29,9 +30,12 @@ enum Action {
 
 #[derive(Args)]
 struct Common {
-    /// Data members.
+    /// Members.
     #[arg(long, default_value_t = 3)]
     members: usize,
+    /// The last of them is a witness.
+    #[arg(long)]
+    witness: bool,
     /// The replicated `sync` setting.
     #[arg(long, value_enum, default_value_t = SyncMode::Off)]
     sync: SyncMode,
@@ -57,17 +61,30 @@ struct Bench {
 
 #[derive(Args)]
 struct Run {
-    #[command(flatten)]
-    common: Common,
-    /// Which faults: all, power, network, process, switchover.
+    /// A scenario that comes with the harness, or a TOML file.
     #[arg(long, default_value = "all")]
     scenario: String,
     /// The seed; drawn from the clock when absent, and printed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Minutes of faults.
-    #[arg(long, default_value_t = 5)]
-    minutes: u64,
+    /// Minutes of rounds, instead of what the scenario says.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Rounds, instead of what the scenario says.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// The replicated `sync` setting, instead of what the scenario says.
+    #[arg(long, value_enum)]
+    sync: Option<SyncMode>,
+    /// Only rounds of these faults.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<fault::Fault>,
+    /// Judge the scenario's durations too: on a machine that does nothing else.
+    #[arg(long)]
+    strict: bool,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -83,14 +100,19 @@ enum Format {
     Json,
 }
 
+impl SyncMode {
+    fn setting(self) -> Sync {
+        match self {
+            Self::Off => Sync::Off,
+            Self::Quorum => Sync::Quorum,
+            Self::Strict => Sync::Strict,
+        }
+    }
+}
+
 impl Common {
     fn spec(&self) -> Spec {
-        let sync = match self.sync {
-            SyncMode::Off => Sync::Off,
-            SyncMode::Quorum => Sync::Quorum,
-            SyncMode::Strict => Sync::Strict,
-        };
-        Spec { sync, ..Spec::asynchronous(self.members) }
+        Spec { sync: self.sync.setting(), witness: self.witness, ..Spec::asynchronous(self.members) }
     }
 }
 
@@ -112,14 +134,26 @@ fn act(cli: &Cli) -> Result<bool> {
         Action::Bench(bench) => measure(bench),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
-            let outcome = nemesis::run(&nemesis::Order {
-                scenario: run.scenario.clone(),
+            let mut script = Script::load(&run.scenario)?;
+            if let Some(sync) = run.sync {
+                script.topology.sync = sync.setting();
+            }
+            let outcome = campaign::run(&campaign::Order {
+                name: run.scenario.clone(),
+                script,
                 seed,
-                time: Duration::from_secs(run.minutes * 60),
-                spec: run.common.spec(),
+                rounds: run.rounds,
+                time: run.minutes.map(|minutes| Duration::from_secs(minutes * 60)),
+                strict: run.strict,
+                only: run.only.clone(),
             })
             .with_context(|| format!("seed {seed}"))?;
-            print(&format!("{outcome}\n"))?;
+            match run.output {
+                Format::Text => print(&format!("{outcome}\n"))?,
+                Format::Json => {
+                    print(&format!("{}\n", serde_json::to_string(&outcome).context("print JSON")?))?;
+                }
+            }
             Ok(outcome.passed())
         }
     }

@@ -106,6 +106,7 @@ impl<O: Operator> Admin for AdminService<O> {
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
             accept_data_loss: request.accept_data_loss,
+            by: request.by,
             no_wait: request.no_wait,
         });
         Ok(Response::new(to_change_reply(outcome.await)?))

@@ -100,6 +100,18 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Fails over by hand, without the old primary; refused where acknowledged commits would be lost
+    Failover {
+        /// The next primary [default: whoever has the most]
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        /// Go on although acknowledged commits may be lost; the history records who said so
+        #[arg(long)]
+        accept_data_loss: bool,
+        /// Return as soon as it has begun
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Prints libpq's connection string of the cluster
     Dsn {
         /// Which servers: the primary, a standby by preference, or any

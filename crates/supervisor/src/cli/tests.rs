@@ -228,10 +228,10 @@ async fn a_member_that_does_not_lead_names_who_does() {
 async fn what_is_not_there_yet_is_a_usage_error() {
     let member = Member::start(FakeOperator::default());
     check(
-        member.run("demo --sync").await,
+        member.run("demo --witness").await,
         expect![[r#"
         ---- stderr
-        error: --sync: synchronous mode is not there yet in this version
+        error: --witness: the witness is not there yet in this version
         hint: `rhone demo --kill-primary` works
         ---- Usage
     "#]],

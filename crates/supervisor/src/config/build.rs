@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
 use rhone_pgctl::settings::check_parameters;
 
@@ -19,8 +20,15 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     if cluster.is_none() {
         entries.missing("cluster", "\"main\"");
     }
+    let kind = kind(entries);
     let node = node(entries);
-    let postgres = postgres(entries);
+    let postgres = match kind {
+        MemberKind::Data => postgres(entries).map(Some),
+        MemberKind::Witness => {
+            refuse_postgres(entries);
+            Some(None)
+        }
+    };
     for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
         let address = address(entries, key);
         if address.is_some() {
@@ -34,7 +42,20 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
         Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
+    refuse_too_many_standbys(entries, &config);
     Some(config)
+}
+
+/// Each of the founding members has Postgres or votes only: there cannot be more standbys than others.
+fn refuse_too_many_standbys(entries: &mut Entries, config: &Config) {
+    let members = config.node.peers.len();
+    let standbys = u32::try_from(members.saturating_sub(1)).unwrap_or(u32::MAX);
+    if let Some(required) = config.bootstrap.sync_required.filter(|required| *required > standbys) {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message =
+            format!("sync-required = {required} asks for more standbys than {members} members can have");
+        entries.complain("bootstrap.sync-required", message, Some(hint));
+    }
 }
 
 /// Takes a name: what fits in a slot's name, an application name and a DNS label.
@@ -74,11 +95,26 @@ fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'st
     })
 }
 
-fn node(entries: &mut Entries) -> Option<Node> {
-    if word(entries, "node.kind", &["data", "witness"]) == Some("witness") {
-        let hint = "use a third data member, or wait for the release that has witnesses";
-        entries.complain("node.kind", "a witness is not there yet in this version", Some(hint));
+/// Says what the member is for; data when it is not said.
+fn kind(entries: &mut Entries) -> MemberKind {
+    match word(entries, "node.kind", &["data", "witness"]) {
+        Some("witness") => MemberKind::Witness,
+        Some(_) | None => MemberKind::Data,
     }
+}
+
+/// A witness never runs Postgres: what is said of one was meant for another member.
+fn refuse_postgres(entries: &mut Entries) {
+    if let Some(key) =
+        keys::KEYS.into_iter().filter(|key| key.starts_with("postgres.")).find(|key| entries.is_set(key))
+    {
+        let hint = "remove [postgres], or write kind = \"data\" in [node]";
+        let message = format!("`{key}` means nothing here: a witness never runs Postgres");
+        entries.complain(key, message, Some(hint));
+    }
+}
+
+fn node(entries: &mut Entries) -> Option<Node> {
     let name = name(entries, "node.name");
     if name.is_none() {
         entries.missing("node.name", "\"pg-1\"");
@@ -227,11 +263,11 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
 
 /// Two listeners of one member cannot share an address.
 fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
-    let listeners = [
-        ("node.listen", &config.node.listen),
-        ("node.http", &config.node.http),
-        ("postgres.listen", &config.postgres.listen),
-    ];
+    let listeners = [("node.listen", &config.node.listen), ("node.http", &config.node.http)];
+    let listeners: Vec<(&str, &Address)> = listeners
+        .into_iter()
+        .chain(config.postgres.as_ref().map(|postgres| ("postgres.listen", &postgres.listen)))
+        .collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {
             let same_host = address.host == earlier.host || address.is_wildcard() || earlier.is_wildcard();
@@ -257,17 +293,6 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
     if required.is_some() && sync == Some(SyncMode::Off) {
         let hint = "remove it, or write sync = \"quorum\"";
         let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
-        entries.complain("bootstrap.sync-required", message, Some(hint));
-    }
-    // Each of the founding members has Postgres, or votes only: there cannot be more standbys.
-    let standbys = entries.list("node.peers").map_or(usize::MAX, |peers| peers.len().saturating_sub(1));
-    if let Some(required) = required.filter(|required| usize::try_from(*required).is_ok_and(|r| r > standbys))
-    {
-        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
-        let message = format!(
-            "sync-required = {required} is more than the standbys that {} founding members can have",
-            standbys.saturating_add(1)
-        );
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);

@@ -76,6 +76,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
         (Err(_), Election::Grant(grant)) if !needs_fence(view) => {
             return ClusterDecision::Propose(ClusterCommand::Grant(*grant));
         }
+        (Err(_), Election::Wait(wait)) if !needs_fence(view) => wait,
         (Err(wait), Election::Grant(_) | Election::Wait(_)) => wait.clone(),
     };
     // While the last owner may still be acknowledging, what streams from it is saved: cutting the

@@ -23,6 +23,10 @@ pub const ELECTION_WINDOW_MS: u64 = 250;
 /// be reading the end of its WAL from a slow disk.
 const OWNER_WINDOW_MS: u64 = 5000;
 
+/// For how long the one that a person asked for is waited for while it lives: on a loaded machine its
+/// answer may take longer than the others', and a planned handover is not hurried.
+const WANTED_WINDOW_MS: u64 = 2000;
+
 /// A report older than this says nothing about whether its member is alive.
 const REPORT_FRESH_MS: u64 = 1500;
 
@@ -83,6 +87,9 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
         && !best.is_some_and(|best| nobody_is_better(view, best, &candidates))
     {
         return Election::Wait(Wait::Window { missing });
+    }
+    if wanted_answers_soon(view, now) {
+        return Election::Wait(Wait::Window { missing: 1 });
     }
     let Some(best) = best else { return Election::Wait(Wait::NoCandidate) };
     match loss(view, &counted, best, first) {
@@ -195,12 +202,23 @@ fn preference(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> Preference {
 
 /// Returns whether the last owner lives and has not answered, and the time for that is not over.
 fn owner_answers_soon(view: &ClusterView<'_>, now: Moment) -> bool {
+    view.state.last_owner().is_some_and(|owner| answers_soon(view, now, owner, OWNER_WINDOW_MS))
+}
+
+/// The same of the one that a person asked for.
+fn wanted_answers_soon(view: &ClusterView<'_>, now: Moment) -> bool {
+    let wanted = view.state.handover.as_ref().and_then(|handover| handover.to);
+    wanted.is_some_and(|wanted| answers_soon(view, now, wanted, WANTED_WINDOW_MS))
+}
+
+/// Returns whether a member lives and has not answered, and not more than `window_ms` have passed
+/// since the first answer.
+fn answers_soon(view: &ClusterView<'_>, now: Moment, node: NodeId, window_ms: u64) -> bool {
     let epoch = view.state.epoch;
-    let Some(owner) = view.state.last_owner() else { return false };
-    let answered = view.revoked.get(&owner).is_some_and(|(_, answer)| answer.epoch == epoch);
-    let lives = view.reports.get(&owner).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS);
+    let answered = view.revoked.get(&node).is_some_and(|(_, answer)| answer.epoch == epoch);
+    let lives = view.reports.get(&node).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS);
     let first = view.revoked.values().filter(|(_, a)| a.epoch == epoch).map(|(at, _)| *at).min();
-    !answered && lives && first.is_some_and(|first| now.millis_since(first) < OWNER_WINDOW_MS)
+    !answered && lives && first.is_some_and(|first| now.millis_since(first) < window_ms)
 }
 
 fn owner_leaves(view: &ClusterView<'_>, now: Moment, node: NodeId) -> bool {

@@ -6,6 +6,7 @@
 use rhone_consensus::command::{Grant, MemberKind};
 use rhone_consensus::ids::Epoch;
 use rhone_consensus::ledger::Lineage;
+use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::Phase;
 
 use super::decision::{Effect, NodeDecision, Reason};
@@ -294,8 +295,10 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     if view.leaving {
         return resting(view).unwrap_or(NodeDecision::Rest(Reason::Leaving));
     }
-    // Copying needs a primary that serves; following does not.
-    let source = view.state.phase == Phase::Established;
+    // Copying needs a primary that serves; following does not. In strict mode the gate may stay closed
+    // until the copy is there to acknowledge, so that the copy comes first.
+    let strict = view.state.settings.sync == SyncMode::Strict;
+    let source = view.state.phase == Phase::Established || (strict && view.state.phase == Phase::Granted);
     let copy = |effect, reason| {
         if source {
             NodeDecision::Act(effect, epoch, reason)

@@ -22,9 +22,6 @@ use crate::view::{ClusterView, Instance, Moment, Received, Report};
 /// A report older than this says nothing about what is so now: reports come twice a second.
 const FRESH_MS: u64 = 1500;
 
-/// For how long a standby that reconnects stays where it is: its walreceiver starts within 0.2 s.
-const RECONNECT_MS: u64 = 1000;
-
 /// Returns whether a member may be among those that acknowledge commits.
 ///
 /// One that is never promoted could not lead with what it holds, and would hold up a failover.
@@ -118,8 +115,9 @@ fn policy(state: &ClusterState, good: BTreeSet<Replica>, old: &BTreeSet<Replica>
 
 /// Returns under which data directory a member can acknowledge now, if it can.
 ///
-/// One that is in stays until the owner itself no longer hears it and its own word is no better:
-/// an owner that is gone must never look like one whose standbys are. A newcomer has to stream, to
+/// One that is in stays until the owner itself no longer hears it, whatever it says of itself: only
+/// what the owner hears releases commits, and an owner that is gone must never look like one whose
+/// standbys are. A newcomer has to stream, to
 /// have promised this epoch, to lie within its history and to have caught up.
 fn acknowledges(
     view: &ClusterView<'_>,
@@ -131,16 +129,10 @@ fn acknowledges(
     let grant = view.state.current_grant()?;
     let report = view.reports.get(&node).filter(|r| fresh(r, now)).map(|r| &r.report);
     let inside = old.iter().find(|replica| replica.node == node);
-    if let Some(inside) = inside {
-        let live = owner.streams.get(&inside.data).is_some_and(|stream| stream.live);
-        let connects = report.is_some_and(|report| {
-            report.data == Some(inside.data)
-                && matches!(&report.instance, Instance::Standby { upstream, streaming, idle_ms, .. }
-                    if *upstream == Some(grant.owner) && (*streaming || *idle_ms < RECONNECT_MS))
-        });
-        if live || connects {
-            return Some(*inside);
-        }
+    if let Some(inside) = inside
+        && owner.streams.get(&inside.data).is_some_and(|stream| stream.live)
+    {
+        return Some(*inside);
     }
     let report = report.filter(|report| report.promise == grant.epoch && !report.leaving)?;
     let data = report.data?;

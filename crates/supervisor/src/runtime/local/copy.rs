@@ -22,6 +22,10 @@ const INITDB_LIMIT: Duration = Duration::from_secs(300);
 /// A clone that brings nothing more for this long is given up.
 const CLONE_IDLE: Duration = Duration::from_secs(60);
 
+/// After so many rewinds in a row that saw no fork where there is one the data directory is cloned. They
+/// come a second and more apart: the checkpoint that the source begins with has its time.
+const NO_FORK_SEEN: u32 = 5;
+
 /// How long the source may take to say who it is.
 const SOURCE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,7 @@ impl Local {
     /// initdb failed.
     pub async fn init_db(&self) -> Result<(), LocalError> {
         let options = InitOptions {
-            superuser: self.shared.config.postgres.superuser.clone(),
+            superuser: self.config.superuser.clone(),
             locale: "C.UTF-8".to_owned(),
             wal_segment_mib: 16,
         };
@@ -107,6 +111,7 @@ impl Local {
         facts.copied = true;
         facts.stopped = None;
         facts.rewinds_failed = 0;
+        facts.no_fork_seen = 0;
         facts.start_failed = None;
         Ok(())
     }
@@ -140,8 +145,14 @@ impl Local {
         self.facts().stopped = None;
         match outcome {
             Ok(RewindOutcome::NotNeeded) if self.still_forked().await => {
-                // pg_rewind compares numbers, which collide; the ledger knows better (DESIGN 10).
-                self.facts().rewinds_failed = u32::MAX;
+                // It takes the source's timeline from a control file that says the old one until the
+                // first checkpoint after a promotion: that is worth waiting for. Else it compared
+                // numbers, which collide; the ledger knows better (DESIGN 10).
+                let mut facts = self.facts();
+                facts.no_fork_seen = facts.no_fork_seen.saturating_add(1);
+                if facts.no_fork_seen >= NO_FORK_SEEN {
+                    facts.rewinds_failed = u32::MAX;
+                }
                 Err(LocalError::Stale("pg_rewind sees no fork where the ledger has one".to_owned()))
             }
             Ok(RewindOutcome::Rewound | RewindOutcome::NotNeeded) => {
@@ -149,6 +160,7 @@ impl Local {
                 self.write_identity_again().await?;
                 let mut facts = self.facts();
                 facts.copied = true;
+                facts.no_fork_seen = 0;
                 // One that was made because the instance does not start, and changes nothing about
                 // it, ends in a clone.
                 if facts.start_failed.take().is_some() {

@@ -31,6 +31,7 @@ use rhone_pgctl::slots::slot_name;
 use rhone_pgctl::user::OsUser;
 use rhone_pgctl::wal::{SystemId, Timeline, WalPosition};
 
+use crate::config::Postgres;
 use crate::guardian::{Guardian, GuardianError};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
@@ -108,6 +109,8 @@ pub struct Facts {
     pub copied: bool,
     /// How often pg_rewind failed in a row.
     pub rewinds_failed: u32,
+    /// How often in a row pg_rewind saw no fork where the ledger has one.
+    pub no_fork_seen: u32,
     /// Why the last start failed, and until when it is not tried again as a primary.
     pub start_failed: Option<(String, BootTime)>,
     /// How many starts failed in a row.
@@ -141,6 +144,8 @@ pub struct Local {
     pub guardian: Guardian,
     /// The lease.
     pub lease: Lease,
+    /// `[postgres]` of the configuration.
+    pub config: Postgres,
     /// Postgres's programs.
     pub install: Installation,
     /// Who runs Postgres.
@@ -157,14 +162,16 @@ impl Local {
         shared: Arc<Shared>,
         guardian: Guardian,
         lease: Lease,
+        config: Postgres,
         install: Installation,
         user: OsUser,
     ) -> Self {
-        let target = target(&shared);
+        let target = target(&config);
         Self {
             shared,
             guardian,
             lease,
+            config,
             install,
             user,
             connection: tokio::sync::Mutex::new(LocalConnection::new(target)),
@@ -200,11 +207,11 @@ impl Local {
 
     /// Returns how our own sessions connect.
     pub fn target(&self) -> Target {
-        target(&self.shared)
+        target(&self.config)
     }
 
     pub(super) fn data_dir(&self) -> &std::path::Path {
-        &self.shared.config.postgres.data_dir
+        &self.config.data_dir
     }
 
     /// Returns the directory beside the data directory for what Postgres's user has to read and
@@ -229,12 +236,25 @@ impl Local {
     }
 
     /// Writes the password file of our own programs.
+    ///
+    /// # Errors
+    /// There is no password yet: a member whose state is new gets it from its peers, and what is started
+    /// without it never streams.
     fn write_passfile(&self) -> Result<PathBuf, LocalError> {
         let path = self.work_dir().join(PASSFILE);
-        let secret = self.shared.secret.get().unwrap_or_default().replace('\\', "\\\\").replace(':', "\\:");
+        let secret = self.replication_password()?.replace('\\', "\\\\").replace(':', "\\:");
         let text = format!("*:*:*:{REPLICATOR}:{secret}\n*:*:*:{REWINDER}:{secret}\n");
         rhone_pgctl::file::replace(&path, text.as_bytes(), &self.user, 0o600)?;
         Ok(path)
+    }
+
+    /// Returns the replication password.
+    ///
+    /// # Errors
+    /// There is none yet.
+    fn replication_password(&self) -> Result<String, LocalError> {
+        let none = || LocalError::Stale("no peer has handed over the replication password yet".to_owned());
+        self.shared.secret.get().ok_or_else(none)
     }
 
     /// Returns how to reach a member's Postgres as one of our roles.
@@ -285,7 +305,7 @@ impl Local {
     fn access(&self) -> AccessRules {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         let lines = &applied.state.settings.pg_hba;
-        let config = &self.shared.config.postgres;
+        let config = &self.config;
         let me = OsUser::current();
         let mut os_users = vec![self.user.name.clone(), "root".to_owned()];
         if !os_users.contains(&me.name) {
@@ -417,7 +437,6 @@ pub fn work_dir(data_dir: &std::path::Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn target(shared: &Shared) -> Target {
-    let config = &shared.config.postgres;
+fn target(config: &Postgres) -> Target {
     Target::new(config.socket_dir.clone(), config.listen.port, config.superuser.clone())
 }

@@ -164,12 +164,14 @@ impl Local {
         self.lease.set_target(Some(self.lease_target(epoch)));
         let reload = self.write_gate(Gate::Closed).await?;
         let (policy, settings) = self.primary_settings(epoch).await?;
+        self.may_be_empty(&policy);
         let reload = self.write_settings(settings).await? || reload;
         if reload {
             postmaster.reload_and_settle(&self.target(), SQL_LIMIT).await?;
         }
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         sync::checkpointer_is_up(&session, SQL_LIMIT).await?;
+        self.commits_will_wait(&policy, &session).await?;
         drop(session);
         self.facts().gate_open = false;
         self.reserve(grant).await?;
@@ -269,7 +271,7 @@ impl Local {
 
     /// Makes the roles that standbys and pg_rewind connect as, and the application's database.
     async fn ensure_roles(&self) -> Result<(), LocalError> {
-        let secret = self.shared.secret.get().unwrap_or_default();
+        let secret = self.replication_password()?;
         let login = |name: &str| Login { name: name.to_owned(), password: secret.clone() };
         let session = roles::open_session(&self.target(), SQL_LIMIT).await?;
         roles::ensure_roles(&session, &login(REPLICATOR), &login(REWINDER), SQL_LIMIT).await?;
@@ -291,11 +293,11 @@ impl Local {
     /// It did not come to pass; the next round tries again.
     pub async fn settle_in(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
-        self.keep_slots().await?;
-        self.ensure_roles().await?;
+        // First what waits for no standby: a member that has to be rewound may be the one waited for.
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         marker::checkpoint(&session, CHECKPOINT_LIMIT).await?;
-        Ok(())
+        self.keep_slots().await?;
+        self.ensure_roles().await
     }
 
     /// Keeps one physical slot for each other data member; on a standby moves them along.
