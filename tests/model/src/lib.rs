@@ -3,6 +3,7 @@
 //! - [`search`]: breadth first, one fingerprint a state, the shortest trace to a broken property.
 //! - [`lease`]: voters, the owner's count and the guardian, on clocks of different rates.
 //! - [`data`]: elections, policies, timelines and acknowledged commits over a model Postgres.
+//! - [`suite`]: which worlds are searched and how far, and what each mutant must break.
 //!
 //! What decides here is the product's own code (`rhone::decide`, `ClusterState::apply`); the worlds
 //! only supply what surrounds it. A [mutant](lease::Mutant) is a world in which one rule is left
@@ -11,3 +12,4 @@
 pub mod data;
 pub mod lease;
 pub mod search;
+pub mod suite;

@@ -1,40 +1,57 @@
-//! `make model`: every world, every mutant, in a table.
+//! `make model`: every world as deep as it goes, and every mutant, in a table.
+//!
+//! `model [STATES]` gives each world at most about that many states; the default is 4 million, and
+//! needs about 2 GB.
 
-use rhone_model::data::{self, DataWorld};
-use rhone_model::lease::{LeaseWorld, Mutant, Setup};
-use rhone_model::search::{Found, Limit, search};
+use std::process::ExitCode;
+
+use rhone_model::search::Limit;
+use rhone_model::suite::{self, Outcome};
+
+/// More than any world is deep.
+const DEPTH: usize = 1000;
 
 #[expect(clippy::print_stdout, reason = "the table is the point")]
-fn show(name: &str, setup: &str, found: &Found, seen: &str) {
-    println!("{name:<22} {setup:<32} depth {:>3}{} states {:>10} {:?} {seen}", found.depth, if found.whole { " whole" } else { "" }, found.states, found.took);
-    if let Some((broken, trace)) = &found.broken { println!("    {} {}", broken.property, broken.what); if std::env::var("TRACE").is_ok() { for s in trace { println!("        {s}"); } } }
+fn main() -> ExitCode {
+    let states = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(4_000_000);
+    let limit = Limit { depth: DEPTH, states };
+    let mut failed = 0;
+    println!("{:<88} {:>5} {:>10} {:>7}  RESULT", "WORLD", "DEPTH", "STATES", "TIME");
+    let worlds = suite::lease_worlds().into_iter().chain(suite::data_worlds()).chain(suite::deep());
+    for case in worlds {
+        let outcome = case.run(limit);
+        failed += usize::from(outcome.found.broken.is_some() || outcome.grants == 0);
+        row(&case.world(), &outcome, &result(&outcome));
+    }
+    println!("\n{:<88} {:>5} {:>10} {:>7}  RESULT", "RULE LEFT OUT", "DEPTH", "STATES", "TIME");
+    let mut caught = 0;
+    let mutants = suite::mutants();
+    for case in &mutants {
+        let Some((rule, property)) = case.mutant() else { continue };
+        let outcome = case.run(limit);
+        let by = outcome.found.broken.as_ref().map(|(broken, _)| broken.property);
+        caught += usize::from(by == Some(property));
+        let result = by.map_or("SURVIVES".to_owned(), |by| format!("breaks {by}"));
+        row(&format!("{rule}, in {}", case.world()), &outcome, &result);
+    }
+    println!("\n{caught} of {} mutants break the property that their rule is for", mutants.len());
+    if failed == 0 && caught == mutants.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let states = args.get(2).and_then(|n| n.parse().ok()).unwrap_or(2_000_000);
-    let limit = Limit { depth: 200, states };
-    let what = args.get(1).map(String::as_str).unwrap_or("all");
-    if what == "lease" {
-    for setup in Setup::ALL {
-        let mut world = LeaseWorld::new(setup, Mutant::None);
-        let found = search(&mut world, limit);
-        show("None", setup.name, &found, &format!("grants {}", world.grants_seen));
-    }
-    for mutant in Mutant::ALL {
-        let mut world = LeaseWorld::new(mutant.shown_in(), mutant);
-        let found = search(&mut world, limit);
-        show(&format!("{mutant:?}"), mutant.shown_in().name, &found, "");
-    } }
-    if what == "data" {
-        let only = args.get(3).cloned();
-        for mutant in std::iter::once(data::Mutant::None).chain(data::Mutant::ALL) {
-            if only.as_ref().is_some_and(|only| *only != format!("{mutant:?}")) { continue; }
-            let mut setup = mutant.shown_in();
-            if mutant == data::Mutant::None { if let Ok(text) = std::env::var("SETUP") { let n: Vec<u8> = text.split(' ').map(|n| n.parse().expect("a number")).collect(); setup = data::Setup { epochs: n[0], writes: n[1], faults: n[2], changes: n[3], restores: n[4], delays: n[5], mode: [data::Mode::Quorum, data::Mode::Two, data::Mode::Strict, data::Mode::Async][n[6] as usize], ..setup }; } }
-            let mut world = DataWorld::<3>::new(setup, mutant);
-            let found = search(&mut world, limit);
-            show(&format!("{mutant:?}"), setup.name, &found, &format!("grants {} acks {}", world.grants_seen, world.acks_seen));
+fn result(outcome: &Outcome) -> String {
+    match &outcome.found.broken {
+        Some((broken, trace)) => {
+            format!("BROKEN {}: {}\n    {}", broken.property, broken.what, trace.join("\n    "))
         }
+        None if outcome.grants == 0 => "SHOWS NOTHING: no Grant was reached".to_owned(),
+        None if outcome.found.whole => format!("holds, wholly; {} grants", outcome.grants),
+        None => format!("holds to that depth; {} grants", outcome.grants),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the point")]
+fn row(world: &str, outcome: &Outcome, result: &str) {
+    let found = &outcome.found;
+    let seconds = found.took.as_secs_f32();
+    println!("{world:<88} {:>5} {:>10} {seconds:>6.1}s  {result}", found.depth, found.states);
 }

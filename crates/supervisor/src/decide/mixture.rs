@@ -13,7 +13,7 @@ use rhone_consensus::policy::PolicyKind;
 /// or first the one that stands for whatever mixture of all of them is in force meanwhile.
 ///
 /// Where every count is one, a mixture releases by one standby of one of them: it needs none.
-pub fn on_the_way<'a>(open: impl IntoIterator<Item = &'a PolicyKind>, wanted: PolicyKind) -> PolicyKind {
+pub(super) fn on_the_way(open: &[&PolicyKind], wanted: PolicyKind) -> PolicyKind {
     let PolicyKind::Quorum { required, standbys } = &wanted else { return wanted };
     let (mut least, mut most, mut all) = (*required, *required, standbys.clone());
     let mut quorums: Vec<(u32, &BTreeSet<_>)> = vec![(*required, standbys)];
@@ -51,6 +51,7 @@ mod tests {
     #[track_caller]
     fn check(open: &str, wanted: &str, expected: &str) {
         let open: Vec<PolicyKind> = open.split('|').map(kind).collect();
+        let open: Vec<&PolicyKind> = open.iter().collect();
         assert_eq!(on_the_way(&open, kind(wanted)), kind(expected));
     }
 

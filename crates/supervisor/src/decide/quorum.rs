@@ -55,8 +55,9 @@ pub fn step(view: &ClusterView<'_>, now: Moment) -> Option<ClusterCommand> {
         return None;
     }
     // Walsenders take a change over one by one, and mix meanwhile (decision 0016).
-    let open = state.policies.iter().filter(|policy| policy.epoch == grant.epoch).map(|policy| &policy.kind);
-    let kind = on_the_way(open, wanted);
+    let open = state.policies.iter().filter(|policy| policy.epoch == grant.epoch);
+    let open: Vec<&PolicyKind> = open.map(|policy| &policy.kind).collect();
+    let kind = on_the_way(&open, wanted);
     Some(ClusterCommand::AddPolicy { epoch: grant.epoch, kind })
 }
 

@@ -4,8 +4,9 @@ use rhone_consensus::command::{ClusterCommand, Grant};
 use rhone_consensus::state::ClusterState;
 
 use super::mutant::Mutant;
+use super::state::{MAX_LAG, Node, Pg, ROGUE, State, byte, index_of};
 use super::wal::{position, small};
-use super::world::{DataWorld, MAX_LAG, Pg, ROGUE, State, byte, index_of};
+use super::world::DataWorld;
 use crate::search::Broken;
 
 impl Mutant {
@@ -141,11 +142,16 @@ impl<const N: usize> DataWorld<N> {
     }
 
     fn describe(&self, state: &State<N>) -> String {
-        let node = |node: &super::world::Node<N>| {
+        let node = |node: &Node<N>| {
             let (timeline, len) = self.wals.pos(node.wal);
             format!(
                 "{:?} {timeline}:{len} {:016b} promise {} data {} senders {:?} known {:?}",
-                node.pg, self.wals.mask(node.wal), node.promise, node.data, node.senders, node.known
+                node.pg,
+                self.wals.mask(node.wal),
+                node.promise,
+                node.data,
+                node.senders,
+                node.known
             )
         };
         let nodes: Vec<String> = state.nodes.iter().map(node).collect();

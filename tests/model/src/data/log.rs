@@ -33,12 +33,7 @@ pub(super) struct Logs {
 impl Default for Logs {
     fn default() -> Self {
         let empty = Prefix { chain: vec![0], command: None, state: Rc::default() };
-        Self {
-            prefixes: vec![empty],
-            commands: Vec::new(),
-            known: HashMap::new(),
-            appended: Memo::default(),
-        }
+        Self { prefixes: vec![empty], commands: Vec::new(), known: HashMap::new(), appended: Memo::default() }
     }
 }
 

@@ -15,9 +15,11 @@ mod log;
 mod mutant;
 mod node;
 mod postgres;
+mod state;
 mod views;
 mod wal;
 mod world;
 
 pub use mutant::Mutant;
-pub use world::{DataWorld, Mode, Setup, State, Step};
+pub use state::{Mode, Setup, State, Step};
+pub use world::DataWorld;

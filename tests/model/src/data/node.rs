@@ -5,8 +5,9 @@ use rhone::decide::{Effect, NodeDecision};
 use rhone_consensus::command::Grant;
 
 use super::mutant::Mutant;
+use super::state::{Answer, FIRST_EPOCH, Pg, State, Step, byte, id, index_of};
 use super::wal::small;
-use super::world::{Answer, DataWorld, Pg, State, Step, byte, id, index_of};
+use super::world::DataWorld;
 
 impl<const N: usize> DataWorld<N> {
     /// Whether no newer epoch than this is known to the member (`Local::still`).
@@ -16,8 +17,17 @@ impl<const N: usize> DataWorld<N> {
         known(here.log).max(known(here.applied)).max(here.promise) <= epoch
     }
 
-    fn rechecked(&self, state: &State<N>, node: usize, epoch: u8) -> bool {
-        self.mutant == Mutant::NoEpochRecheck || self.still(state, node, epoch)
+    /// The mutant that does not compare the epoch once more: a Follow that was decided before a Revoke
+    /// acts after it.
+    pub(super) fn follow_late(&self, state: &State<N>, node: usize, out: &mut Vec<(Step, State<N>)>) {
+        let here = &state.nodes[node];
+        let Some(delays) = state.delays.checked_sub(1) else { return };
+        if here.pg != Pg::Standby(0) || here.told <= FIRST_EPOCH {
+            return;
+        }
+        let mut next = State { delays, ..*state };
+        next.nodes[node].pg = Pg::Standby(1);
+        out.push((Step::Begin(node + 1, Effect::Follow(id(0)), u64::from(FIRST_EPOCH)), next));
     }
 
     fn applied_grant(&self, state: &State<N>, node: usize) -> Option<Grant> {
@@ -94,13 +104,7 @@ impl<const N: usize> DataWorld<N> {
         }
     }
 
-    fn at_once_or_later(
-        &mut self,
-        step: Step,
-        next: State<N>,
-        node: usize,
-        out: &mut Vec<(Step, State<N>)>,
-    ) {
+    fn at_once_or_later(&mut self, step: Step, next: State<N>, node: usize, out: &mut Vec<(Step, State<N>)>) {
         let Some((effect, epoch)) = next.nodes[node].running else {
             out.push((step, next));
             return;
@@ -229,7 +233,6 @@ impl<const N: usize> DataWorld<N> {
         let here = state.nodes[node];
         let Some(grant) = self.applied_grant(state, node) else { return };
         let entitled = self.still(state, node, epoch) && here.promise == epoch;
-        let entitled = entitled || self.mutant == Mutant::NoEpochRecheck;
         let mine = grant.owner == id(node) && byte(grant.epoch.0) == epoch;
         let leased = !self.is_async() || here.lease > 0;
         let ready = matches!(here.pg, Pg::Standby(_)) && self.wals.pos(here.wal) == small(grant.base);
@@ -261,7 +264,7 @@ impl<const N: usize> DataWorld<N> {
             .unwrap_or(0);
         let durable = self.released(state, node) >= marker || self.mutant == Mutant::GateWithoutMarker;
         let leased = !self.is_async() || here.lease > 0;
-        if !durable || !leased || of != epoch || !self.rechecked(state, node, epoch) {
+        if !durable || !leased || of != epoch || !self.still(state, node, epoch) {
             return;
         }
         let mut next = *state;
@@ -282,8 +285,9 @@ impl<const N: usize> DataWorld<N> {
         let mut next = *state;
         let n = &mut next.nodes[node];
         if here.barrier == 0 {
-            let settled = (0..N)
-                .all(|other| here.senders[other] == here.policy || (other != node && here.known[other].0 == 0));
+            let settled = (0..N).all(|other| {
+                here.senders[other] == here.policy || (other != node && here.known[other].0 == 0)
+            });
             if !settled && self.mutant != Mutant::NoSettle {
                 return;
             }
@@ -322,7 +326,7 @@ impl<const N: usize> DataWorld<N> {
         (source, epoch): (usize, u8),
         out: &mut Vec<(Step, State<N>)>,
     ) {
-        if self.source(state, node, source).is_none() || !self.rechecked(state, node, epoch) {
+        if self.source(state, node, source).is_none() || !self.still(state, node, epoch) {
             return;
         }
         let (old, wal) = (state.nodes[node].wal, state.nodes[source].wal);

@@ -4,8 +4,9 @@
 
 use rhone_consensus::policy::PolicyKind;
 
+use super::state::{Flushed, Pg, ROGUE, State, Step, bit, byte, id, replica};
 use super::wal::WalId;
-use super::world::{DataWorld, Flushed, Pg, ROGUE, State, Step, bit, byte, replica};
+use super::world::DataWorld;
 
 impl<const N: usize> DataWorld<N> {
     fn kind(&self, state: &State<N>, number: u8) -> Option<&PolicyKind> {
@@ -182,7 +183,7 @@ impl<const N: usize> DataWorld<N> {
             out.push((Step::Lapse(node + 1), next));
         }
         let grant = self.logs.state(state.log).grant.clone();
-        if here.promise > epoch || grant.is_none_or(|grant| grant.owner != super::world::id(node)) {
+        if here.promise > epoch || grant.is_none_or(|grant| grant.owner != id(node)) {
             return;
         }
         let len = self.wals.len(here.wal);

@@ -12,10 +12,10 @@ use rhone_consensus::policy::PolicyKind;
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 
-
 use super::mutant::Mutant;
+use super::state::{Answer, Pg, State, bit, id, index_of};
 use super::wal::position;
-use super::world::{Answer, DataWorld, Pg, State, bit, id};
+use super::world::DataWorld;
 use crate::search::{Memo, fingerprint};
 
 /// Long after everything that is remembered: windows have passed.
@@ -62,7 +62,13 @@ impl<const N: usize> DataWorld<N> {
     }
 
     /// Calls `f` with the member's view.
-    fn with_view<T>(&self, state: &State<N>, node: usize, revoke: u8, f: impl FnOnce(&NodeView<'_>) -> T) -> T {
+    fn with_view<T>(
+        &self,
+        state: &State<N>,
+        node: usize,
+        revoke: u8,
+        f: impl FnOnce(&NodeView<'_>) -> T,
+    ) -> T {
         let here = &state.nodes[node];
         let mut applied = self.logs.state(self.logs.cut(state.log, here.applied));
         if self.mutant == Mutant::RewindUnannounced && applied.phase == Phase::Granted {
@@ -101,7 +107,8 @@ impl<const N: usize> DataWorld<N> {
     pub(super) fn decide_node(&mut self, state: &State<N>, node: usize, revoke: u8) -> NodeDecision {
         let here = &state.nodes[node];
         let log = self.logs.cut(state.log, here.applied);
-        let known = (here.pg, self.wals.pos(here.wal), here.promise, here.sentinel, here.copied, here.stranger);
+        let known =
+            (here.pg, self.wals.pos(here.wal), here.promise, here.sentinel, here.copied, here.stranger);
         let doing = (here.running, revoke, here.applied < here.log, here.policy, here.secured);
         let streaming = matches!(self.instance(state, node), Instance::Standby { streaming: true, .. });
         let key = fingerprint(&(log, node, known, doing, streaming));
@@ -181,7 +188,7 @@ impl<const N: usize> DataWorld<N> {
     fn owner_stopped(&self, state: &State<N>) -> bool {
         let owner = self.logs.state(state.log).last_owner();
         owner.is_some_and(|owner| {
-            let pg = state.nodes[super::world::index_of(owner)].pg;
+            let pg = state.nodes[index_of(owner)].pg;
             matches!(pg, Pg::Absent | Pg::Stopped)
         })
     }
@@ -200,7 +207,8 @@ impl<const N: usize> DataWorld<N> {
         let all = if self.setup.witness { N + 1 } else { N };
         let voters = [(0..all).map(id).collect::<BTreeSet<_>>()];
         let reports = (0..N).filter(|node| heard & bit(*node) != 0);
-        let reports = reports.map(|node| (id(node), Received { at: NOW, report: self.report(state, node, heard) }));
+        let reports =
+            reports.map(|node| (id(node), Received { at: NOW, report: self.report(state, node, heard) }));
         let reports = reports.collect();
         let view = ClusterView {
             state: &seen,
@@ -244,6 +252,12 @@ impl<const N: usize> DataWorld<N> {
                 let mut epochs = BTreeSet::new();
                 seen.policies.retain(|policy| epochs.insert(policy.epoch));
             }
+            Mutant::MixtureForgotten if matches!(seen.phase, Phase::Preparing { .. }) => {
+                // As if what is between the oldest and the newest had never been added.
+                let first = seen.policies.first().map(|policy| policy.number);
+                let last = seen.policies.last().map(|policy| policy.number);
+                seen.policies.retain(|policy| Some(policy.number) == first || Some(policy.number) == last);
+            }
             Mutant::NotTheMost => {
                 let least = revoked.values().filter_map(|(_, answer)| answer.position);
                 let least = least.min_by_key(|position| (position.timeline, position.lsn));
@@ -262,4 +276,3 @@ impl<const N: usize> DataWorld<N> {
         }
     }
 }
-
