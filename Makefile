@@ -94,7 +94,7 @@ test-all: test ## `make test`, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory bench
 
-model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=4000000 a world
+model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
 
 image: ## (later) the container image

@@ -136,7 +136,7 @@ impl<const N: usize> DataWorld<N> {
             let kind = self.logs.policy(state.log, number);
             real.policies.iter().any(|policy| policy.owner.node == grant.owner && Some(&policy.kind) == kind)
         };
-        let connected = |other: &usize| *other == owner || here.known[*other].0 > 0;
+        let connected = |other: &usize| *other == owner || here.sends_to(*other);
         let rogue = |other: usize| here.senders[other] == ROGUE || !open(here.senders[other]);
         serves && (0..N).filter(connected).any(rogue)
     }

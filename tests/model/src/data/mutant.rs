@@ -41,7 +41,7 @@ pub enum Mutant {
     StreamsOn,
     /// The gate opens before the epoch's marker is durable.
     GateWithoutMarker,
-    /// A rewind leaves no trace before it begins, neither promise nor sentinel nor another data id, and
+    /// A rewind leaves no trace before it begins, no promise, sentinel, floor or other data id, and
     /// does not wait until its source is established; and what a failed epoch began with is forgotten.
     /// (Where only the promise is left out, the model finds no loss of two epochs with one write.)
     RewindUnannounced,

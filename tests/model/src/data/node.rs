@@ -61,12 +61,12 @@ impl<const N: usize> DataWorld<N> {
             Effect::Rewind(to) => {
                 let Some(grant) = self.source(state, node, index_of(to)) else { return };
                 here.stop();
+                here.copied = false;
                 if self.mutant != Mutant::RewindUnannounced {
                     here.promise = here.promise.max(epoch);
                     here.sentinel = epoch;
+                    here.floor = (byte(u64::from(grant.timeline.get())), byte(grant.base.lsn.get()));
                 }
-                here.copied = false;
-                here.floor = (byte(u64::from(grant.timeline.get())), byte(grant.base.lsn.get()));
                 here.running = Some((effect, epoch));
             }
             Effect::Clone(to) => {
@@ -285,9 +285,8 @@ impl<const N: usize> DataWorld<N> {
         let mut next = *state;
         let n = &mut next.nodes[node];
         if here.barrier == 0 {
-            let settled = (0..N).all(|other| {
-                here.senders[other] == here.policy || (other != node && here.known[other].0 == 0)
-            });
+            let settled = (0..N)
+                .all(|other| here.senders[other] == here.policy || (other != node && !here.sends_to(other)));
             if !settled && self.mutant != Mutant::NoSettle {
                 return;
             }

@@ -115,7 +115,7 @@ impl<const N: usize> DataWorld<N> {
                 out.push((Step::Reply(other + 1), next));
             }
             let taken = here.senders[other] == here.policy || here.senders[other] == ROGUE;
-            if !taken && (other == node || here.known[other].0 > 0) {
+            if !taken && (other == node || here.sends_to(other)) {
                 let mut next = *state;
                 next.nodes[node].senders[other] = here.policy;
                 out.push((Step::TakeOver(node + 1, other + 1), next));

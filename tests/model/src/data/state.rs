@@ -249,6 +249,11 @@ pub(super) fn byte(number: u64) -> u8 {
 }
 
 impl<const N: usize> Node<N> {
+    /// Whether it has a walsender for that standby, heard of or not.
+    pub(super) fn sends_to(&self, standby: usize) -> bool {
+        self.known[standby].0 > 0 || self.sent[standby].0 > 0
+    }
+
     /// Nothing runs any more, and what was so of it is of no matter.
     pub(super) fn stop(&mut self) {
         self.pg = Pg::Stopped;
