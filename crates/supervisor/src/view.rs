@@ -101,7 +101,7 @@ impl Instance {
 }
 
 /// The last renewal that a voter took note of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heard {
     /// The epoch that was renewed.
     pub epoch: Epoch,
@@ -116,10 +116,12 @@ pub struct VoterReport {
     pub held: Epoch,
     /// For how long it has heard no renewal, in milliseconds; nothing while it is in quarantine.
     pub silent_ms: Option<u64>,
-    /// The epoch for which it holds the Prepare and the lease before it has aged.
+    /// The epoch whose Prepare it knows to be committed and before which the lease has aged.
     pub aged_for: Option<Epoch>,
     /// The last renewal; nothing since its start.
     pub heard: Option<Heard>,
+    /// The newest membership in its log: its word on the age counts for no newer one.
+    pub membership: LogIndex,
 }
 
 /// What a primary knows of one standby that streams from it.

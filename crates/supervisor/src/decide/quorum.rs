@@ -16,6 +16,7 @@ use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::WalPosition;
 
+use super::mixture::on_the_way;
 use crate::view::{ClusterView, Instance, Moment, Received, Report};
 
 /// A report older than this says nothing about what is so now: reports come twice a second.
@@ -50,7 +51,14 @@ pub fn step(view: &ClusterView<'_>, now: Moment) -> Option<ClusterCommand> {
         return Some(ClusterCommand::NarrowPolicies { epoch: grant.epoch, number: policy.number });
     }
     let wanted = wanted(view, now, owner, &policy.kind);
-    (wanted != policy.kind).then_some(ClusterCommand::AddPolicy { epoch: grant.epoch, kind: wanted })
+    if wanted == policy.kind {
+        return None;
+    }
+    // Walsenders take a change over one by one, and mix meanwhile (decision 0016).
+    let open = state.policies.iter().filter(|policy| policy.epoch == grant.epoch);
+    let open: Vec<&PolicyKind> = open.map(|policy| &policy.kind).collect();
+    let kind = on_the_way(&open, wanted);
+    Some(ClusterCommand::AddPolicy { epoch: grant.epoch, kind })
 }
 
 fn fresh(received: &Received, now: Moment) -> bool {

@@ -15,7 +15,7 @@ use rhone_pgctl::wal::Lsn;
 use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
-use crate::decide::{self, ClusterDecision};
+use crate::decide::{self, ClusterDecision, lease};
 use crate::runtime::clock::wall_time;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::{codec, found};
@@ -149,6 +149,9 @@ impl Leader {
             let mut reports = self.shared.table.borrow().clone();
             let me = self.shared.me();
             reports.retain(|node, received| *node == me || received.at >= self.led_since);
+            for received in reports.values_mut() {
+                received.report.voter = lease::counted_by(status.membership_index, received.report.voter);
+            }
             let view = ClusterView {
                 state,
                 voters: &status.configs,

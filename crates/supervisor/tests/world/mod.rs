@@ -832,6 +832,7 @@ impl World {
                 silent_ms: (!quarantined).then_some(silent),
                 aged_for: ((aged && !quarantined) || no_quarantine).then_some(held),
                 heard: n.heard,
+                ..VoterReport::default()
             },
             promise: n.promise,
             leaving: n.leaving,
