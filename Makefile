@@ -28,6 +28,7 @@ MINUTES ?=
 ROUNDS ?=
 SCENARIO ?=
 SEED ?=
+STATES ?=
 
 .PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
 
@@ -93,8 +94,8 @@ test-all: test ## `make test`, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory bench
 
-model: ## (later) the exhaustive model of lease and election
-	$(call LATER,"make sim" walks through the small world by seeds and proves that its mutants are noticed)
+model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
+	$(CARGO) run -p rhone-model --bin model -- $(STATES)
 
 image: ## (later) the container image
 	$(call LATER,"cargo build --release -p rhone" makes the one binary; it needs glibc and the programs of Postgres)

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId};
 use crate::policy::PolicyKind;
 use crate::settings::Settings;
+use crate::tags::Tags;
 
 /// A moment of the wall clock in milliseconds since 1970, for people to read: nothing is decided by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,6 +45,8 @@ pub struct Member {
     pub http: String,
     /// Breaks ties between equal positions; 0 is never promoted.
     pub priority: u32,
+    /// What it is left out of, and where it follows and clones from.
+    pub tags: Tags,
 }
 
 /// Why an epoch is opened.
@@ -224,6 +227,13 @@ pub enum ClusterCommand {
         node: NodeId,
         /// Whether it is held from now on.
         fenced: bool,
+    },
+    /// Completes the history by what a former primary turned out to hold when it came back.
+    RecordLeft {
+        /// The former primary.
+        node: NodeId,
+        /// Where its WAL ended.
+        end: WalPosition,
     },
 }
 

@@ -121,6 +121,26 @@ impl Ledger {
         }
     }
 
+    /// Returns where the history that ends in `position` and the one that ends in timeline `tip`
+    /// parted: the end of what they have in common, at `position` itself when all of it is. Nothing
+    /// when one of them is not in the ledger.
+    pub fn parted(&self, position: WalPosition, tip: Timeline) -> Option<WalPosition> {
+        let (mut timeline, mut end) = (position.timeline, position.lsn);
+        for _ in 0..=self.entries.len() {
+            match self.lineage(WalPosition::new(timeline, end), tip) {
+                Lineage::Within => return Some(WalPosition::new(timeline, end)),
+                Lineage::Forked(at) if at.timeline == timeline => return Some(at),
+                // On a branch of its own: what it left is further back.
+                Lineage::Forked(_) => {
+                    let entry = self.entries.get(&timeline)?;
+                    (timeline, end) = (entry.parent, end.min(entry.switch));
+                }
+                Lineage::Foreign => return None,
+            }
+        }
+        None
+    }
+
     /// Returns the LSN at which the timeline `tip` has to be left to reach a member at `position`,
     /// that is the floor below which a rewound member's data counts as lost.
     pub fn floor_after_rewind(&self, tip: Timeline) -> Option<WalPosition> {
@@ -174,6 +194,19 @@ mod tests {
         check("1:0/21", 5, "forked at 1:0/20");
         check("4:0/2A", 5, "forked at 1:0/20"); // another branch of the ledger
         check("9:0/10", 5, "foreign"); // a number that nobody planned
+    }
+
+    #[test]
+    fn two_histories_part_at_the_end_of_what_they_have_in_common() {
+        let parted = |position: &str, tip: u32| {
+            let position = position.parse().expect("a position");
+            ledger().parted(position, Timeline::new(tip)).map(|at| at.to_string())
+        };
+        assert_eq!(parted("5:0/50", 5).as_deref(), Some("5:0/50"));
+        assert_eq!(parted("3:0/48", 5).as_deref(), Some("3:0/40"));
+        assert_eq!(parted("4:0/2A", 5).as_deref(), Some("2:0/28")); // both came from timeline 2
+        assert_eq!(parted("5:0/50", 4).as_deref(), Some("2:0/28"));
+        assert_eq!(parted("9:0/10", 5), None);
     }
 
     #[test]

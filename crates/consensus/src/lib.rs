@@ -21,6 +21,7 @@ mod handle;
 pub mod identity;
 pub mod ids;
 pub mod ledger;
+mod loss;
 pub mod observer;
 pub mod policy;
 mod propose;
@@ -30,6 +31,7 @@ pub mod settings;
 pub mod state;
 mod status;
 pub mod store;
+pub mod tags;
 pub mod transport;
 
 pub use error::ConsensusError;

@@ -27,6 +27,10 @@ pub const POLICY_LIMIT: usize = 256;
 /// How many timelines the ledger remembers. A member on an older one has to be cloned.
 pub const LEDGER_LIMIT: usize = 1024;
 
+/// Why a combination of tags and priorities is refused.
+const NO_CANDIDATE: &str =
+    "no member could ever be primary: each is a witness, has priority 0, or is tagged no-failover or delayed";
+
 /// Where the newest epoch stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
@@ -65,8 +69,12 @@ pub struct HistoryEntry {
     pub reason: PrepareReason,
     /// For how long nobody could write, in milliseconds.
     pub gap_ms: u64,
-    /// WAL that was left behind, `(from, to)`.
+    /// WAL that voters had heard of and nobody revoked held, `(from, to)`: an estimate.
     pub lost: Option<(Lsn, Lsn)>,
+    /// Whether the primary before acknowledged at once, so that what it left behind counts as lost.
+    pub at_once: bool,
+    /// What the primary before turned out to have left behind, `(from, to)`; equal: nothing.
+    pub left: Option<(Lsn, Lsn)>,
     /// Who accepted that acknowledged commits are lost, where somebody had to.
     pub accepted: Option<Acceptance>,
 }
@@ -121,6 +129,9 @@ impl ClusterState {
                 if !members.iter().any(|m| m.node == *founder && m.kind == MemberKind::Data) {
                     return refused("the founder is no data member");
                 }
+                if !members.iter().any(Member::may_lead) {
+                    return refused(NO_CANDIDATE);
+                }
                 self.cluster.clone_from(cluster);
                 self.founder = Some(*founder);
                 self.members = members.iter().map(|member| (member.node, member.clone())).collect();
@@ -164,6 +175,7 @@ impl ClusterState {
                 Outcome::Done
             }
             ClusterCommand::SetFenced { node, fenced } => self.set_fenced(*node, *fenced),
+            ClusterCommand::RecordLeft { node, end } => self.record_left(*node, *end),
         }
     }
 
@@ -174,16 +186,24 @@ impl ClusterState {
         if self.members.get(&member.node).is_some_and(|m| m.kind != member.kind) {
             return refused("a member stays what it is: data or witness");
         }
+        let mut members = self.members.clone();
         let older = self.members.values().find(|m| m.name == member.name && m.node != member.node);
-        if let Some(older) = older.map(|m| m.node) {
+        let older = older.map(|m| m.node);
+        if let Some(older) = older {
             // Only one that is gone may be replaced: a copied card must not evict the primary.
             if self.leads(older) {
                 return refused("the member of that name leads");
             }
-            self.members.remove(&older);
+            members.remove(&older);
+        }
+        members.insert(member.node, member.clone());
+        if !members.values().any(Member::may_lead) && self.members.values().any(Member::may_lead) {
+            return refused(NO_CANDIDATE);
+        }
+        if let Some(older) = older {
             self.replace_fenced(older, member.node);
         }
-        self.members.insert(member.node, member.clone());
+        self.members = members;
         Outcome::Done
     }
 
@@ -305,6 +325,10 @@ impl ClusterState {
             entry.switch = switch;
             entry.promoted = true;
         }
+        let at_once = self
+            .policies
+            .iter()
+            .any(|policy| policy.epoch < epoch && matches!(policy.kind, PolicyKind::Async { .. }));
         self.policies.retain(|policy| policy.epoch == epoch);
         self.phase = Phase::Established;
         self.handover = None;
@@ -320,8 +344,14 @@ impl ClusterState {
             reason: self.reason.clone().unwrap_or(PrepareReason::Operator),
             gap_ms,
             lost: grant.lost,
+            at_once,
+            left: None,
             accepted: self.accepted.take(),
         });
+        // A former primary that answered to the Revoke has said all that it holds.
+        for evidence in &grant.evidence {
+            self.record_left(evidence.node, evidence.position);
+        }
         while self.history.len() > HISTORY_LIMIT {
             self.history.pop_front();
         }
@@ -333,8 +363,8 @@ impl ClusterState {
             if handover.epoch != self.epoch || self.phase != Phase::Established {
                 return refused("the epoch that it would end is not established");
             }
-            let able = |m: &Member| m.kind == MemberKind::Data && m.priority > 0 && !self.is_fenced(m.node);
-            if handover.to.is_some_and(|to| self.leads(to) || !self.members.get(&to).is_some_and(able)) {
+            let able = |to| self.members.get(&to).is_some_and(Member::may_lead) && !self.is_fenced(to);
+            if handover.to.is_some_and(|to| self.leads(to) || !able(to)) {
                 return refused("that member cannot take over");
             }
             if self.handover.as_ref().is_some_and(|going| going != handover && !handover.leaving) {
@@ -423,7 +453,7 @@ impl ClusterState {
     }
 }
 
-fn refused(reason: &str) -> Outcome {
+pub(crate) fn refused(reason: &str) -> Outcome {
     Outcome::Refused(reason.to_owned())
 }
 
@@ -442,6 +472,7 @@ mod tests {
             postgres: String::new(),
             http: String::new(),
             priority: 1,
+            tags: crate::tags::Tags::default(),
         }
     }
 
@@ -494,7 +525,7 @@ mod tests {
             "established" => ClusterCommand::Established {
                 epoch: Epoch(number(1)),
                 timeline: timeline(2),
-                switch: Lsn::new(0x10),
+                switch: words.get(3).map_or(Lsn::new(0x10), |lsn| lsn.parse().expect("an lsn")),
                 gap_ms: 0,
                 at: WallTime(0),
             },
@@ -516,6 +547,10 @@ mod tests {
             "paused" => ClusterCommand::SetPaused(true),
             "fence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: true },
             "unfence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: false },
+            "left" => ClusterCommand::RecordLeft {
+                node: NodeId(number(1)),
+                end: words[2].parse().expect("a position"),
+            },
             other => panic!("no such command: {other}"),
         }
     }
@@ -666,6 +701,23 @@ mod tests {
         after("prepare | fence 1", "the member leads, or led last: hand over first");
         assert!(after("fence 2 | admit 4 b", "done").is_fenced(NodeId(4))); // its store was lost
         assert!(after("fence 2 | remove 2", "done").fenced.is_empty());
+    }
+
+    #[test]
+    fn what_a_former_primary_left_behind_is_recorded_once() {
+        // Member 1 served timeline 2 from 0/10 on; member 2 took over at 0/20.
+        let moved = format!("{ESTABLISHED} | prepare | grant 6 2 2:0/20 3 | established 6 3 0/20");
+        let left = |lines: &str| {
+            let entry = check(lines, "done").history.back().cloned().expect("an entry");
+            entry.left.map(|(from, to)| format!("{from} to {to}"))
+        };
+        assert_eq!(left(&format!("{moved} | left 1 2:0/28")).as_deref(), Some("0/20 to 0/28"));
+        assert_eq!(left(&format!("{moved} | left 1 2:0/20")).as_deref(), Some("0/20 to 0/20")); // nothing
+        let refused = "no change of primary waits for that";
+        check(&format!("{moved} | left 1 2:0/28 | left 1 2:0/30"), refused); // known already
+        check(&format!("{moved} | left 2 2:0/28"), refused); // was not the primary before
+        check(&format!("{moved} | left 1 1:0/28"), refused); // another timeline
+        check(&format!("{ESTABLISHED} | left 1 2:0/28"), refused); // leads still
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod datadir;
 pub mod end_of_wal;
 pub mod error;
 pub mod file;
+pub mod forked;
 pub mod hba;
 pub mod initdb;
 pub mod install;

@@ -40,6 +40,8 @@ pub struct ManagedSettings {
     pub restore_command: String,
     /// What a standby must not go below: from its control file.
     pub minimums: StandbyMinimums,
+    /// By how many milliseconds a delayed standby holds replay back; 0: not at all.
+    pub apply_delay_ms: u64,
     /// While the upstream is cut: conflicts end queries at once, and replay looks for WAL each 3 ms, so
     /// that the end of local WAL is known within milliseconds.
     pub hurry: bool,
@@ -96,7 +98,7 @@ const OWNED: &[(&str, &str)] = &[
     ("promote_trigger_file", "only the cluster promotes"),
     ("recovery_end_command", "members recover from each other"),
     ("recovery_init_sync_method", "rhone sets it by the kernel"),
-    ("recovery_min_apply_delay", "a delayed standby cannot take over"),
+    ("recovery_min_apply_delay", "a delayed standby cannot take over: tag that member with `delay`"),
     ("recovery_target", "restore with `rhone` instead"),
     ("recovery_target_action", "restore with `rhone` instead"),
     ("recovery_target_lsn", "restore with `rhone` instead"),
@@ -169,6 +171,9 @@ impl ManagedSettings {
         }
         for (name, value) in FIXED {
             set(name, value);
+        }
+        if self.apply_delay_ms > 0 {
+            set("recovery_min_apply_delay", &format!("{}ms", self.apply_delay_ms));
         }
         set("wal_retrieve_retry_interval", self.retry_interval());
         if self.hurry {

@@ -5,11 +5,13 @@
 
 mod address;
 mod build;
+mod connecting;
 mod file;
 mod inspect;
 mod keys;
 mod nearest;
 mod problem;
+mod tags;
 pub mod timing;
 pub mod units;
 
@@ -18,9 +20,12 @@ use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
+use rhone_consensus::tags::Tags;
+
 use crate::tls::TlsFiles;
 
 pub use self::address::Address;
+pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
@@ -39,6 +44,10 @@ pub struct Config {
     pub node: Node,
     /// `[postgres]`; none: a witness, which votes and never runs Postgres.
     pub postgres: Option<Postgres>,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[pgbouncer]`.
+    pub pooler: Option<Pooler>,
     /// `[tls]`.
     pub tls: Tls,
     /// `[bootstrap]`.
@@ -60,8 +69,8 @@ pub struct Node {
     pub http: Address,
     /// The founding members' `advertise` addresses, this one's too.
     pub peers: Vec<Address>,
-    /// Labels that checks and people may ask for.
-    pub tags: BTreeMap<String, String>,
+    /// What it is left out of, and labels that checks and people may ask for.
+    pub tags: Tags,
 }
 
 /// `[postgres]`: the local instance.

@@ -73,7 +73,7 @@ pub async fn demo(options: DemoOptions, json: bool, terminal: &mut Terminal) -> 
         let message = "--witness needs at least 3 members: two with data, and the witness";
         return Err(CliError::new(Exit::Usage, message));
     }
-    let mut cluster = DemoCluster::prepare(options.nodes, options.witness, options.sync)?;
+    let mut cluster = DemoCluster::prepare(&options)?;
     let complete = Cell::new(false);
     let outcome = tokio::select! {
         outcome = show(&mut cluster, &options, json, terminal, &complete) => outcome,

@@ -227,4 +227,8 @@ pub struct HistoryEntry {
     pub seconds_without_primary: Option<f64>,
     /// In words, what was lost: `nothing`, or the range of LSNs.
     pub lost: Option<String>,
+    /// How many bytes of WAL were lost; none: not known.
+    pub lost_bytes: Option<u64>,
+    /// Whether that is exact; else it is what voters had heard of, and the former primary is not back yet.
+    pub lost_exact: Option<bool>,
 }

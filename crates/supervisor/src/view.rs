@@ -101,7 +101,7 @@ impl Instance {
 }
 
 /// The last renewal that a voter took note of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heard {
     /// The epoch that was renewed.
     pub epoch: Epoch,
@@ -116,10 +116,12 @@ pub struct VoterReport {
     pub held: Epoch,
     /// For how long it has heard no renewal, in milliseconds; nothing while it is in quarantine.
     pub silent_ms: Option<u64>,
-    /// The epoch for which it holds the Prepare and the lease before it has aged.
+    /// The epoch whose Prepare it knows to be committed and before which the lease has aged.
     pub aged_for: Option<Epoch>,
     /// The last renewal; nothing since its start.
     pub heard: Option<Heard>,
+    /// The newest membership in its log: its word on the age counts for no newer one.
+    pub membership: LogIndex,
 }
 
 /// What a primary knows of one standby that streams from it.
@@ -162,6 +164,9 @@ pub struct Report {
     pub lease_left_ms: Option<u64>,
     /// The server's version, `15.18`.
     pub version: Option<String>,
+    /// Where the WAL ended that this member held when it was last found to have been replaced as
+    /// primary.
+    pub left: Option<WalPosition>,
     /// One line for a person.
     pub note: Option<String>,
 }
@@ -217,6 +222,15 @@ pub struct ClusterView<'a> {
     pub granted_since: Option<Moment>,
 }
 
+/// Members other than the primary that this one is tagged to receive from, while they can give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The standby to follow: it streams from the owner of the newest epoch itself.
+    pub upstream: Option<NodeId>,
+    /// The standby to clone from.
+    pub clone: Option<NodeId>,
+}
+
 /// All that `decide::node` may see.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -257,4 +271,6 @@ pub struct NodeView<'a> {
     pub rewinds_failed: u32,
     /// Why the last start of the instance failed.
     pub start_failed: Option<&'a str>,
+    /// Who else than the primary may be received from.
+    pub sources: Sources,
 }

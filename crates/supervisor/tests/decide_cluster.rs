@@ -80,6 +80,7 @@ fn established(kind: &str) -> ClusterState {
         postgres: String::new(),
         http: String::new(),
         priority: if n == 5 { 0 } else { 1 },
+        tags: rhone_consensus::tags::Tags::default(),
     });
     let mut state = ClusterState::default();
     let commands = [
@@ -146,6 +147,7 @@ fn report() -> Report {
         highest_timeline: Timeline::new(2),
         lease_left_ms: None,
         version: None,
+        left: None,
         note: None,
     }
 }
@@ -284,7 +286,7 @@ fn evidence_alone_decides_where_commits_wait_for_standbys() {
         let found = elect_in(&state, input);
         assert!(found.ends_with(expected), "{kind}: {input}: {found}");
     };
-    check("any1 n2 n3", "n2 2:0/20", "the last primary's lease has aged at 0 voters, 2 are needed");
+    check("any1 n2 n3", "n2 2:0/20", "1 members answered; they may not hold every commit of epoch 4");
     check("any1 n2 n3", "n2 2:0/20 | aged", "1 members answered; they may not hold every commit of epoch 4");
     check("any1 n2 n3", "n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21, timeline 3"); // no clock asked
     check("any1 n2 n3", "n2 2:0/20 | n3 9:0/21 | aged", "they may not hold every commit of epoch 4"); // foreign
@@ -371,8 +373,8 @@ fn an_accepted_loss_replaces_evidence_and_never_the_end_of_the_last_owner() {
 }
 
 /// What the primary n1 and the others say: `n1 n2 n3- n4~` is whom n1 hears (`-`: no longer, `~`: far
-/// behind), then `secured N`, and `nX WORD`: `streams` (as `nX'` with another data directory), `away` (its
-/// stream ended just now), `gone` (long ago), `promised`, `silent`.
+/// behind), then `secured N`, and `nX WORD`: `streams` (as `nX'` with another data directory), `gone`,
+/// `promised`.
 fn policy_step(state: &ClusterState, input: &str) -> String {
     let mut reports: BTreeMap<NodeId, Report> = BTreeMap::new();
     let mut primary = report();
@@ -392,13 +394,12 @@ fn policy_step(state: &ClusterState, input: &str) -> String {
             "secured" => primary.secured = Some(LogIndex(words[1].parse().expect("a number"))),
             "leaving" => primary.leaving = true,
             name => {
-                let idle_ms = if words[1] == "gone" { 1200 } else { 300 };
                 let streaming = matches!(words[1], "streams" | "promised");
                 let instance = Instance::Standby {
                     position,
                     upstream: Some(NodeId(1)),
                     streaming,
-                    idle_ms,
+                    idle_ms: 0,
                     wal_gone: false,
                 };
                 let promise = Epoch(if words[1] == "promised" { 9 } else { 4 });
@@ -426,7 +427,7 @@ fn the_policy_follows_the_standbys_one_step_at_a_time() {
     check("any1 n2 n3", "n1 n2 | n2 streams | n3 gone", "add any1 n2");
     check("any1 n2 n3", "n1 n2 n3- | n2 streams", "add any1 n2"); // a host that died
     check("any1 n2 n3", "n1 n2 n3 | n2 streams", calm); // only its supervisor did
-    check("any1 n2 n3", "n1 n2 | n2 streams | n3 away", calm); // it connects again
+    check("any1 n2 n3", "n1 n2 | n2 streams | n3 streams", "add any1 n2"); // whatever it says itself
     check("any1 n2", "n1 | n2 gone", "add alone");
     check("any1 n2", "n1 | n2' streams", "add alone"); // a new directory, which n1 does not hear yet
     check("any1 n2", "n1 n2' | n2' streams", "add any1 n2'");
@@ -604,4 +605,62 @@ fn silence_is_held_against_an_owner_only_from_its_own_grant_on() {
     let waits = "3 promotions in a row failed; the next attempt waits a while";
     assert_eq!(watch(&state, "down", [0; 3], 0), waits);
     assert_eq!(watch(&state, "down", [0; 3], 5000), "prepare: owner_down: postgres is not running");
+}
+
+#[test]
+fn a_tagged_member_is_evidence_and_never_primary() {
+    let check = |kind, delayed: bool, input, expected: &str| {
+        let mut state = established(kind);
+        let tags = &mut state.members.get_mut(&NodeId(3)).expect("n3").tags;
+        if delayed {
+            tags.delay_ms = 1000;
+        } else {
+            tags.no_failover = true;
+        }
+        state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 1600 }));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{kind}: {input}: {found}");
+    };
+    for delayed in [false, true] {
+        let check = |kind, input, expected: &str| check(kind, delayed, input, expected);
+        check(
+            "async 16",
+            "n2 2:0/20 | n3 2:0/20 | aged | heard 0/20 n2 n3",
+            "grant n2 at 2:0/20, timeline 3",
+        );
+        check("async 16", "n3 2:0/20 | aged | heard 0/20 n2 n3", "no member that answered may be promoted");
+        // What it holds is not given up where nothing may be lost.
+        let ahead = "n2 2:0/20 | n3 2:0/21 | aged";
+        check("any1 n2 n3", ahead, "cannot be promoted holds more, up to 2:0/21");
+        check("any1 n2 n3", "n2 2:0/21 | n3 2:0/20", "grant n2 at 2:0/21, timeline 3");
+    }
+}
+
+#[test]
+fn what_a_former_primary_held_is_recorded_once_it_says_so() {
+    let mut state = established("async 16");
+    state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 1600 }));
+    state.apply(LogIndex(9), &grant(8, 2, "2:0/20", 3, "async 16"));
+    let done = ClusterCommand::Established {
+        epoch: Epoch(8),
+        timeline: Timeline::new(3),
+        switch: Lsn::new(0x20),
+        gap_ms: 1700,
+        at: WallTime(0),
+    };
+    state.apply(LogIndex(10), &done);
+    let says = |state: &ClusterState, left: &str| {
+        let report = Report { left: left.parse().ok(), ..report() };
+        let voters = [(1..=3).map(NodeId).collect()];
+        decide(state, &voters, BTreeMap::from([(NodeId(1), report)]), &BTreeMap::new(), 60_000)
+    };
+    assert_eq!(says(&state, "-"), "all is well");
+    assert_eq!(says(&state, "1:0/28"), "all is well"); // of another timeline: an old story
+    let end = "2:0/28".parse().expect("a position");
+    let record = ClusterCommand::RecordLeft { node: NodeId(1), end };
+    assert_eq!(says(&state, "2:0/28"), format!("{record:?}"));
+    state.apply(LogIndex(11), &record);
+    assert_eq!(says(&state, "2:0/28"), "all is well");
+    let entry = state.history.back().expect("an entry");
+    assert_eq!(entry.loss(), Some(((Lsn::new(0x20), Lsn::new(0x28)), true)));
 }

@@ -50,6 +50,7 @@ fn state(case: &str) -> ClusterState {
         postgres: String::new(),
         http: String::new(),
         priority: 1,
+        tags: rhone_consensus::tags::Tags::default(),
     };
     apply(
         1,
@@ -233,6 +234,7 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
         guardian: case.guardian,
         rewinds_failed: 0,
         start_failed: None,
+        sources: rhone::view::Sources::default(),
     };
     let decision = decide::node(&view, Moment(0));
     let mut text = format!("{name:<27} promise {:<3}", case.promise);

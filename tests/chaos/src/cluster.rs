@@ -45,10 +45,16 @@ pub struct Spec {
     pub extras: Extras,
     /// Whether the last member is a witness.
     pub witness: bool,
+    /// Lines under `[node.tags]` of a member, by its index.
+    pub tags: Vec<(usize, &'static str)>,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
     pub bootstrap: String,
+    /// Further tables of each member's file; `{address}` and `{folder}` are the member's.
+    pub tables: String,
+    /// Further Postgres parameters.
+    pub postgres: String,
     /// The program under test instead of `rhone`, for tests of the harness itself.
     pub program: Option<PathBuf>,
 }
@@ -59,9 +65,12 @@ impl Spec {
         Self {
             members,
             witness: false,
+            tags: Vec::new(),
             extras: Extras::default(),
             sync: Sync::Off,
             bootstrap: String::new(),
+            tables: String::new(),
+            postgres: String::new(),
             program: None,
         }
     }
@@ -79,8 +88,8 @@ impl Spec {
         };
         format!(
             "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
-             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n",
-            self.bootstrap
+             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",
+            self.bootstrap, self.postgres
         )
     }
 }
@@ -169,9 +178,14 @@ impl Cluster {
         if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
             last.be_witness();
         }
+        for (index, tags) in &spec.tags {
+            nodes.get_mut(*index).context("a member with tags")?.tag(tags);
+        }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
-            node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
+            let tables = spec.tables.replace("{address}", &node.address().to_string());
+            let tables = tables.replace("{folder}", &node.folder().display().to_string());
+            node.configure(&peers, id, &format!("{tables}\n{}", spec.bootstrap(network.client_range())))?;
         }
         Ok((network, group, nodes))
     }
@@ -383,7 +397,12 @@ impl Cluster {
         let [primary] = primaries.as_slice() else { bail!("{} primaries", primaries.len()) };
         let address = self.node(*primary)?.address().to_string();
         for (index, role) in &roles {
-            if index != primary && expected.contains(index) && role.upstream.as_deref() != Some(&address) {
+            let direct = role.upstream.as_deref() == Some(&address);
+            if index != primary
+                && expected.contains(index)
+                && !direct
+                && !self.cascades(*index, &address, &roles)
+            {
                 bail!("{} streams from {:?}, not from {address}", self.node(*index)?.name(), role.upstream);
             }
         }
@@ -392,10 +411,23 @@ impl Cluster {
             bail!("{} different system identifiers", systems.len());
         }
         let streaming = roles.get(primary).map_or(0, |role| role.streaming);
-        if streaming + 1 < expected.len() {
+        let cascading = roles.keys().filter(|index| self.cascades(**index, &address, &roles)).count();
+        if streaming + cascading + 1 < expected.len() {
             bail!("the primary sees only {streaming} standbys streaming");
         }
         Ok(*primary)
+    }
+
+    /// Whether a member that is tagged to follow another standby streams from one that streams from
+    /// the primary.
+    fn cascades(&self, index: usize, primary: &str, roles: &BTreeMap<usize, Role>) -> bool {
+        let tagged = self.node(index).is_ok_and(Node::is_tagged_to_cascade);
+        let upstream = roles.get(&index).and_then(|role| role.upstream.as_deref());
+        tagged
+            && roles.iter().any(|(other, role)| {
+                let address = self.node(*other).map(|node| node.address().to_string());
+                role.upstream.as_deref() == Some(primary) && address.ok().as_deref() == upstream
+            })
     }
 
     /// Waits until all members answer, one is primary, and all others stream from it.

@@ -10,7 +10,7 @@ use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::take_turn;
 use rhone_chaos::script::Script;
-use rhone_chaos::{campaign, cleanup, clock, fault};
+use rhone_chaos::{bench_proxy, campaign, cleanup, clock, fault};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -24,6 +24,8 @@ struct Cli {
 enum Action {
     /// Measure write gaps and the cost of idling, with a release binary in `RHONE_BIN`.
     Bench(Bench),
+    /// Measure what the rw port costs beside a direct connection and HAProxy, with a release binary in `RHONE_BIN`.
+    BenchProxy(BenchProxy),
     /// Run random faults under clients and judge what the clients saw.
     Run(Run),
 }
@@ -54,6 +56,22 @@ struct Bench {
     /// Seconds to watch an idle cluster; 0 for not at all.
     #[arg(long, default_value_t = 60)]
     idle: u64,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Args)]
+struct BenchProxy {
+    /// Runs of each load on each way.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// pgbench's clients.
+    #[arg(long, default_value_t = 8)]
+    clients: u32,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -132,6 +150,7 @@ fn act(cli: &Cli) -> Result<bool> {
     let _turn = take_turn()?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
+        Action::BenchProxy(asked) => measure_proxy(asked),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
             let mut script = Script::load(&run.scenario)?;
@@ -167,6 +186,17 @@ fn measure(asked: &Bench) -> Result<bool> {
         spec: asked.common.spec(),
         idle: Duration::from_secs(asked.idle),
     })?;
+    match asked.output {
+        Format::Text => print(&findings.text())?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
+    }
+    Ok(true)
+}
+
+fn measure_proxy(asked: &BenchProxy) -> Result<bool> {
+    let order =
+        bench_proxy::Order { rounds: asked.rounds, seconds: asked.seconds, clients: asked.clients };
+    let findings = bench_proxy::run(order)?;
     match asked.output {
         Format::Text => print(&findings.text())?,
         Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,

@@ -54,6 +54,7 @@ pub struct Node {
     group: Option<Group>,
     program: PathBuf,
     witness: bool,
+    tags: String,
     supervisor: Option<Owned>,
 }
 
@@ -102,6 +103,7 @@ impl Node {
             group,
             program: program.to_owned(),
             witness: false,
+            tags: String::new(),
             supervisor: None,
         })
     }
@@ -134,6 +136,16 @@ impl Node {
     /// Makes the member a witness, before it is configured.
     pub fn be_witness(&mut self) {
         self.witness = true;
+    }
+
+    /// Adds lines under `[node.tags]`, before the member is configured.
+    pub fn tag(&mut self, lines: &str) {
+        self.tags.push_str(lines);
+    }
+
+    /// Whether the member is tagged to follow another standby.
+    pub fn is_tagged_to_cascade(&self) -> bool {
+        self.tags.contains("replicate-from")
     }
 
     /// Whether the member runs no Postgres.
@@ -185,7 +197,8 @@ impl Node {
             "cluster = \"{cluster}\"\n\n\
              [node]\nname = \"{name}\"\nkind = \"{kind}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
              advertise = \"{address}:{GRPC_PORT}\"\nhttp = \"{address}:{HTTP_PORT}\"\npeers = [{peers}]\n\n\
-             [tls]\ninsecure = true\n\n",
+             [node.tags]\n{tags}\n\n[tls]\ninsecure = true\n\n",
+            tags = self.tags,
             name = self.name(),
             peers = peers.join(", "),
         );

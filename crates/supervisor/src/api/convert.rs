@@ -274,6 +274,8 @@ impl From<HistoryEntry> for v1::HistoryEntry {
             reason: h.reason,
             seconds_without_primary: h.seconds_without_primary,
             lost: h.lost,
+            lost_bytes: h.lost_bytes,
+            lost_exact: h.lost_exact,
         }
     }
 }
@@ -290,6 +292,8 @@ pub(crate) fn history_entry(h: v1::HistoryEntry) -> HistoryEntry {
         reason: h.reason,
         seconds_without_primary: h.seconds_without_primary,
         lost: h.lost,
+        lost_bytes: h.lost_bytes,
+        lost_exact: h.lost_exact,
     }
 }
 

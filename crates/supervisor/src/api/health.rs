@@ -150,7 +150,7 @@ fn html(code: StatusCode, view: &LocalView, now: Duration) -> Response {
 fn passes(check: &Check<'_>, path: &str) -> bool {
     let (view, query) = (check.view, &check.query);
     let primary = view.is_writable_primary(check.now);
-    let standby = view.is_running_standby();
+    let standby = view.is_running_standby() && !view.no_load_balance;
     let sync = standby && is_sync(view);
     let near = || query.lag_allows(view);
     let tagged = query.tags_match(view);

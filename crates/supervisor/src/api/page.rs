@@ -91,18 +91,21 @@ fn history(out: &mut String, entries: &[HistoryEntry]) {
     if entries.is_empty() {
         return;
     }
-    out.push_str("<div class=scroll><table><tr><th>when<th>from<th>to<th>epoch<th>reason<th>without primary");
+    out.push_str(
+        "<div class=scroll><table><tr><th>when<th>from<th>to<th>epoch<th>reason<th>without primary<th>lost",
+    );
     for entry in entries.iter().rev().take(SHOWN_CHANGES) {
         let text = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), escape);
         let _ok = write!(
             out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}",
+            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}",
             entry.time.map_or_else(|| "-".to_owned(), super::super::civil::WallTime::short),
             text(&entry.from),
             text(&entry.to),
             entry.epoch,
             escape(&entry.reason),
             entry.seconds_without_primary.map_or_else(|| "-".to_owned(), |s| format!("{s:.2} s")),
+            text(&entry.lost),
         );
     }
     out.push_str("</table></div>");

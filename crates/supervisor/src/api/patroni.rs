@@ -196,7 +196,10 @@ pub(super) fn history(view: &LocalView) -> Value {
     let known = view.history.iter().filter_map(|entry| {
         let ended = entry.timeline?.get().checked_sub(1).filter(|timeline| *timeline > 0)?;
         let time = entry.time.map(|t| t.to_string().replace('Z', "+00:00"));
-        Some(json!([ended, entry.switch_lsn.map(rhone_pgctl::wal::Lsn::get), entry.reason, time, entry.to]))
+        let lost = entry.lost.as_ref().filter(|_| entry.lost_bytes != Some(0));
+        let reason =
+            lost.map_or_else(|| entry.reason.clone(), |lost| format!("{}; lost {lost}", entry.reason));
+        Some(json!([ended, entry.switch_lsn.map(rhone_pgctl::wal::Lsn::get), reason, time, entry.to]))
     });
     Value::Array(known.collect())
 }

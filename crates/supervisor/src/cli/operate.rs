@@ -32,21 +32,26 @@ pub(super) async fn switchover(
     show(global, &reply, &told(&reply), terminal).await
 }
 
+/// What was typed for a failover by hand.
+pub(super) struct FailoverFlags {
+    pub(super) to: Option<String>,
+    pub(super) accept_data_loss: bool,
+    pub(super) no_wait: bool,
+}
+
 /// Fails over by hand.
 pub(super) async fn failover(
     global: &Global,
-    to: Option<String>,
-    accept_data_loss: bool,
-    no_wait: bool,
+    flags: FailoverFlags,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
     let before = status::fetch(global).await?;
     let request = v1::FailoverRequest {
         idempotency_key: client::idempotency_key()?,
         expected_epoch: before.epoch.map(|epoch| epoch.0),
-        to,
-        accept_data_loss,
-        no_wait,
+        to: flags.to,
+        accept_data_loss: flags.accept_data_loss,
+        no_wait: flags.no_wait,
         by: who(),
     };
     let reply = client::ask(global, true, async |mut client| {

@@ -102,7 +102,7 @@ async fn history_explain_and_dsn_answer() {
     check(
         member.run("history -n 1 --json").await,
         expect![[r#"
-        [{"time":"2026-11-21T07:18:00.000Z","from":"pg-3","to":"pg-1","epoch":7,"timeline":5,"switch_lsn":"0/5A00F70","reason":"primary_silent","seconds_without_primary":1.87,"lost":"nothing"}]
+        [{"time":"2026-11-21T07:18:00.000Z","from":"pg-3","to":"pg-1","epoch":7,"timeline":5,"switch_lsn":"0/5A00F70","reason":"primary_silent","seconds_without_primary":1.87,"lost":"nothing","lost_bytes":0,"lost_exact":true}]
         ---- Done
     "#]],
     );
@@ -225,14 +225,13 @@ async fn a_member_that_does_not_lead_names_who_does() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_yet_is_a_usage_error() {
+async fn a_demo_that_cannot_be_is_a_usage_error() {
     let member = Member::start(FakeOperator::default());
     check(
-        member.run("demo --sync").await,
+        member.run("demo --sync --witness --nodes 2").await,
         expect![[r#"
         ---- stderr
-        error: --sync: synchronous mode is not there yet in this version
-        hint: `rhone demo --kill-primary` works
+        error: --witness needs at least 3 members: two with data, and the witness
         ---- Usage
     "#]],
     );

@@ -10,6 +10,7 @@ use rhone_pgctl::settings::check_parameters;
 use super::address::Address;
 use super::file::Entries;
 use super::nearest::nearest;
+use super::tags::tags;
 use super::timing::{PRESETS, Timing, parse_percent};
 use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
 use crate::tls::TlsFiles;
@@ -30,20 +31,29 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
             Some(None)
         }
     };
-    for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
-        let address = address(entries, key);
-        if address.is_some() {
-            let hint = "remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary";
-            entries.complain(key, "the proxy ports are not there yet in this version", Some(hint));
-        }
-    }
+    let proxy = super::connecting::proxy(entries);
+    let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
     let config =
-        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
+        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
+    refuse_nobody(entries, &config);
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
+    refuse_too_many_standbys(entries, &config);
     Some(config)
+}
+
+/// Each of the founding members has Postgres or votes only: there cannot be more standbys than others.
+fn refuse_too_many_standbys(entries: &mut Entries, config: &Config) {
+    let members = config.node.peers.len();
+    let standbys = u32::try_from(members.saturating_sub(1)).unwrap_or(u32::MAX);
+    if let Some(required) = config.bootstrap.sync_required.filter(|required| *required > standbys) {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message =
+            format!("sync-required = {required} asks for more standbys than {members} members can have");
+        entries.complain("bootstrap.sync-required", message, Some(hint));
+    }
 }
 
 /// Takes a name: what fits in a slot's name, an application name and a DNS label.
@@ -61,11 +71,11 @@ fn name(entries: &mut Entries, key: &str) -> Option<String> {
     })
 }
 
-fn address(entries: &mut Entries, key: &str) -> Option<Address> {
+pub(super) fn address(entries: &mut Entries, key: &str) -> Option<Address> {
     entries.parsed(key, str::parse)
 }
 
-fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
+pub(super) fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
     entries.parsed(key, |text| {
         let path = PathBuf::from(text);
         if path.is_absolute() { Ok(path) } else { Err(format!("\"{text}\" is not an absolute path")) }
@@ -73,7 +83,7 @@ fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
 }
 
 /// Takes one of a few words.
-fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
+pub(super) fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
     entries.parsed(key, |text| {
         words.iter().find(|word| **word == text).copied().ok_or_else(|| {
             let near = nearest(text, words.iter().copied());
@@ -112,6 +122,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
     let advertise = address(entries, "node.advertise");
     let http = address(entries, "node.http");
     let peers = peers(entries);
+    let tags = tags(entries, name.as_deref());
     let listen = listen.or_else(|| default_address(entries, "node.listen", 7400));
     let advertise = reachable(entries, "node.advertise", advertise, listen.as_ref(), 7400);
     let http = http.or_else(|| default_address(entries, "node.http", 8008));
@@ -123,7 +134,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
         advertise: advertise?,
         http: http?,
         peers: peers?,
-        tags: entries.free("node.tags."),
+        tags,
     })
 }
 
@@ -158,7 +169,7 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
 }
 
 /// A default for a key that was not set; none when it was set badly.
-fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
+pub(super) fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
     (!entries.is_set(key)).then(|| Address { host: "127.0.0.1".to_owned(), port })
 }
 
@@ -274,12 +285,24 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
     }
 }
 
+/// A cluster of this member alone needs it as primary.
+fn refuse_nobody(entries: &mut Entries, config: &Config) {
+    let priority = config.postgres.as_ref().map(|postgres| postgres.priority);
+    let tags = &config.node.tags;
+    if config.node.peers.len() == 1 && (priority == Some(0) || tags.no_failover || tags.delay_ms > 0) {
+        let hint =
+            "name the other founding members too, or remove priority = 0 and the tags no-failover and delay";
+        entries.complain("node.peers", "this member would be alone, and could not be primary", Some(hint));
+    }
+}
+
 /// Two listeners of one member cannot share an address.
 fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
     let listeners = [("node.listen", &config.node.listen), ("node.http", &config.node.http)];
     let listeners: Vec<(&str, &Address)> = listeners
         .into_iter()
         .chain(config.postgres.as_ref().map(|postgres| ("postgres.listen", &postgres.listen)))
+        .chain(super::connecting::listeners(config))
         .collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {
@@ -308,23 +331,12 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    // Each of the founding members has Postgres, or votes only: there cannot be more standbys.
-    let standbys = entries.list("node.peers").map_or(usize::MAX, |peers| peers.len().saturating_sub(1));
-    if let Some(required) = required.filter(|required| usize::try_from(*required).is_ok_and(|r| r > standbys))
-    {
-        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
-        let message = format!(
-            "sync-required = {required} is more than the standbys that {} founding members can have",
-            standbys.saturating_add(1)
-        );
-        entries.complain("bootstrap.sync-required", message, Some(hint));
-    }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
         sync,
-        sync_required: required.and_then(|required| u32::try_from(required).ok()),
+        sync_required: required,
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

@@ -76,6 +76,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
         (Err(_), Election::Grant(grant)) if !needs_fence(view) => {
             return ClusterDecision::Propose(ClusterCommand::Grant(*grant));
         }
+        (Err(_), Election::Wait(wait)) if !needs_fence(view) => wait,
         (Err(wait), Election::Grant(_) | Election::Wait(_)) => wait.clone(),
     };
     // While the last owner may still be acknowledging, what streams from it is saved: cutting the
@@ -192,7 +193,7 @@ fn backoff_ms(failures: usize) -> u64 {
 
 /// Returns whether another member has everything that the owner of this Grant begins with.
 fn replaceable(view: &ClusterView<'_>, now: Moment, grant: &Grant) -> bool {
-    let others = view.state.data_members().filter(|m| m.node != grant.owner && m.priority > 0);
+    let others = view.state.data_members().filter(|m| m.node != grant.owner && m.may_lead());
     others.filter_map(|member| report_of(view, now, member.node)).any(|report| {
         !report.leaving
             && matches!(&report.instance, Instance::Standby { position, .. } if *position == grant.base)
@@ -229,8 +230,20 @@ fn established(view: &ClusterView<'_>, now: Moment) -> ClusterDecision {
             if handover.is_some() { decision } else { unless_paused(view, decision, "fail over") }
         }
         Silence::Some(voters) => policy_or(view, now, Wait::SomeSilence { voters }),
-        Silence::None => policy_or(view, now, calm),
+        Silence::None => match policy_or(view, now, calm) {
+            ClusterDecision::Wait(calm) => unrecorded(view, now).unwrap_or(ClusterDecision::Wait(calm)),
+            more @ (ClusterDecision::Propose(_) | ClusterDecision::Revoke { .. }) => more,
+        },
     }
+}
+
+/// What a former primary held when it came back completes the history of losses.
+fn unrecorded(view: &ClusterView<'_>, now: Moment) -> Option<ClusterDecision> {
+    let members = view.state.members.keys();
+    members
+        .filter_map(|node| Some((*node, report_of(view, now, *node)?.left?)))
+        .find(|(node, end)| view.state.waits_for_left(*node, *end).is_some())
+        .map(|(node, end)| ClusterDecision::Propose(ClusterCommand::RecordLeft { node, end }))
 }
 
 /// The next step of a policy change, where nothing more urgent is to be done.
@@ -240,7 +253,7 @@ fn policy_or(view: &ClusterView<'_>, now: Moment, otherwise: Wait) -> ClusterDec
 
 /// Returns whether somebody streams and could take over from an owner whose host goes down.
 fn heir(view: &ClusterView<'_>, now: Moment, owner: NodeId) -> bool {
-    let others = view.state.data_members().filter(|m| m.node != owner && m.priority > 0);
+    let others = view.state.data_members().filter(|m| m.node != owner && m.may_lead());
     others
         .filter_map(|member| report_of(view, now, member.node))
         .any(|report| !report.leaving && matches!(report.instance, Instance::Standby { streaming: true, .. }))

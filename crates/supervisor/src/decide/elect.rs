@@ -164,8 +164,10 @@ fn wanted(view: &ClusterView<'_>) -> Option<NodeId> {
 }
 
 fn may_lead(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> bool {
-    let priority = view.state.members.get(&candidate.node).map_or(0, |member| member.priority);
-    priority > 0 && candidate.answer.able
+    let member = view.state.members.get(&candidate.node);
+    // A founder with data of its own is the first primary, whatever comes after.
+    let founding = view.state.grant.is_none();
+    candidate.answer.able && member.is_some_and(|member| founding || member.may_lead())
 }
 
 /// What candidates are ordered by.

@@ -8,6 +8,8 @@
 mod cluster;
 mod decision;
 mod elect;
+pub mod lease;
+mod mixture;
 mod node;
 pub mod quorum;
 

@@ -317,6 +317,8 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     if view.leaving {
         return resting(view).unwrap_or(NodeDecision::Rest(Reason::Leaving));
     }
+    let upstream = view.sources.upstream.unwrap_or(grant.owner);
+    let clone_from = view.sources.clone.unwrap_or(grant.owner);
     // Copying needs a primary that serves; following does not. In strict mode the gate may stay closed
     // until the copy is there to acknowledge, so that the copy comes first.
     let strict = view.state.settings.sync == SyncMode::Strict;
@@ -330,7 +332,7 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     };
     let rewind_or_clone = |reason| {
         if view.rewinds_failed >= REWINDS_BEFORE_CLONE {
-            copy(Effect::Clone(grant.owner), Reason::RewindFailed)
+            copy(Effect::Clone(clone_from), Reason::RewindFailed)
         } else {
             copy(Effect::Rewind(grant.owner), reason)
         }
@@ -342,11 +344,11 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         return rewind_or_clone(Reason::Unfinished);
     }
     match view.instance {
-        Instance::Absent => copy(Effect::Clone(grant.owner), Reason::NoData),
+        Instance::Absent => copy(Effect::Clone(clone_from), Reason::NoData),
         // A copy of this very history, whose last WAL only the source has. Where it is of another
         // one after all, Postgres itself refuses to start.
         Instance::Stopped { position: None, .. } if view.copied && view.start_failed.is_none() => {
-            NodeDecision::Act(Effect::Start(Some(grant.owner)), epoch, Reason::WithinHistory)
+            NodeDecision::Act(Effect::Start(Some(upstream)), epoch, Reason::WithinHistory)
         }
         Instance::Stopped { position: None, .. } if view.copied => rewind_or_clone(Reason::RewindFailed),
         Instance::Stopped { position: None, .. } => NodeDecision::Rest(Reason::PositionUnknown),
@@ -356,23 +358,23 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
                     rewind_or_clone(Reason::RewindFailed)
                 }
                 Lineage::Within => {
-                    NodeDecision::Act(Effect::Start(Some(grant.owner)), epoch, Reason::WithinHistory)
+                    NodeDecision::Act(Effect::Start(Some(upstream)), epoch, Reason::WithinHistory)
                 }
                 Lineage::Forked(_) => rewind_or_clone(Reason::Forked),
-                Lineage::Foreign => copy(Effect::Clone(grant.owner), Reason::ForeignTimeline),
+                Lineage::Foreign => copy(Effect::Clone(clone_from), Reason::ForeignTimeline),
             }
         }
         Instance::Starting => NodeDecision::Rest(Reason::Starting),
-        Instance::Standby { position, upstream, streaming, idle_ms, wal_gone } => {
+        Instance::Standby { position, upstream: upstream_now, streaming, idle_ms, wal_gone } => {
             match view.state.ledger.lineage(*position, grant.timeline) {
                 Lineage::Forked(_) => rewind_or_clone(Reason::Forked),
-                Lineage::Foreign => copy(Effect::Clone(grant.owner), Reason::ForeignTimeline),
-                Lineage::Within if *upstream != Some(grant.owner) => {
-                    NodeDecision::Act(Effect::Follow(grant.owner), epoch, Reason::WithinHistory)
+                Lineage::Foreign => copy(Effect::Clone(clone_from), Reason::ForeignTimeline),
+                Lineage::Within if *upstream_now != Some(upstream) => {
+                    NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::WithinHistory)
                 }
                 Lineage::Within if *streaming => NodeDecision::Rest(Reason::Streaming),
                 Lineage::Within if *wal_gone && *idle_ms >= STREAM_STALLED_MS => {
-                    copy(Effect::Clone(grant.owner), Reason::WalGone)
+                    copy(Effect::Clone(clone_from), Reason::WalGone)
                 }
                 Lineage::Within => NodeDecision::Rest(Reason::Connecting),
             }

@@ -16,19 +16,17 @@ use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::WalPosition;
 
+use super::mixture::on_the_way;
 use crate::view::{ClusterView, Instance, Moment, Received, Report};
 
 /// A report older than this says nothing about what is so now: reports come twice a second.
 const FRESH_MS: u64 = 1500;
 
-/// For how long a standby that reconnects stays where it is: its walreceiver starts within 0.2 s.
-const RECONNECT_MS: u64 = 1000;
-
 /// Returns whether a member may be among those that acknowledge commits.
 ///
 /// One that is never promoted could not lead with what it holds, and would hold up a failover.
 pub fn may_be_sync(member: &Member) -> bool {
-    member.priority > 0
+    member.may_be_sync() && member.may_lead()
 }
 
 /// Returns for how many standbys a commit waits: as set, else half the data members rounded down, so
@@ -53,7 +51,14 @@ pub fn step(view: &ClusterView<'_>, now: Moment) -> Option<ClusterCommand> {
         return Some(ClusterCommand::NarrowPolicies { epoch: grant.epoch, number: policy.number });
     }
     let wanted = wanted(view, now, owner, &policy.kind);
-    (wanted != policy.kind).then_some(ClusterCommand::AddPolicy { epoch: grant.epoch, kind: wanted })
+    if wanted == policy.kind {
+        return None;
+    }
+    // Walsenders take a change over one by one, and mix meanwhile (decision 0016).
+    let open = state.policies.iter().filter(|policy| policy.epoch == grant.epoch);
+    let open: Vec<&PolicyKind> = open.map(|policy| &policy.kind).collect();
+    let kind = on_the_way(&open, wanted);
+    Some(ClusterCommand::AddPolicy { epoch: grant.epoch, kind })
 }
 
 fn fresh(received: &Received, now: Moment) -> bool {
@@ -111,8 +116,9 @@ fn policy(state: &ClusterState, good: BTreeSet<Replica>, old: &BTreeSet<Replica>
 
 /// Returns under which data directory a member can acknowledge now, if it can.
 ///
-/// One that is in stays until the owner itself no longer hears it and its own word is no better:
-/// an owner that is gone must never look like one whose standbys are. A newcomer has to stream, to
+/// One that is in stays until the owner itself no longer hears it, whatever it says of itself: only
+/// what the owner hears releases commits, and an owner that is gone must never look like one whose
+/// standbys are. A newcomer has to stream, to
 /// have promised this epoch, to lie within its history and to have caught up.
 fn acknowledges(
     view: &ClusterView<'_>,
@@ -124,16 +130,10 @@ fn acknowledges(
     let grant = view.state.current_grant()?;
     let report = view.reports.get(&node).filter(|r| fresh(r, now)).map(|r| &r.report);
     let inside = old.iter().find(|replica| replica.node == node);
-    if let Some(inside) = inside {
-        let live = owner.streams.get(&inside.data).is_some_and(|stream| stream.live);
-        let connects = report.is_some_and(|report| {
-            report.data == Some(inside.data)
-                && matches!(&report.instance, Instance::Standby { upstream, streaming, idle_ms, .. }
-                    if *upstream == Some(grant.owner) && (*streaming || *idle_ms < RECONNECT_MS))
-        });
-        if live || connects {
-            return Some(*inside);
-        }
+    if let Some(inside) = inside
+        && owner.streams.get(&inside.data).is_some_and(|stream| stream.live)
+    {
+        return Some(*inside);
     }
     let report = report.filter(|report| report.promise == grant.epoch && !report.leaving)?;
     let data = report.data?;

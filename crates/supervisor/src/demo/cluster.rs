@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::DemoOptions;
 use super::folder::{self, Owner, POSTGRES_USER};
 use super::ports;
 use super::processes::{Finder, remove_segments};
@@ -58,7 +59,8 @@ pub(super) struct DemoCluster {
 
 impl DemoCluster {
     /// Makes folders and configurations; starts nothing.
-    pub(super) fn prepare(nodes: u8, witness: bool, sync: bool) -> Result<Self, CliError> {
+    pub(super) fn prepare(options: &DemoOptions) -> Result<Self, CliError> {
+        let (nodes, witness, sync) = (options.nodes, options.witness, options.sync);
         let bin_dir = config::find_bin_dir(None).ok_or_else(|| {
             CliError::failed("no Postgres server is installed where rhone looks")
                 .hint("apt-get install postgresql-15, or set RHONE_PG_BIN to the folder of its programs")

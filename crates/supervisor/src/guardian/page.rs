@@ -72,6 +72,18 @@ impl Lease {
         }
     }
 
+    /// Returns whether this lease lets an instance go on that was frozen at `frozen_at` under the
+    /// lease of that epoch: only a live one that a majority renewed by a request *sent* since then,
+    /// and of the same epoch (DESIGN 4).
+    pub fn thaws(self, frozen_at: BootTime, frozen_epoch: Option<u64>, now: BootTime) -> bool {
+        match self {
+            Self::NotNeeded => frozen_epoch.is_none(),
+            Self::Until { deadline, sent, epoch } => {
+                deadline > now && sent > frozen_at && frozen_epoch == Some(epoch)
+            }
+        }
+    }
+
     fn words(self) -> (u64, u64, u64) {
         match self {
             Self::NotNeeded => (u64::MAX, 0, 0),

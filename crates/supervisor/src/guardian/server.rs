@@ -212,12 +212,7 @@ impl Server {
 
     /// Returns whether the lease allows what is frozen to go on.
     fn renewed(&self, frozen: &Frozen, now: BootTime) -> bool {
-        match self.lease {
-            Lease::Until { deadline, sent, epoch } => {
-                deadline > now && sent > frozen.report.at() && frozen.epoch == Some(epoch)
-            }
-            Lease::NotNeeded => frozen.epoch.is_none(),
-        }
+        self.lease.thaws(frozen.report.at(), frozen.epoch, now)
     }
 
     fn note_late(&mut self, late: Duration) {

@@ -26,19 +26,18 @@ impl RuntimeOperator {
             return Err(refused(format!("the epoch is {present} by now"), Some("rhone status")));
         }
         let to = candidate(state, request.to.as_deref())?;
-        let from = state
-            .last_owner()
-            .and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
+        let from =
+            state.last_owner().and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
         let epoch = match &state.phase {
             Phase::None => return Err(refused("there is no primary yet", Some("rhone explain"))),
             Phase::Preparing { .. } if !request.accept_data_loss => {
                 let (_, waits) = self.shared().decided.borrow().clone();
-                let why = self.why_not(state).unwrap_or(waits);
+                let why = self.why_not(state, state.last_owner()).unwrap_or(waits);
                 return Err(needs_a_person(&format!("the election of epoch {present} waits: {why}")));
             }
             Phase::Preparing { .. } => present,
             Phase::Granted | Phase::Established => {
-                if let Some(why) = self.why_not(state).filter(|_| !request.accept_data_loss) {
+                if let Some(why) = self.why_not(state, None).filter(|_| !request.accept_data_loss) {
                     return Err(needs_a_person(&why));
                 }
                 self.open(to).await?
@@ -65,11 +64,11 @@ impl RuntimeOperator {
         }
     }
 
-    /// Says why acknowledged commits could be lost, if they could: those who are there, the primary
-    /// among them, do not cover every policy.
-    fn why_not(&self, state: &ClusterState) -> Option<String> {
+    /// Says why acknowledged commits could be lost, if they could: those who are there, but for that
+    /// member, do not cover every policy.
+    fn why_not(&self, state: &ClusterState, without: Option<NodeId>) -> Option<String> {
         let (table, now) = (self.shared().table.borrow().clone(), self.shared().now());
-        let open = outlook::uncovered(state, &table, now, None);
+        let open = outlook::uncovered(state, &table, now, without);
         (!open.is_empty()).then(|| outlook::why_uncovered(state, &table, now, &open))
     }
 
@@ -87,7 +86,8 @@ impl RuntimeOperator {
 fn candidate(state: &ClusterState, name: Option<&str>) -> Result<Option<NodeId>, OperatorError> {
     let Some(name) = name else { return Ok(None) };
     let member = state.data_members().find(|member| member.name == name);
-    let member = member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
+    let member =
+        member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
     if member.priority == 0 {
         return Err(refused(format!("{name} has priority 0 and is never promoted"), None));
     }

@@ -10,6 +10,7 @@ use rhone_consensus::ids::{Epoch, Incarnation, NodeId};
 use rhone_consensus::raft::PeerNode;
 use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_consensus::store::hard::{Founder, HardState};
+use rhone_consensus::tags::Tags;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
 use crate::config::Bootstrap;
@@ -77,11 +78,19 @@ pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verd
             found.join("; ")
         ));
     }
+    let members = answers.iter().map(|(_, a)| *a);
+    if members.clone().any(|a| a.kind == "data") && !members.clone().any(could_lead) {
+        return Verdict::Stop(
+            "no founding member could be primary: each has priority 0, or is tagged no-failover or delayed"
+                .to_owned(),
+        );
+    }
     let founder = with_data
         .first()
         .copied()
         .or_else(|| {
-            answers.iter().map(|(_, a)| *a).filter(|a| a.kind == "data").min_by(|a, b| a.name.cmp(&b.name))
+            let data = answers.iter().map(|(_, a)| *a).filter(|a| a.kind == "data");
+            data.min_by_key(|a| (!could_lead(a), a.name.clone()))
         })
         .map(|a| a.name.clone());
     match founder {
@@ -89,6 +98,12 @@ pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verd
         Some(founder) => Verdict::Follow(founder),
         None => Verdict::Stop("no founding member is a data member".to_owned()),
     }
+}
+
+/// Whether that founding member could be primary.
+fn could_lead(hello: &HelloReply) -> bool {
+    let tags: Tags = codec::unpack(&hello.tags).unwrap_or_default();
+    hello.kind == "data" && hello.priority > 0 && !tags.no_failover && tags.delay_ms == 0
 }
 
 /// Returns how many of so many members vote: as many as possible up to five, an odd number.
@@ -341,6 +356,7 @@ pub fn member_of_hello(hello: &HelloReply) -> Option<Member> {
         postgres: hello.postgres.clone(),
         http: hello.http.clone(),
         priority: hello.priority,
+        tags: codec::unpack(&hello.tags).unwrap_or_default(),
     })
 }
 
@@ -360,6 +376,7 @@ mod tests {
             data_system_identifier: data,
             data_position: "1:0/30".to_owned(),
             kind: "data".to_owned(),
+            priority: 50,
             peers: peers.split(' ').map(str::to_owned).collect(),
             ..HelloReply::default()
         }
@@ -433,6 +450,7 @@ mod tests {
                 postgres: String::new(),
                 http: String::new(),
                 priority: 50,
+                tags: Tags::default(),
             };
             let members: Vec<Member> = kinds.chars().enumerate().map(member).collect();
             let founder = kinds.rfind('d').expect("a data member") as u64;
@@ -440,6 +458,19 @@ mod tests {
             let chosen: Vec<String> = chosen.iter().map(|node| node.0.to_string()).collect();
             assert_eq!(chosen.join(" "), expected, "{kinds}");
         }
+    }
+
+    #[test]
+    fn who_could_be_primary_founds_and_somebody_has_to() {
+        let answer = |name: &str, priority: u32, no_failover: bool| {
+            let tags = codec::pack(&Tags { no_failover, ..Tags::default() });
+            (name.to_owned(), Some(HelloReply { priority, tags, ..hello(name, StoreState::Empty, 0, "p") }))
+        };
+        let some: BTreeMap<_, _> =
+            [answer("a", 50, true), answer("b", 0, false), answer("c", 1, false)].into();
+        assert_eq!(verdict("a", &some), Verdict::Follow("c".to_owned()));
+        let none: BTreeMap<_, _> = [answer("a", 50, true), answer("b", 0, false)].into();
+        assert!(matches!(verdict("a", &none), Verdict::Stop(reason) if reason.contains("could be primary")));
     }
 
     #[test]

@@ -11,10 +11,11 @@ use rhone_consensus::command::{ClusterCommand, MemberKind, WallTime};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::settings::Settings;
 use rhone_consensus::state::{ClusterState, Phase};
+use rhone_pgctl::wal::Lsn;
 use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
-use crate::decide::{self, ClusterDecision};
+use crate::decide::{self, ClusterDecision, lease};
 use crate::runtime::clock::wall_time;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::{codec, found};
@@ -148,6 +149,9 @@ impl Leader {
             let mut reports = self.shared.table.borrow().clone();
             let me = self.shared.me();
             reports.retain(|node, received| *node == me || received.at >= self.led_since);
+            for received in reports.values_mut() {
+                received.report.voter = lease::counted_by(status.membership_index, received.report.voter);
+            }
             let view = ClusterView {
                 state,
                 voters: &status.configs,
@@ -215,7 +219,8 @@ impl Leader {
             | ClusterCommand::AcceptLoss(_)
             | ClusterCommand::SetHandover(_)
             | ClusterCommand::SetPaused(_)
-            | ClusterCommand::SetFenced { .. } => {}
+            | ClusterCommand::SetFenced { .. }
+            | ClusterCommand::RecordLeft { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -223,8 +228,13 @@ impl Leader {
             tokio::time::sleep(ROUND).await;
             return false;
         }
+        let left = tell_left(state, &command);
         match self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             Ok(applied) => {
+                if let Some((name, from, to)) = left.filter(|(_, from, to)| from < to) {
+                    tracing::warn!(member = %name, %from, %to, bytes = to.bytes_since(from),
+                        "a former primary left wal behind that no other member has");
+                }
                 tracing::info!(index = %applied.index, outcome = ?applied.outcome, decision = %words, "decided");
                 if let rhone_consensus::command::Outcome::Prepared(epoch) = applied.outcome {
                     self.prepared = Some((epoch, now, silent));
@@ -484,6 +494,13 @@ async fn ask_revoke(
     codec::unpack(&reply.revoked).ok_or(reply.reason)
 }
 
+/// Returns who left which range behind, if that is what the command records.
+fn tell_left(state: &ClusterState, command: &ClusterCommand) -> Option<(String, Lsn, Lsn)> {
+    let ClusterCommand::RecordLeft { node, end } = command else { return None };
+    let (_, (from, to)) = state.waits_for_left(*node, *end)?;
+    Some((state.members.get(node)?.name.clone(), from, to))
+}
+
 fn command_in_words(command: &ClusterCommand) -> String {
     match command {
         ClusterCommand::Found { .. } => "found the cluster".to_owned(),
@@ -511,6 +528,7 @@ fn command_in_words(command: &ClusterCommand) -> String {
         }
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
+        ClusterCommand::RecordLeft { node, end } => format!("{node} left behind what it held up to {end}"),
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
         ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),

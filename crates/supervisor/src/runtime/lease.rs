@@ -20,10 +20,13 @@ use tonic::transport::Channel;
 
 use crate::api::proto::v1::agent_client::AgentClient;
 use crate::api::proto::v1::{RenewReply, RenewRequest};
+use crate::decide::lease::Rounds;
 use crate::guardian::SharedPage;
 use crate::runtime::clock::{BootTime, Clock};
+use crate::runtime::shared::moment;
 use crate::runtime::voter::{RenewRefusal, VoterLease};
 use crate::tls::Dialer;
+use crate::view::Moment;
 use rhone_consensus::proto::Identity;
 
 /// A guardian that has not run for this long is taken for dead: nobody may be primary without one.
@@ -35,9 +38,6 @@ const LOOP_SILENT: Duration = Duration::from_secs(5);
 
 /// How many renewals to one voter may be unanswered; more would only queue behind a dead peer.
 const IN_FLIGHT_MAX: usize = 4;
-
-/// How many sequence numbers are remembered for late answers.
-const REMEMBERED: usize = 64;
 
 /// What is to be renewed, and with whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,14 +202,13 @@ struct Renewer {
     context: Context,
     peers: BTreeMap<NodeId, Peer>,
     answers: Answers,
-    /// When each of the last renewals was sent, and who granted it.
-    rounds: BTreeMap<u64, (BootTime, BTreeSet<NodeId>)>,
+    rounds: Rounds,
     seq: u64,
 }
 
 impl Renewer {
     fn new(context: Context) -> Self {
-        Self { context, peers: BTreeMap::new(), answers: Answers::new(), rounds: BTreeMap::new(), seq: 0 }
+        Self { context, peers: BTreeMap::new(), answers: Answers::new(), rounds: Rounds::default(), seq: 0 }
     }
 
     async fn run(mut self, mut targets: watch::Receiver<Option<LeaseTarget>>) {
@@ -257,10 +256,7 @@ impl Renewer {
         }
         self.seq += 1;
         let seq = self.seq;
-        self.rounds.insert(seq, (now, BTreeSet::new()));
-        while self.rounds.len() > REMEMBERED {
-            self.rounds.pop_first();
-        }
+        self.rounds.begin(seq, moment(now));
         let flushed = Lsn::new(self.context.flushed.load(Ordering::Relaxed));
         let everybody: BTreeSet<NodeId> = target.voters.iter().flatten().copied().collect();
         self.peers.retain(|node, _| everybody.contains(node));
@@ -326,14 +322,10 @@ impl Renewer {
         if !reply.renewed {
             return;
         }
-        let Some((sent, granted)) = self.rounds.get_mut(&answer.seq) else { return };
-        granted.insert(answer.node);
-        let majority = !target.voters.is_empty()
-            && target.voters.iter().all(|set| granted.intersection(set).count() > set.len() / 2);
-        if !majority {
+        let counted = self.rounds.granted(answer.seq, answer.node, &target.voters, target.timing);
+        let Some((sent, until)) = counted.map(|(sent, until)| (boot_time(sent), boot_time(until))) else {
             return;
-        }
-        let (sent, until) = (*sent, sent.saturating_add(Duration::from_nanos(target.timing.serve_ns())));
+        };
         let known = *self.context.tell.borrow();
         if known.epoch == target.epoch && known.sent >= sent {
             return;
@@ -346,6 +338,10 @@ impl Renewer {
     }
 }
 
+fn boot_time(moment: Moment) -> BootTime {
+    BootTime::from_nanos(moment.0)
+}
+
 /// Puts a voter's decision into its answer.
 pub fn renew_reply(seq: u64, result: Result<(), RenewRefusal>) -> RenewReply {
     let mut reply = RenewReply { seq, renewed: result.is_ok(), ..RenewReply::default() };
@@ -354,9 +350,7 @@ pub fn renew_reply(seq: u64, result: Result<(), RenewRefusal>) -> RenewReply {
         // One that does not have the Prepare yet will have it a moment later.
         Ok(()) | Err(RenewRefusal::UnknownEpoch) => {}
         Err(RenewRefusal::NewerMembership(membership)) => reply.membership = membership.0,
-        Err(RenewRefusal::Quarantine { left }) => {
-            reply.quarantine_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-        }
+        Err(RenewRefusal::Quarantine { left_ns }) => reply.quarantine_ms = (left_ns / 1_000_000).max(1),
     }
     reply
 }

@@ -86,8 +86,10 @@ impl RuntimeOperator {
         let ready = |name: &str| -> Result<(), String> {
             let member = status.members.iter().find(|m| m.name == name);
             let Some(member) = member else { return Err(format!("no member is named {name}")) };
-            if state.member_named(name).is_none_or(|m| m.priority == 0) {
-                return Err(format!("{name} has priority 0 and is never promoted"));
+            if state.member_named(name).is_none_or(|m| !m.may_lead()) {
+                return Err(format!(
+                    "{name} is never promoted: it has priority 0, or is tagged no-failover or delayed"
+                ));
             }
             if member.state != State::Streaming {
                 return Err(format!("{name} is {}, not streaming", member.state));

@@ -51,7 +51,7 @@ pub(super) fn why_uncovered(state: &ClusterState, table: &Table, now: Moment, op
                  and {} cannot be asked",
                 policy.epoch,
                 standbys.len(),
-                names(state, missing.chain(std::iter::empty()))
+                names(state, missing)
             )
         }
         PolicyKind::Alone | PolicyKind::Async { .. } => {
@@ -75,7 +75,11 @@ pub(super) fn failover_would_lose(state: &ClusterState, table: &Table, now: Mome
     let without = if missing.is_empty() {
         String::new()
     } else {
-        format!("; {} {} missing", names(state, missing.iter().copied()), if missing.len() == 1 { "is" } else { "are" })
+        format!(
+            "; {} {} missing",
+            names(state, missing.iter().copied()),
+            if missing.len() == 1 { "is" } else { "are" }
+        )
     };
     if near.is_empty() && state.policies.iter().all(is_async) {
         return Some("everything: no standby could take over".to_owned());

@@ -1,6 +1,5 @@
 //! What this member shows of itself and the cluster: for `status`, HTTP and metrics.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -210,7 +209,7 @@ fn member_status(
         seen_ms: received.map(|received| now.millis_since(received.at)),
         version: received.and_then(|received| received.report.version.clone()),
         pending_restart: received.map(|_| false),
-        tags: BTreeMap::new(),
+        tags: member.tags.labels.clone(),
         note: received.and_then(|received| received.report.note.clone()),
     }
 }
@@ -260,16 +259,33 @@ fn history_entry(entry: &StateHistory) -> HistoryEntry {
         switch_lsn: Some(entry.switch),
         reason: entry.reason.code().to_owned(),
         seconds_without_primary: entry.from.as_ref().map(|_| entry.gap_ms as f64 / 1000.0),
-        lost: entry.from.as_ref().map(|_| match entry.lost {
-            Some((from, to)) if accepted.is_some() => format!("{from} to {to}, accepted by {by}"),
-            None if accepted.is_some() => format!("unknown, accepted by {by}"),
-            Some((from, to)) => format!("{from} to {to}"),
-            // A planned handover and the first primary leave nothing behind.
-            None if matches!(entry.reason, PrepareReason::Switchover | PrepareReason::Founding) => {
-                "nothing".to_owned()
-            }
-            None => "nothing known".to_owned(),
+        lost: entry.from.as_ref().map(|_| {
+            let by = accepted.map_or_else(String::new, |_| format!(", accepted by {by}"));
+            format!("{}{by}", lost_in_words(entry))
         }),
+        lost_bytes: entry.from.as_ref().and(loss(entry)).map(|((from, to), _)| to.bytes_since(from)),
+        lost_exact: entry.from.as_ref().and(loss(entry)).map(|(_, exact)| exact),
+    }
+}
+
+fn loss(entry: &StateHistory) -> Option<((Lsn, Lsn), bool)> {
+    // A planned handover and the first primary leave nothing behind.
+    let planned = matches!(entry.reason, PrepareReason::Switchover | PrepareReason::Founding);
+    entry.loss().or_else(|| planned.then_some(((entry.switch, entry.switch), true)))
+}
+
+fn lost_in_words(entry: &StateHistory) -> String {
+    let former = entry.from.as_deref().unwrap_or("the former primary");
+    match (loss(entry), entry.left) {
+        (Some(((from, to), true)), _) if from < to => format!("{from} to {to}"),
+        (Some((_, true)), Some((from, to))) if from < to => {
+            format!("nothing acknowledged ({former} left {from} to {to} behind)")
+        }
+        (Some((_, true)), _) => "nothing".to_owned(),
+        (Some(((from, to), false)), _) => {
+            format!("{from} to {to} as last heard, exact once {former} is back")
+        }
+        (None, _) => format!("nothing known, exact once {former} is back"),
     }
 }
 
@@ -369,13 +385,15 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         paused: state.paused,
         cluster_unlocked: state.current_grant().is_none(),
         majority_last_seen: majority_last_seen(shared, raft.leading),
-        tags: shared.config.node.tags.clone(),
+        tags: shared.config.node.tags.labels.clone(),
+        no_load_balance: shared.config.node.tags.no_load_balance,
         system_id: state.system_id,
         pending_restart: Vec::new(),
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
         certificates: shared.security.as_deref().map(certificates),
+        proxy: shared.proxy.snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         counters: Counters {
             fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),

@@ -104,6 +104,8 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         revokes,
         secret,
         strangers: Arc::new(AtomicU64::new(0)),
+        proxy: crate::proxy::Counters::default(),
+        pooler: crate::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });
@@ -121,6 +123,7 @@ async fn run_postgres(
     let lease = Lease::start(guardian.page().clone(), Arc::clone(&shared.voter), shared.clock, dialer)
         .context("start the lease thread")?;
     let local = make_local(&shared, postgres, guardian, lease).await?;
+    local.recall_forked();
     adopt_instance(&local).await?;
     let ended = live(&shared, &local, asked).await?;
     shut_down(&shared).await;
@@ -345,6 +348,7 @@ async fn live(
 ) -> anyhow::Result<Ended> {
     let view = publish::start(shared, Some(local));
     let tasks = serving(shared, &local.user, view).await?;
+    crate::proxy::start(shared, Some(local)).await?;
     tokio::spawn(flushed(Arc::clone(local)));
     let leave = leave_on_signal()?;
     let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
@@ -366,6 +370,7 @@ pub(super) async fn serving(
 ) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
+    crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),

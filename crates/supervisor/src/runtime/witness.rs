@@ -27,6 +27,7 @@ pub(super) async fn run(shared: Arc<Shared>) -> anyhow::Result<After> {
     shared.own.send_replace(Some(report(false)));
     let view = publish::start(&shared, None);
     let tasks = serving(&shared, &OsUser::current(), view).await?;
+    crate::proxy::start(&shared, None).await?;
     let mut leave = leave_on_signal()?;
     tracing::info!(reason = %crate::decide::Reason::Witness, "rests");
     tokio::select! {
@@ -82,6 +83,7 @@ fn report(leaving: bool) -> Report {
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
         version: None,
+        left: None,
         note: None,
     }
 }

@@ -109,6 +109,8 @@ pub(crate) fn history() -> Vec<HistoryEntry> {
             reason: "primary_silent".to_owned(),
             seconds_without_primary: Some(1.87),
             lost: Some("nothing".to_owned()),
+            lost_bytes: Some(0),
+            lost_exact: Some(true),
         },
     ]
 }

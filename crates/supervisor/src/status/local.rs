@@ -122,6 +122,8 @@ pub struct LocalView {
     pub cluster_unlocked: bool,
     /// When a majority was last heard; Patroni's `dcs_last_seen`.
     pub majority_last_seen: Option<WallTime>,
+    /// Whether checks for readers leave this member out.
+    pub no_load_balance: bool,
     /// Labels from the configuration.
     pub tags: BTreeMap<String, String>,
     /// Postgres' system identifier.
@@ -136,6 +138,8 @@ pub struct LocalView {
     pub history: Vec<HistoryEntry>,
     /// Counters for `/metrics`.
     pub counters: Counters,
+    /// What the proxy ports that are open count.
+    pub proxy: Vec<crate::proxy::counters::PortFigures>,
     /// The certificates of `[tls]`; none without TLS.
     pub certificates: Option<Certificates>,
 }

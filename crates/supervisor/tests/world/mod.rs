@@ -156,6 +156,7 @@ impl Node {
             guardian: true,
             rewinds_failed: 0,
             start_failed: None,
+            sources: rhone::view::Sources::default(),
         }
     }
 
@@ -262,6 +263,7 @@ impl World {
             postgres: String::new(),
             http: String::new(),
             priority: 1,
+            tags: rhone_consensus::tags::Tags::default(),
         });
         let settings = Settings { max_lag_on_failover: MAX_LAG, sync: mode, ..Settings::default() };
         let found = ClusterCommand::Found {
@@ -830,6 +832,7 @@ impl World {
                 silent_ms: (!quarantined).then_some(silent),
                 aged_for: ((aged && !quarantined) || no_quarantine).then_some(held),
                 heard: n.heard,
+                ..VoterReport::default()
             },
             promise: n.promise,
             leaving: n.leaving,
@@ -841,6 +844,7 @@ impl World {
             highest_timeline: Timeline::new(n.timeline),
             lease_left_ms: None,
             version: None,
+            left: None,
             note: None,
             instance,
         };

@@ -91,13 +91,16 @@ impl Local {
         let data_dir = self.data_dir().to_owned();
         let side =
             clone::clone_aside(&self.install, &data_dir, &self.user, &source, CLONE_IDLE, progress).await?;
-        // Below this position the copy may lack what its name once acknowledged.
-        let floor = self.source(node).await?;
+        // Below this position the copy may lack what its name once acknowledged. A standby that it was
+        // copied from may lack that too: only the primary's own end is beyond it.
+        let owner = self.state(|state| state.current_grant().map_or(node, |grant| grant.owner));
+        let floor = self.source(owner).await?;
         self.still(epoch)?;
         let record = self.new_identity(side).await?;
         self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor), record).await?;
         self.stop().await?;
         self.no_strays()?;
+        self.keep_forked(epoch, node, "clone").await;
         let kept = self
             .on_files(move || {
                 let kept = clone::swap_in(&data_dir)?;
@@ -126,6 +129,7 @@ impl Local {
         let member = self.member(node)?;
         self.stop().await?;
         self.no_strays()?;
+        self.keep_forked(epoch, node, "rewind").await;
         if let Err(error) = self.prepare_rewind().await {
             self.note_rewind_failed();
             return Err(error);

@@ -2,9 +2,11 @@
 //!
 //! - [`Local`]: who runs where, and what was seen last.
 //! - `observe`: looks, changes nothing.
+//! - `forked`: keeps WAL aside before it is rewound over.
 //! - `start`, `serve`, `copy`: the effects, each idempotent; only `effects.rs` calls them.
 
 mod copy;
+mod forked;
 mod identity;
 mod observe;
 mod policy;
@@ -79,6 +81,7 @@ pub enum LocalError {
 
 /// What is remembered of the instance between two looks.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Facts {
     /// The stopped data directory, once it has been read: the end of its WAL, whether it was shut
     /// down in order, whether it last was a primary.
@@ -115,6 +118,10 @@ pub struct Facts {
     pub start_failed: Option<(String, BootTime)>,
     /// How many starts failed in a row.
     pub starts_failed: u32,
+    /// Where the WAL ended that was here when this member was found to have been replaced.
+    pub left: Option<WalPosition>,
+    /// Which WAL outside the accepted history is kept here, in words.
+    pub kept: Option<String>,
     /// Bytes of a clone that have arrived.
     pub clone_bytes: u64,
     /// What the data directory is to this member.
@@ -284,6 +291,7 @@ impl Local {
         }
         Ok(ManagedSettings {
             parameters: applied.state.settings.postgres.clone(),
+            apply_delay_ms: upstream.map_or(0, |_| self.shared.config.node.tags.delay_ms),
             primary_slot_name: upstream.map(|_| slot_name(&self.shared.config.node.name)),
             primary_conninfo,
             minimums,

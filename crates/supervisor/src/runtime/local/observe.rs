@@ -93,6 +93,7 @@ impl Local {
             facts.start_failed = None;
             facts.starts_failed = 0;
             facts.stopped = None;
+            facts.unreadable = None;
             facts.probe = Some(probe.clone());
         }
         self.note_streams(&probe, now);

@@ -1,7 +1,7 @@
 //! The owner's half of a policy change: sets Postgres, settles, passes the barrier (DESIGN 6, steps 2
 //! to 4, decision 0011). Idempotent, and cut anywhere it is begun again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rhone_consensus::command::Member;
@@ -39,8 +39,12 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 /// Between two looks at the walsenders.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A standby whose word is older is not heard: it says how far it is once a second.
+/// A standby whose word is older is not heard: it says how far it is once a second, unless the fsync
+/// of a slow card holds it up.
 const LIVE: Duration = Duration::from_secs(2);
+
+/// A walsender that ended is held to be on its way back for this long: its standby connects within 0.2 s.
+const RECONNECT: Duration = Duration::from_secs(1);
 
 /// A standby that lacks more has not caught up: one segment.
 const CAUGHT_UP: u64 = 16 << 20;
@@ -149,7 +153,30 @@ impl Local {
         facts.policy = Some(policy.number);
         facts.policy_since = now;
         facts.secured = Some(policy.number);
-        facts.empty_names = !matches!(policy.kind, PolicyKind::Quorum { .. });
+    }
+
+    /// Sees to it that commits wait under this value, which has been reloaded: whether they wait at all is the checkpointer's to tell the sessions, after it
+    /// has read the value, and a checkpoint is begun only after that.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub(super) async fn commits_will_wait(
+        &self,
+        policy: &Policy,
+        session: &Session,
+    ) -> Result<(), LocalError> {
+        if matches!(policy.kind, PolicyKind::Quorum { .. }) && self.facts().empty_names {
+            marker::checkpoint(session, CHECKPOINT_LIMIT).await?;
+            self.facts().empty_names = false;
+        }
+        Ok(())
+    }
+
+    /// Takes note, before it is written, of a value under which commits wait for nobody.
+    pub(super) fn may_be_empty(&self, policy: &Policy) {
+        if !matches!(policy.kind, PolicyKind::Quorum { .. }) {
+            self.facts().empty_names = true;
+        }
     }
 
     /// Sets the newest policy, and sees to it that no process uses an older one and that everything
@@ -164,11 +191,7 @@ impl Local {
         if set > Some(policy.number) {
             return Err(LocalError::Stale("postgres is set to a newer policy".to_owned()));
         }
-        let waits = matches!(policy.kind, PolicyKind::Quorum { .. });
-        if !waits {
-            // Before the first session can see it.
-            self.facts().empty_names = true;
-        }
+        self.may_be_empty(&policy);
         let Some(postmaster) = Postmaster::find(self.data_dir())? else {
             return Err(LocalError::Stale("the postmaster is gone".to_owned()));
         };
@@ -187,17 +210,18 @@ impl Local {
         }
         postmaster.reload()?;
         let session = sync::session_under(&self.target(), policy.number.0, SQL_LIMIT).await?;
-        if waits && self.facts().empty_names {
-            // Whether sessions wait at all is the checkpointer's to tell them, after it has read the new
-            // value; a checkpoint is begun only after that.
-            marker::checkpoint(&session, CHECKPOINT_LIMIT).await?;
-            self.facts().empty_names = false;
-        }
+        self.commits_will_wait(&policy, &session).await?;
         self.settle(epoch, &policy, &session).await
     }
 
     async fn settle(&self, epoch: Epoch, policy: &Policy, session: &Session) -> Result<(), LocalError> {
-        let before = sync::senders(session, SQL_LIMIT).await?;
+        // Only whose name stands in a list releases commits: backups and clones are left alone.
+        let concerned = self.state(|state| {
+            let of_epoch = state.policies.iter().filter(|policy| policy.epoch == epoch);
+            of_epoch.flat_map(|policy| standbys_of(&policy.kind)).collect::<BTreeSet<DataId>>()
+        });
+        let mut before = sync::senders(session, SQL_LIMIT).await?;
+        before.retain(|sender| data_of(&sender.name).is_some_and(|data| concerned.contains(&data)));
         let mark = marker::write_marker(session, &format!("policy {}", policy.number), SQL_LIMIT).await?;
         let begun = self.shared.clock.now();
         loop {
@@ -214,7 +238,8 @@ impl Local {
             }
             let since = now.saturating_since(self.facts().policy_since);
             for sender in waits_for {
-                let left_out = !names(&policy.kind, data_of(&sender.name));
+                let left_out =
+                    data_of(&sender.name).is_none_or(|data| !standbys_of(&policy.kind).contains(&data));
                 if since > if left_out { END_LEFT_OUT } else { END_STUCK } {
                     tracing::debug!(pid = sender.pid, standby = %sender.name, "ends a walsender");
                     sync::end(sender)?;
@@ -237,13 +262,12 @@ impl Local {
         session: &Session,
     ) -> Result<bool, LocalError> {
         let known = self.facts().marker.filter(|(of, _)| *of == epoch).map(|(_, lsn)| lsn);
-        let lsn = match known {
-            Some(lsn) => lsn,
-            None => {
-                let lsn = marker::write_marker(session, &format!("epoch {epoch}"), SQL_LIMIT).await?;
-                self.facts().marker = Some((epoch, lsn));
-                lsn
-            }
+        let lsn = if let Some(lsn) = known {
+            lsn
+        } else {
+            let lsn = marker::write_marker(session, &format!("epoch {epoch}"), SQL_LIMIT).await?;
+            self.facts().marker = Some((epoch, lsn));
+            lsn
         };
         let begun = self.shared.clock.now();
         loop {
@@ -282,6 +306,12 @@ impl Local {
             let live = now.saturating_since(heard) < LIVE;
             streams.insert(data, Stream { live, caught_up: lacks <= CAUGHT_UP });
         }
+        for (data, (said, heard)) in &facts.replies {
+            if !replies.contains_key(data) && now.saturating_since(*heard) < RECONNECT {
+                replies.insert(*data, (*said, *heard));
+                streams.insert(*data, Stream { live: true, caught_up: false });
+            }
+        }
         facts.replies = replies;
         facts.streams = streams;
     }
@@ -291,10 +321,11 @@ fn serves(sender: &WalSender) -> bool {
     matches!(sender.state.as_str(), "streaming" | "catchup")
 }
 
-fn names(kind: &PolicyKind, data: Option<DataId>) -> bool {
+/// Returns the data directories that may acknowledge under a policy.
+fn standbys_of(kind: &PolicyKind) -> BTreeSet<DataId> {
     match kind {
-        PolicyKind::Alone | PolicyKind::Async { .. } => false,
-        PolicyKind::Quorum { standbys, .. } => standbys.iter().any(|replica| Some(replica.data) == data),
+        PolicyKind::Alone | PolicyKind::Async { .. } => BTreeSet::new(),
+        PolicyKind::Quorum { standbys, .. } => standbys.iter().map(|replica| replica.data).collect(),
     }
 }
 

@@ -90,7 +90,12 @@ impl Local {
         if state.has_instance() || answers.is_err() {
             let standby =
                 state == GuardState::Running && self.facts().primary_epoch == Epoch(0) && self.facts().ready;
-            if standby {
+            if standby && self.shared.config.node.tags.delay_ms > 0 {
+                match self.cut_delayed().await {
+                    Ok(()) => return Ok(None),
+                    Err(error) => tracing::warn!(%error, "the standby does not let go: it is killed"),
+                }
+            } else if standby {
                 match self.cut().await {
                     Ok(position) => return Ok(Some(position)),
                     Err(error) => {
@@ -113,6 +118,21 @@ impl Local {
             | Instance::Frozen { .. }
             | Instance::Hung { .. }) => Err(LocalError::Stale(format!("the instance is {other:?}"))),
         }
+    }
+
+    /// Cuts a delayed standby off its upstream. What it holds back is not replayed for an election,
+    /// which is what it is there for; so where its WAL ends is not said, and it does not count.
+    async fn cut_delayed(&self) -> Result<(), LocalError> {
+        let Some(postmaster) = Postmaster::find(self.data_dir())? else {
+            return Err(LocalError::Stale("the postmaster is gone".to_owned()));
+        };
+        let mut settings = self.settings(None, self.minimums().await?)?;
+        settings.apply_delay_ms = self.shared.config.node.tags.delay_ms;
+        let (target, user) = (self.target(), &self.user);
+        standby::cut_upstream(&postmaster, self.data_dir(), &target, &settings, user, CUT_LIMIT).await?;
+        standby::calm_down(&postmaster, self.data_dir(), &settings, &self.user).await?;
+        self.facts().upstream = None;
+        Ok(())
     }
 
     async fn cut(&self) -> Result<WalPosition, LocalError> {
@@ -164,12 +184,14 @@ impl Local {
         self.lease.set_target(Some(self.lease_target(epoch)));
         let reload = self.write_gate(Gate::Closed).await?;
         let (policy, settings) = self.primary_settings(epoch).await?;
+        self.may_be_empty(&policy);
         let reload = self.write_settings(settings).await? || reload;
         if reload {
             postmaster.reload_and_settle(&self.target(), SQL_LIMIT).await?;
         }
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         sync::checkpointer_is_up(&session, SQL_LIMIT).await?;
+        self.commits_will_wait(&policy, &session).await?;
         drop(session);
         self.facts().gate_open = false;
         self.reserve(grant).await?;
@@ -355,6 +377,7 @@ impl Local {
         {
             tracing::warn!(%error, "no checkpoint before the handover");
         }
+        crate::pooler::pause_everywhere(&self.shared, epoch).await;
         self.still(epoch)?;
         self.stop_primary().await?;
         self.lease.set_target(None);

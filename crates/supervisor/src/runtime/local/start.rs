@@ -68,6 +68,7 @@ impl Local {
     /// The files could not be written, the guardian refused, or the postmaster ended.
     pub async fn start(&self, upstream: Option<NodeId>) -> Result<(), LocalError> {
         self.lease.set_target(None);
+        self.note_left();
         self.clear_the_way().await?;
         self.lease.quiet().await;
         self.guardian.page().clear_lease();
@@ -90,6 +91,8 @@ impl Local {
             facts.ready = false;
             facts.probe = None;
             facts.primary_epoch = Epoch(0);
+            // The checkpointer begins with the placeholder.
+            facts.empty_names = false;
             facts.gate_open = gate == Gate::Open;
             facts.upstream = upstream;
             facts.streamed = self.shared.clock.now();

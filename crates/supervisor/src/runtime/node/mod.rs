@@ -4,6 +4,7 @@
 //! of their own, so that a Revoke is always heard.
 
 mod promise;
+mod sources;
 mod tell;
 mod upkeep;
 
@@ -272,6 +273,7 @@ impl NodeLoop {
             guardian: self.guardian,
             rewinds_failed: facts.rewinds_failed,
             start_failed: facts.start_failed,
+            sources: self.sources(state),
         }
     }
 

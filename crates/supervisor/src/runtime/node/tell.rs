@@ -51,7 +51,8 @@ impl NodeLoop {
                 u64::try_from(lease.until.saturating_since(now).as_millis()).unwrap_or(0) / 500 * 500
             }),
             version: remembered.probe.as_ref().map(|probe| version_text(probe.version)),
-            note: self.note(start_failed.clone().or(remembered.unreadable)),
+            left: remembered.left,
+            note: self.note(start_failed.clone().or(remembered.unreadable)).or(remembered.kept),
         };
         self.shared.own.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&report);

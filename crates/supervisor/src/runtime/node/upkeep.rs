@@ -21,7 +21,12 @@ impl NodeLoop {
         let due = now.millis_since(self.upkept) > if copied { UPKEEP_EVERY_MS / 5 } else { UPKEEP_EVERY_MS };
         if due {
             let local = Arc::clone(&self.local);
-            tokio::spawn(async move { local.bound_log().await });
+            tokio::spawn(async move {
+                local.bound_log().await;
+                // A person may have removed what was kept.
+                let looked = tokio::task::spawn_blocking(move || local.recall_forked()).await;
+                drop(looked);
+            });
         }
         let strict = self.shared.consensus.state().borrow().state.settings.sync == SyncMode::Strict;
         let local = Arc::clone(&self.local);

@@ -1,0 +1,208 @@
+//! The arithmetic of the lease, both halves: what a voter may grant and vouch for, and until when
+//! the owner may serve (DESIGN 3).
+//!
+//! Pure: moments go in. The thread, the sockets and the lock are in `runtime/lease.rs` and
+//! `runtime/voter.rs`; the model checker drives this very code.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
+use rhone_consensus::observer::{LogCause, LogHeld};
+use rhone_consensus::settings::Timing;
+use rhone_pgctl::wal::Lsn;
+
+use crate::view::{Heard, Moment, VoterReport};
+
+/// How many renewals are remembered for late answers.
+const REMEMBERED: usize = 64;
+
+/// Why a voter does not renew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenewRefusal {
+    /// Its log holds the Prepare of a higher epoch.
+    HigherEpoch(Epoch),
+    /// Its log does not hold the Prepare of that epoch yet.
+    UnknownEpoch,
+    /// Its log holds a newer membership than the one the primary counts by.
+    NewerMembership(LogIndex),
+    /// It has just started and has forgotten whom it renewed.
+    Quarantine {
+        /// For how much longer, as far as it knows, in nanoseconds.
+        left_ns: u64,
+    },
+}
+
+/// A voter's memory of the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Voter {
+    /// Known once the state is: until then the voter stays in quarantine.
+    timing: Option<Timing>,
+    log_prepare: Epoch,
+    applied_epoch: Epoch,
+    membership: LogIndex,
+    started: Moment,
+    /// The last renewal, or what counts as one.
+    last: Moment,
+    heard: Option<Heard>,
+}
+
+impl Voter {
+    /// Begins the voter's life, in quarantine.
+    pub fn new(now: Moment) -> Self {
+        Self {
+            timing: None,
+            log_prepare: Epoch(0),
+            applied_epoch: Epoch(0),
+            membership: LogIndex(0),
+            started: now,
+            last: now,
+            heard: None,
+        }
+    }
+
+    /// Returns the highest epoch whose Prepare the log holds, committed or not.
+    pub fn held(&self) -> Epoch {
+        self.log_prepare.max(self.applied_epoch)
+    }
+
+    /// Returns the newest membership that the log holds.
+    pub fn membership(&self) -> LogIndex {
+        self.membership
+    }
+
+    /// Returns for how much longer the voter neither renews nor counts as aged, in nanoseconds.
+    fn quarantine(&self, now: Moment) -> u64 {
+        let Some(timing) = self.timing else { return Timing::default().aged_ns() };
+        self.started.0.saturating_add(timing.aged_ns()).saturating_sub(now.0)
+    }
+
+    /// Takes note of the applied state.
+    pub fn applied(&mut self, epoch: Epoch, timing: Timing) {
+        self.applied_epoch = self.applied_epoch.max(epoch);
+        self.timing = Some(timing);
+    }
+
+    /// Takes note of what the log holds after a change of it.
+    pub fn log_changed(&mut self, now: Moment, held: LogHeld, cause: LogCause) {
+        self.log_prepare = held.prepare;
+        self.membership = held.membership;
+        match cause {
+            // Counts as a renewal of whoever owns: this voter may not have been asked before,
+            // or has lost its memory of it (decision 0003).
+            LogCause::Start | LogCause::MembershipAppend | LogCause::SnapshotInstall => self.last = now,
+            LogCause::Append | LogCause::Truncate => {}
+        }
+    }
+
+    /// Renews the primary's lease, or says why not.
+    ///
+    /// # Errors
+    /// A higher Prepare in the log, a newer membership in the log, or quarantine.
+    pub fn renew(
+        &mut self,
+        now: Moment,
+        epoch: Epoch,
+        lsn: Lsn,
+        membership: LogIndex,
+    ) -> Result<(), RenewRefusal> {
+        if self.held() > epoch {
+            return Err(RenewRefusal::HigherEpoch(self.held()));
+        }
+        if self.held() < epoch {
+            return Err(RenewRefusal::UnknownEpoch);
+        }
+        if self.membership > membership {
+            return Err(RenewRefusal::NewerMembership(self.membership));
+        }
+        let left_ns = self.quarantine(now);
+        // How far the primary is may be remembered all the same: it prolongs nothing.
+        self.heard = furthest(self.heard, Heard { epoch, lsn });
+        if left_ns > 0 {
+            return Err(RenewRefusal::Quarantine { left_ns });
+        }
+        self.last = now;
+        Ok(())
+    }
+
+    /// Returns what this voter can say of the lease now.
+    pub fn report(&self, now: Moment) -> VoterReport {
+        let quarantined = self.quarantine(now) > 0;
+        let silence = now.since(self.last);
+        let aged = self.timing.is_some_and(|timing| silence >= timing.aged_ns());
+        VoterReport {
+            held: self.held(),
+            silent_ms: (!quarantined).then(|| silence / 1_000_000),
+            // Only for a Prepare that is known to be committed: one of a deposed leader may still be
+            // removed, and another take its index, while this word is on its way (decision 0016).
+            aged_for: (aged && !quarantined).then_some(self.applied_epoch),
+            heard: self.heard,
+            membership: self.membership,
+        }
+    }
+
+    /// Returns how long until the report changes by the passing of time alone, in nanoseconds.
+    pub fn next_change(&self, now: Moment) -> Option<u64> {
+        let timing = self.timing?;
+        let quarantine = self.quarantine(now);
+        let silence = now.since(self.last);
+        [u64::from(timing.suspicion_ms) * 1_000_000, timing.aged_ns()]
+            .into_iter()
+            .filter(|limit| *limit > silence)
+            .map(|limit| limit - silence)
+            .chain((quarantine > 0).then_some(quarantine))
+            .min()
+    }
+}
+
+/// Returns a voter's word as far as it counts for a leader that goes by that membership.
+///
+/// A word on the age that was given under an older membership does not: it may be older than renewals
+/// that voters of that older one gave since (decision 0016). A membership append begins a new age.
+pub fn counted_by(membership: LogIndex, report: VoterReport) -> VoterReport {
+    VoterReport { aged_for: report.aged_for.filter(|_| report.membership >= membership), ..report }
+}
+
+/// Keeps the furthest of two renewals.
+fn furthest(known: Option<Heard>, other: Heard) -> Option<Heard> {
+    match known {
+        Some(known) if (known.epoch, known.lsn) > (other.epoch, other.lsn) => Some(known),
+        Some(_) | None => Some(other),
+    }
+}
+
+/// The owner's count: when each of its last renewals was sent, and who granted it.
+#[derive(Clone, Debug, Default)]
+pub struct Rounds {
+    sent: BTreeMap<u64, (Moment, BTreeSet<NodeId>)>,
+}
+
+impl Rounds {
+    /// Forgets everything: grants for another epoch or another set of voters do not add up with new ones.
+    pub fn clear(&mut self) {
+        self.sent.clear();
+    }
+
+    /// Takes note that a renewal is being sent.
+    pub fn begin(&mut self, seq: u64, now: Moment) {
+        self.sent.insert(seq, (now, BTreeSet::new()));
+        while self.sent.len() > REMEMBERED {
+            self.sent.pop_first();
+        }
+    }
+
+    /// Takes note of a voter's grant. With a majority of every set of voters for that very renewal
+    /// it returns when it was sent and until when it lets the owner serve: counted from its sending.
+    pub fn granted(
+        &mut self,
+        seq: u64,
+        by: NodeId,
+        voters: &[BTreeSet<NodeId>],
+        timing: Timing,
+    ) -> Option<(Moment, Moment)> {
+        let (sent, granted) = self.sent.get_mut(&seq)?;
+        granted.insert(by);
+        let majority =
+            !voters.is_empty() && voters.iter().all(|set| granted.intersection(set).count() > set.len() / 2);
+        majority.then(|| (*sent, Moment(sent.0.saturating_add(timing.serve_ns()))))
+    }
+}
