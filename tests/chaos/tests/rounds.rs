@@ -11,7 +11,7 @@ use rhone_chaos::script::Script;
 
 fn rounds(name: &str, script: Script, seed: u64, rounds: u32) -> Result<Outcome> {
     let _turn = take_turn()?;
-    let outcome = run(&Order {
+    let mut outcome = run(&Order {
         name: name.to_owned(),
         script,
         seed,
@@ -20,6 +20,7 @@ fn rounds(name: &str, script: Script, seed: u64, rounds: u32) -> Result<Outcome>
         strict: false,
         only: Vec::new(),
     })?;
+    outcome.command = "cargo test -p rhone-chaos --test rounds -- --nocapture".to_owned();
     report(&outcome.to_string());
     ensure!(outcome.passed(), "{outcome}");
     Ok(outcome)
