@@ -35,8 +35,16 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
-    let config =
-        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
+    let config = Config {
+        path: path.to_owned(),
+        cluster: cluster?,
+        node: node?,
+        postgres: postgres?,
+        proxy,
+        pooler,
+        tls,
+        bootstrap,
+    };
     refuse_nobody(entries, &config);
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);

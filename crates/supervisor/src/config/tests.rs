@@ -307,10 +307,14 @@ fn the_ports_for_clients_are_checked() {
             error: rhone.toml:10: unknown key `max-connection` in [proxy]
             hint: did you mean `max-connections`?"#]],
     );
-    with("pgbouncer", "pool-mode = \"transactions\"", expect![[r#"
+    with(
+        "pgbouncer",
+        "pool-mode = \"transactions\"",
+        expect![[r#"
         error: rhone.toml:8: `pgbouncer.pool-mode`: "transactions" is none of session, transaction, statement; did you mean "transaction"?
         error: rhone.toml: `pgbouncer.users-file` is missing
-        hint: write users-file = "/etc/pgbouncer/userlist.txt" in [pgbouncer], or set RHONE_PGBOUNCER_USERS_FILE"#]]);
+        hint: write users-file = "/etc/pgbouncer/userlist.txt" in [pgbouncer], or set RHONE_PGBOUNCER_USERS_FILE"#]],
+    );
     let text = format!("{SOUND}\n[proxy]\nrw = \"0.0.0.0:5000\"\nidle-timeout = \"0\"\n");
     let config = load(&text, &[]).expect("sound");
     assert_eq!(config.proxy.rw.map(|address| address.port), Some(5000));

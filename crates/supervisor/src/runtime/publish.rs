@@ -393,7 +393,9 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
         certificates: shared.security.as_deref().map(certificates),
-        proxy: shared.proxy.snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
+        proxy: shared
+            .proxy
+            .snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         counters: Counters {
             fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),
