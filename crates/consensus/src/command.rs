@@ -176,6 +176,13 @@ pub enum ClusterCommand {
     SetHandover(Option<Handover>),
     /// Pauses or resumes automatic failover.
     SetPaused(bool),
+    /// Stops a member's Postgres and keeps it stopped, or lets it go.
+    SetFenced {
+        /// Whose.
+        node: NodeId,
+        /// Whether it is held from now on.
+        fenced: bool,
+    },
 }
 
 impl ClusterCommand {

@@ -3,7 +3,9 @@
 //! Pure and deterministic: the same commands at the same log indexes give the same state on
 //! every member.
 
-use std::collections::{BTreeMap, VecDeque};
+mod hold;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
@@ -98,6 +100,8 @@ pub struct ClusterState {
     pub paused: bool,
     /// The last changes of primary, oldest first.
     pub history: VecDeque<HistoryEntry>,
+    /// Members whose Postgres is stopped until an operator lets it go.
+    pub fenced: BTreeSet<NodeId>,
 }
 
 impl ClusterState {
@@ -120,7 +124,10 @@ impl ClusterState {
             ClusterCommand::Admit(member) => self.admit(member),
             ClusterCommand::Remove(node) if self.leads(*node) => refused("the member leads: hand over first"),
             ClusterCommand::Remove(node) => match self.members.remove(node) {
-                Some(_) => Outcome::Done,
+                Some(_) => {
+                    self.forget_fenced(*node);
+                    Outcome::Done
+                }
                 None => refused("no such member"),
             },
             ClusterCommand::SetSystemId(system_id) => match self.system_id {
@@ -146,6 +153,7 @@ impl ClusterState {
                 self.paused = *paused;
                 Outcome::Done
             }
+            ClusterCommand::SetFenced { node, fenced } => self.set_fenced(*node, *fenced),
         }
     }
 
@@ -163,6 +171,7 @@ impl ClusterState {
                 return refused("the member of that name leads");
             }
             self.members.remove(&older);
+            self.replace_fenced(older, member.node);
         }
         self.members.insert(member.node, member.clone());
         Outcome::Done
@@ -174,6 +183,9 @@ impl ClusterState {
         }
         if !self.members.get(&grant.owner).is_some_and(|m| m.kind == MemberKind::Data) {
             return refused("the owner is no data member");
+        }
+        if self.is_fenced(grant.owner) {
+            return refused("the owner is fenced");
         }
         if grant.timeline <= self.ledger.highest() || grant.timeline <= grant.base.timeline {
             return refused("the timeline's number was planned before");
@@ -256,7 +268,7 @@ impl ClusterState {
             if handover.epoch != self.epoch || self.phase != Phase::Established {
                 return refused("the epoch that it would end is not established");
             }
-            let able = |m: &Member| m.kind == MemberKind::Data && m.priority > 0;
+            let able = |m: &Member| m.kind == MemberKind::Data && m.priority > 0 && !self.is_fenced(m.node);
             if handover.to.is_some_and(|to| self.leads(to) || !self.members.get(&to).is_some_and(able)) {
                 return refused("that member cannot take over");
             }
@@ -330,7 +342,7 @@ impl ClusterState {
             }
             made = entry.epoch;
         }
-        None
+        self.fenced_beyond_members()
     }
 }
 
@@ -398,6 +410,8 @@ mod tests {
                 leaving: words.len() < 3,
             })),
             "paused" => ClusterCommand::SetPaused(true),
+            "fence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: true },
+            "unfence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: false },
             other => panic!("no such command: {other}"),
         }
     }
@@ -492,6 +506,25 @@ mod tests {
         after("handover 3 | handover 3 2", "another handover is going on");
         after("handover 3 2 | handover 3", "done"); // the host goes down meanwhile
         check(&format!("{GRANTED} | handover 3 2"), "the epoch that it would end is not established");
+    }
+
+    #[test]
+    fn only_a_standby_is_fenced_and_it_does_not_take_over() {
+        let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
+        after("fence 2", "done");
+        after("fence 1", "the member leads, or led last: hand over first");
+        after("fence 3", "a witness runs no postgres");
+        after("fence 9", "no such member");
+        after("fence 2 | fence 2", "the member is fenced already");
+        after("unfence 2", "the member is not fenced");
+        after("fence 2 | unfence 2 | handover 3 2", "done");
+        after("fence 2 | handover 3 2", "that member cannot take over");
+        after("handover 3 2 | fence 2", "the primary is being handed over to this member");
+        after("fence 2 | prepare | grant 7 2 2:0/20 3", "the owner is fenced");
+        // The last owner is not fenced while the next one is sought: it may be the only one left.
+        after("prepare | fence 1", "the member leads, or led last: hand over first");
+        assert!(after("fence 2 | admit 4 b", "done").is_fenced(NodeId(4))); // its store was lost
+        assert!(after("fence 2 | remove 2", "done").fenced.is_empty());
     }
 
     #[test]

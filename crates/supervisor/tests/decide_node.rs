@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use expect_test::expect_file;
 use rhone::decide::{self, Effect, NodeDecision};
 use rhone::view::{Instance, Moment, NodeView};
-use rhone_consensus::command::{
+use rhone_consensus::command::{Outcome, 
     ClusterCommand, Grant, Handover, Member, MemberKind, PrepareReason, WallTime,
 };
 use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
@@ -248,6 +248,38 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
     };
     let down = decide::down(&view).map(|(_, why)| format!(" [down: {why}]")).unwrap_or_default();
     format!("{text:<62} {made}{down}")
+}
+
+/// An operator's fence holds whatever Postgres is, and never the newest owner's.
+#[test]
+fn a_fenced_member_is_stopped_and_rests() {
+    let case = |revoke| Case {
+        promise: 8,
+        revoke,
+        leaving: false,
+        guardian: true,
+        unfinished: false,
+        copied: false,
+    };
+    for (state_name, owned) in [("other's, established", false), ("other's, granted", false), ("mine, established", true)] {
+        let mut state = state(state_name);
+        let mut fence = |node| state.apply(LogIndex(11), &ClusterCommand::SetFenced { node, fenced: true });
+        let refused = matches!(fence(ME), Outcome::Refused(_));
+        assert_eq!(refused, owned, "{state_name}");
+        for (name, instance) in instances() {
+            let text = row(&state, name, &instance, &case(None));
+            let fenced = text.contains("stop in 8: fenced") || text.contains("- fenced");
+            let primary = text.contains("fence in");
+            let looks = matches!(instance, Instance::Unknown | Instance::Unusable(_)) || name == "primary of 12";
+            assert_eq!(fenced, !owned && !primary && !looks, "{state_name}: {text}");
+            if matches!(instance, Instance::Standby { .. } | Instance::Starting) && !owned {
+                assert!(text.contains("stop in 8: fenced"), "{text}");
+                // Its word about its WAL counts as before, and comes first.
+                let text = row(&state, name, &instance, &case(Some(12)));
+                assert!(text.contains("revoke in 12: revoke_asked"), "{text}");
+            }
+        }
+    }
 }
 
 #[test]

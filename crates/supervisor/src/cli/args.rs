@@ -115,6 +115,7 @@ pub enum Command {
     /// Says all that is wrong with a configuration; starts nothing
     Check,
     /// Shows the cluster at a glance, and what a failover now would lose
+    #[command(aliases = ["list", "topology"])]
     Status {
         /// Show it again every second until Ctrl-C
         #[arg(short, long)]
@@ -140,6 +141,34 @@ pub enum Command {
     /// A private CA for TLS between members and with operators
     #[command(subcommand)]
     Certs(Certs),
+    /// Turns automatic failover off; fencing stays on
+    Pause,
+    /// Turns automatic failover on again
+    Resume,
+    /// Stops a member's Postgres and keeps it stopped, also over restarts and failovers
+    Fence {
+        /// The member
+        name: String,
+        /// If it is the primary, hand over to a standby first
+        #[arg(long)]
+        yes: bool,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Lets a fenced member's Postgres go
+    Unfence {
+        /// The member
+        name: String,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Prints what a shell needs to complete commands
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Prints libpq's connection string of the cluster
     Dsn {
         /// Which servers: the primary, a standby by preference, or any

@@ -154,6 +154,8 @@ pub enum Reason {
     RewindFailed,
     /// The WAL's end on disk is being read.
     PositionUnknown,
+    /// An operator fenced it: stopped until let go.
+    Fenced,
 }
 
 impl Reason {
@@ -193,6 +195,7 @@ impl Reason {
             Self::NoData => "no_data",
             Self::RewindFailed => "rewind_failed",
             Self::PositionUnknown => "position_unknown",
+            Self::Fenced => "fenced",
         }
     }
 }

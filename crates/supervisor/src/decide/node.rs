@@ -56,6 +56,9 @@ pub fn node(view: &NodeView<'_>, _now: Moment) -> NodeDecision {
     if !view.state.is_founded() {
         return NodeDecision::Rest(Reason::NotFounded);
     }
+    if let Some(decision) = held(view) {
+        return decision;
+    }
     match view.state.current_grant() {
         Some(grant) if grant.epoch < view.promise => {
             resting(view).unwrap_or(NodeDecision::Rest(Reason::PromisedHigher))
@@ -258,9 +261,23 @@ fn unowned(view: &NodeView<'_>) -> NodeDecision {
     }
 }
 
-/// What may be done even while nothing else may: to stop a standby whose supervisor is to end.
-fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
-    let runs = match view.instance {
+/// An operator fenced this member: its instance is stopped in order and stays so. Never the newest owner's,
+/// whom the state does not let be fenced.
+fn held(view: &NodeView<'_>) -> Option<NodeDecision> {
+    let owns = view.state.current_grant().is_some_and(|grant| grant.owner == view.me);
+    if owns || !view.state.is_fenced(view.me) {
+        return None;
+    }
+    let epoch = view.state.epoch.max(view.promise);
+    Some(if runs_as_standby(view.instance) {
+        NodeDecision::Act(Effect::Stop, epoch, Reason::Fenced)
+    } else {
+        NodeDecision::Rest(Reason::Fenced)
+    })
+}
+
+fn runs_as_standby(instance: &Instance) -> bool {
+    match instance {
         Instance::Standby { .. } | Instance::Starting => true,
         Instance::Hung { epoch } => *epoch == Epoch(0),
         Instance::Unknown
@@ -269,7 +286,12 @@ fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
         | Instance::Stopped { .. }
         | Instance::Primary { .. }
         | Instance::Frozen { .. } => false,
-    };
+    }
+}
+
+/// What may be done even while nothing else may: to stop a standby whose supervisor is to end.
+fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
+    let runs = runs_as_standby(view.instance);
     let epoch = view.state.epoch.max(view.promise);
     (runs && view.leaving).then_some(NodeDecision::Act(Effect::Stop, epoch, Reason::Leaving))
 }

@@ -197,7 +197,8 @@ impl Leader {
             | ClusterCommand::SetSystemId(_)
             | ClusterCommand::Grant(_)
             | ClusterCommand::SetHandover(_)
-            | ClusterCommand::SetPaused(_) => {}
+            | ClusterCommand::SetPaused(_)
+            | ClusterCommand::SetFenced { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -448,5 +449,7 @@ fn command_in_words(command: &ClusterCommand) -> String {
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
+        ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),
+        ClusterCommand::SetFenced { node, fenced: false } => format!("unfence {node}"),
     }
 }

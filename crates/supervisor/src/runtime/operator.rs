@@ -10,7 +10,7 @@ use rhone_consensus::{AppliedState, ConsensusError};
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::status::{
-    ClusterStatus, Explanation, HistoryEntry, MemberDecision, Operator, OperatorError, State,
+    ClusterStatus, Explanation, FenceRequest, HistoryEntry, MemberDecision, Operator, OperatorError, State,
     SwitchoverReply, SwitchoverRequest,
 };
 
@@ -235,8 +235,41 @@ impl Operator for RuntimeOperator {
         Ok(reply)
     }
 
+    async fn fence(&self, request: FenceRequest) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        let applied = self.applied();
+        let state = &applied.state;
+        let member = state
+            .member_named(&request.name)
+            .ok_or_else(|| refused(format!("no member is named {}", request.name), Some("rhone status")))?;
+        let (node, epoch) = (member.node, Some(state.epoch));
+        let mut reply = SwitchoverReply { epoch, finished: true, ..SwitchoverReply::default() };
+        if state.is_fenced(node) == request.fenced {
+            return Ok(reply);
+        }
+        if request.fenced && state.current_grant().is_some_and(|grant| grant.owner == node) {
+            if !request.hand_over {
+                return Err(OperatorError::Refused {
+                    reason: format!("{} is the primary", request.name),
+                    hint: Some(format!("`rhone fence {} --yes` hands over to a standby first", request.name)),
+                });
+            }
+            let (expected_epoch, idempotency_key) = (request.expected_epoch, request.idempotency_key);
+            let handover =
+                SwitchoverRequest { expected_epoch, idempotency_key, ..SwitchoverRequest::default() };
+            reply = self.switchover(handover).await?;
+        }
+        tracing::info!(member = %request.name, fenced = request.fenced, "an operator fences or lets go");
+        self.propose(ClusterCommand::SetFenced { node, fenced: request.fenced }).await?;
+        Ok(reply)
+    }
+
     async fn pause(&self, paused: bool) -> Result<(), OperatorError> {
         self.leading()?;
+        if self.applied().state.paused == paused {
+            return Ok(());
+        }
+        tracing::info!(paused, "an operator pauses or resumes automatic failover");
         self.propose(ClusterCommand::SetPaused(paused)).await
     }
 }

@@ -89,6 +89,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
             member_status(member, &table, voter, primary_lsn, state.epoch, now)
         })
         .collect();
+    show_fenced(state, &mut members);
     members.sort_by(|a, b| a.name.cmp(&b.name));
     let writable = owner.is_some_and(|node| {
         state.phase == Phase::Established
@@ -112,6 +113,32 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         failover_would_lose: failover_would_lose(state, &members, owner.and_then(name).as_deref()),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
+    }
+}
+
+/// An instance that an operator holds is fenced once it is stopped.
+fn show_fenced(state: &ClusterState, members: &mut [MemberStatus]) {
+    for member in members {
+        let held = state.member_named(&member.name).is_some_and(|known| state.is_fenced(known.node));
+        if !held {
+            continue;
+        }
+        match member.state {
+            State::Stopped | State::Crashed => member.state = State::Fenced,
+            State::Unreachable
+            | State::Starting
+            | State::CrashRecovery
+            | State::Running
+            | State::Promoting
+            | State::Frozen
+            | State::Streaming
+            | State::ArchiveRecovery
+            | State::Rewinding
+            | State::Cloning
+            | State::Fenced
+            | State::Voting => {}
+        }
+        member.note = Some("fenced by an operator".to_owned());
     }
 }
 
@@ -202,6 +229,9 @@ fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<St
     }
     if state.paused {
         warnings.push("automatic failover is off (`rhone resume` turns it on)".to_owned());
+    }
+    for name in state.members.values().filter(|m| state.is_fenced(m.node)).map(|m| &m.name) {
+        warnings.push(format!("{name} is fenced (`rhone unfence {name}` lets it go)"));
     }
     if !standbys.is_empty() && healthy == 0 && state.phase == Phase::Established {
         warnings.push("no standby could take over now".to_owned());

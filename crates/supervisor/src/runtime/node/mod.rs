@@ -321,7 +321,8 @@ impl NodeLoop {
             running.task.abort();
             before = Some(running.task);
         }
-        let able = self.leaving.is_none();
+        let fenced = self.shared.consensus.state().borrow().state.is_fenced(self.shared.me());
+        let able = self.leaving.is_none() && !fenced;
         let local = Arc::clone(&self.local);
         let task = tokio::spawn(async move {
             if let Some(before) = before {
