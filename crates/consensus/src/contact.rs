@@ -4,7 +4,7 @@
 //! whose lease is counted here has no voter that would already vote for another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub(crate) struct Contacts {
     heard: Mutex<Heard>,
     /// Sends no leader's messages: gives leadership away.
     muted: AtomicBool,
-    /// Campaigns later than others.
-    reluctant: AtomicBool,
+    /// By how many longest election timeouts later than others this one campaigns.
+    reluctance: AtomicU32,
 }
 
 impl Contacts {
@@ -105,11 +105,11 @@ impl Contacts {
         self.muted.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_reluctant(&self, reluctant: bool) {
-        self.reluctant.store(reluctant, Ordering::Relaxed);
+    pub(crate) fn set_reluctance(&self, reluctance: u32) {
+        self.reluctance.store(reluctance, Ordering::Relaxed);
     }
 
-    pub(crate) fn reluctant(&self) -> bool {
-        self.reluctant.load(Ordering::Relaxed)
+    pub(crate) fn reluctance(&self) -> u32 {
+        self.reluctance.load(Ordering::Relaxed)
     }
 }

@@ -217,9 +217,10 @@ impl Consensus {
         self.syncs.clone()
     }
 
-    /// Lets this member campaign later than the others, so that leadership goes elsewhere.
-    pub fn set_reluctant(&self, reluctant: bool) {
-        self.contacts.set_reluctant(reluctant);
+    /// Lets this member campaign later than those of less reluctance, so that leadership goes
+    /// elsewhere: by that many longest election timeouts.
+    pub fn set_reluctance(&self, reluctance: u32) {
+        self.contacts.set_reluctance(reluctance);
     }
 
     /// Ends [`Consensus::yield_leadership`] before its time.

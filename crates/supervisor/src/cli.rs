@@ -74,8 +74,12 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
         Command::Pause => hold::pause(&global, true, terminal).await,
         Command::Resume => hold::pause(&global, false, terminal).await,
-        Command::Fence { name, yes, no_wait } => hold::fence(&global, name, yes, no_wait, terminal).await,
-        Command::Unfence { name, no_wait } => hold::unfence(&global, name, no_wait, terminal).await,
+        Command::Fence { name, yes, no_wait } => {
+            hold::fence(&global, hold::Whose { name, no_wait }, yes, terminal).await
+        }
+        Command::Unfence { name, no_wait } => {
+            hold::unfence(&global, hold::Whose { name, no_wait }, terminal).await
+        }
         Command::Completions { shell } => {
             completions(shell, terminal);
             Ok(())

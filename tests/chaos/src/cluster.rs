@@ -38,8 +38,10 @@ pub enum Sync {
 /// What kind of cluster.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// How many data members.
+    /// How many members, a witness too.
     pub members: usize,
+    /// Whether the last member is a witness.
+    pub witness: bool,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
@@ -51,7 +53,12 @@ pub struct Spec {
 impl Spec {
     /// An asynchronous cluster.
     pub fn asynchronous(members: usize) -> Self {
-        Self { members, sync: Sync::Off, bootstrap: String::new(), program: None }
+        Self { members, witness: false, sync: Sync::Off, bootstrap: String::new(), program: None }
+    }
+
+    /// The same with a witness as its last member.
+    pub fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
     }
 
     fn bootstrap(&self, clients: &str) -> String {
@@ -145,9 +152,12 @@ impl Cluster {
             Some(program) => program.clone(),
             None => crate::binary::rhone()?,
         };
-        let nodes = (0..spec.members)
+        let mut nodes = (0..spec.members)
             .map(|index| Node::create(index, folder, group.as_ref(), &network, &program))
             .collect::<Result<Vec<_>>>()?;
+        if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
+            last.be_witness();
+        }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
             node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
@@ -188,6 +198,11 @@ impl Cluster {
         self.nodes.len()
     }
 
+    /// How many of them run Postgres: the first ones.
+    pub fn data_members(&self) -> usize {
+        self.nodes.iter().filter(|node| !node.is_witness()).count()
+    }
+
     /// The network.
     pub fn network(&self) -> &Network {
         &self.network
@@ -217,7 +232,7 @@ impl Cluster {
     /// Starts clients.
     pub fn workload(&self, plan: &Plan) -> Workload {
         let servers: Vec<(Ipv4Addr, u16)> =
-            self.nodes.iter().map(|node| (node.address(), POSTGRES_PORT)).collect();
+            self.data_nodes().map(|(_, node)| (node.address(), POSTGRES_PORT)).collect();
         Workload::start(&self.network, &servers, plan)
     }
 
@@ -315,9 +330,7 @@ impl Cluster {
     /// Asks every Postgres for its role; those that do not answer are missing.
     pub fn roles(&self) -> BTreeMap<usize, Role> {
         let asked: Vec<_> = self
-            .nodes
-            .iter()
-            .enumerate()
+            .data_nodes()
             .map(|(index, node)| {
                 let door = node.door();
                 thread::spawn(move || Some((index, role(&ask(&door, "postgres", ROLE, QUESTION).ok()?)?)))
@@ -334,11 +347,15 @@ impl Cluster {
         first.filter(|_| primaries.next().is_none())
     }
 
-    /// Says why the cluster is not whole: all members answer, one is primary, all others stream
+    fn data_nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(|(_, node)| !node.is_witness())
+    }
+
+    /// Says why the cluster is not whole: all data members answer, one is primary, all others stream
     /// from it. Members in `absent` need not be there.
     fn whole(&self, absent: &[usize]) -> Result<usize> {
         let roles = self.roles();
-        let expected: Vec<usize> = (0..self.members()).filter(|index| !absent.contains(index)).collect();
+        let expected: Vec<usize> = (0..self.data_members()).filter(|index| !absent.contains(index)).collect();
         for index in &expected {
             if !roles.contains_key(index) {
                 bail!("{} does not answer", self.node(*index)?.name());
@@ -397,7 +414,7 @@ impl Cluster {
         let end = end.into_iter().flatten().flatten().next().context("the primary's LSN")?;
         let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
         let mut found = BTreeMap::new();
-        for (index, node) in self.nodes.iter().enumerate().filter(|(index, _)| !absent.contains(index)) {
+        for (index, node) in self.data_nodes().filter(|(index, _)| !absent.contains(index)) {
             let door = node.door();
             if index != primary {
                 self.wait_until(&format!("{} has replayed {end}", node.name()), || {

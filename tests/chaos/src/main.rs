@@ -29,9 +29,12 @@ enum Action {
 
 #[derive(Args)]
 struct Common {
-    /// Data members.
+    /// Members.
     #[arg(long, default_value_t = 3)]
     members: usize,
+    /// The last of them is a witness.
+    #[arg(long)]
+    witness: bool,
     /// The replicated `sync` setting.
     #[arg(long, value_enum, default_value_t = SyncMode::Off)]
     sync: SyncMode,
@@ -90,7 +93,7 @@ impl Common {
             SyncMode::Quorum => Sync::Quorum,
             SyncMode::Strict => Sync::Strict,
         };
-        Spec { sync, ..Spec::asynchronous(self.members) }
+        Spec { sync, witness: self.witness, ..Spec::asynchronous(self.members) }
     }
 }
 

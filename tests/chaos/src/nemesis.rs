@@ -171,7 +171,7 @@ pub fn run(order: &Order) -> Result<Outcome> {
     }
     let mut cluster = Cluster::start(&order.spec)?;
     // Any member may be the one that is cut off: a client inside each of them.
-    let inside = (0..cluster.members()).collect();
+    let inside = (0..cluster.data_members()).collect();
     let workload = cluster.workload(&Plan { inside, ..Plan::default() });
     workload.wait_for(200, LIMIT)?;
     let mut campaign = Campaign {
@@ -300,6 +300,9 @@ fn act(cluster: &mut Cluster, attack: Attack, primary: usize, other: usize, paus
             node.signal_supervisor(Signal::KILL)?;
             node.wait_for_end(Duration::from_secs(5)).context("the supervisor ended")?;
             cluster.start_node(primary)
+        }
+        Attack::Switchover if cluster.node(other)?.is_witness() => {
+            cluster.switchover((primary + 1) % cluster.data_members())
         }
         Attack::Switchover => cluster.switchover(other),
     }

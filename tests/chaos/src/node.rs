@@ -31,6 +31,7 @@ pub struct Node {
     address: Ipv4Addr,
     group: Option<Group>,
     program: PathBuf,
+    witness: bool,
     supervisor: Option<Owned>,
 }
 
@@ -64,6 +65,7 @@ impl Node {
             address: network.address(Place::Node(index)),
             group,
             program: program.to_owned(),
+            witness: false,
             supervisor: None,
         })
     }
@@ -71,6 +73,16 @@ impl Node {
     /// The member's name, `pg-1` and so on.
     pub fn name(&self) -> String {
         format!("pg-{}", self.index + 1)
+    }
+
+    /// Makes the member a witness, before it is configured.
+    pub fn be_witness(&mut self) {
+        self.witness = true;
+    }
+
+    /// Whether the member runs no Postgres.
+    pub fn is_witness(&self) -> bool {
+        self.witness
     }
 
     /// The member's address.
@@ -107,18 +119,24 @@ impl Node {
     pub fn configure(&self, peers: &[Ipv4Addr], cluster: &str, bootstrap: &str) -> Result<()> {
         let peers: Vec<String> = peers.iter().map(|peer| format!("\"{peer}:{GRPC_PORT}\"")).collect();
         let (address, folder) = (self.address, self.folder.display());
-        let text = format!(
+        let kind = if self.witness { "witness" } else { "data" };
+        let mut text = format!(
             "cluster = \"{cluster}\"\n\n\
-             [node]\nname = \"{name}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
+             [node]\nname = \"{name}\"\nkind = \"{kind}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
              advertise = \"{address}:{GRPC_PORT}\"\nhttp = \"{address}:{HTTP_PORT}\"\npeers = [{peers}]\n\n\
-             [postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
-             listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
-             socket-dir = \"{folder}/s\"\n\n\
-             [tls]\ninsecure = true\n\n{bootstrap}",
+             [tls]\ninsecure = true\n\n",
             name = self.name(),
             peers = peers.join(", "),
-            bin = crate::binary::postgres_folder()?.display(),
         );
+        if self.witness {
+            return fs::write(self.config(), text).context("write rhone.toml");
+        }
+        text.push_str(&format!(
+            "[postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
+             listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
+             socket-dir = \"{folder}/s\"\n\n{bootstrap}",
+            bin = crate::binary::postgres_folder()?.display(),
+        ));
         fs::write(self.config(), text).context("write rhone.toml")
     }
 

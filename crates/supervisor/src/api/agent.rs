@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rhone_consensus::command::{ClusterCommand, Member, Outcome};
+use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
 use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::store::hard::Founder;
@@ -86,6 +86,14 @@ fn opened<T>(request: Request<T>) -> (Option<Certified>, T) {
     (request.extensions().get::<Certified>().cloned(), request.into_inner())
 }
 
+/// Names a kind of member as [`HelloReply`] has it.
+fn kind_name(kind: MemberKind) -> &'static str {
+    match kind {
+        MemberKind::Data => "data",
+        MemberKind::Witness => "witness",
+    }
+}
+
 /// Says who this member is and what its store holds.
 pub fn hello(shared: &Shared) -> HelloReply {
     let hard = shared.hard.get();
@@ -107,7 +115,7 @@ pub fn hello(shared: &Shared) -> HelloReply {
             .map(|f| f.incarnation.0.to_be_bytes().to_vec())
             .unwrap_or_default(),
         peers,
-        kind: "data".to_owned(),
+        kind: kind_name(member.kind).to_owned(),
         address: member.address,
         postgres: member.postgres,
         http: member.http,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::command::MemberKind;
 use rhone_pgctl::settings::check_parameters;
 
 use super::address::Address;
@@ -19,8 +20,15 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     if cluster.is_none() {
         entries.missing("cluster", "\"main\"");
     }
+    let kind = kind(entries);
     let node = node(entries);
-    let postgres = postgres(entries);
+    let postgres = match kind {
+        MemberKind::Data => postgres(entries).map(Some),
+        MemberKind::Witness => {
+            refuse_postgres(entries);
+            Some(None)
+        }
+    };
     for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
         let address = address(entries, key);
         if address.is_some() {
@@ -74,11 +82,26 @@ fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'st
     })
 }
 
-fn node(entries: &mut Entries) -> Option<Node> {
-    if word(entries, "node.kind", &["data", "witness"]) == Some("witness") {
-        let hint = "use a third data member, or wait for the release that has witnesses";
-        entries.complain("node.kind", "a witness is not there yet in this version", Some(hint));
+/// Says what the member is for; data when it is not said.
+fn kind(entries: &mut Entries) -> MemberKind {
+    match word(entries, "node.kind", &["data", "witness"]) {
+        Some("witness") => MemberKind::Witness,
+        Some(_) | None => MemberKind::Data,
     }
+}
+
+/// A witness never runs Postgres: what is said of one was meant for another member.
+fn refuse_postgres(entries: &mut Entries) {
+    if let Some(key) =
+        keys::KEYS.into_iter().filter(|key| key.starts_with("postgres.")).find(|key| entries.is_set(key))
+    {
+        let hint = "remove [postgres], or write kind = \"data\" in [node]";
+        let message = format!("`{key}` means nothing here: a witness never runs Postgres");
+        entries.complain(key, message, Some(hint));
+    }
+}
+
+fn node(entries: &mut Entries) -> Option<Node> {
     let name = name(entries, "node.name");
     if name.is_none() {
         entries.missing("node.name", "\"pg-1\"");
@@ -252,11 +275,11 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
 
 /// Two listeners of one member cannot share an address.
 fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
-    let listeners = [
-        ("node.listen", &config.node.listen),
-        ("node.http", &config.node.http),
-        ("postgres.listen", &config.postgres.listen),
-    ];
+    let listeners = [("node.listen", &config.node.listen), ("node.http", &config.node.http)];
+    let listeners: Vec<(&str, &Address)> = listeners
+        .into_iter()
+        .chain(config.postgres.as_ref().map(|postgres| ("postgres.listen", &postgres.listen)))
+        .collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {
             let same_host = address.host == earlier.host || address.is_wildcard() || earlier.is_wildcard();

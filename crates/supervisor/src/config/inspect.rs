@@ -23,7 +23,8 @@ pub fn inspect(config: &Config) -> Vec<Problem> {
     let mut say = |message: String, hint: &str| {
         problems.push(Problem { line: None, variable: None, message, hint: Some(hint.to_owned()) });
     };
-    let password = config.postgres.replication_password_file.as_deref();
+    let postgres = config.postgres.as_ref();
+    let password = postgres.and_then(|postgres| postgres.replication_password_file.as_deref());
     let owner_password = config.bootstrap.database.as_ref().and_then(|d| d.password_file.as_deref());
     for (key, file) in [
         ("postgres.replication-password-file", password),
@@ -35,9 +36,11 @@ pub fn inspect(config: &Config) -> Vec<Problem> {
     }
     check_certificates(config, &mut say);
     check_folder("node.state-dir", &config.node.state_dir, &mut say);
-    let bin_dir = check_programs(&config.postgres, &mut say);
-    check_user(&config.postgres, &mut say);
-    check_data_dir(&config.postgres, bin_dir.as_deref(), &mut say);
+    if let Some(postgres) = postgres {
+        let bin_dir = check_programs(postgres, &mut say);
+        check_user(postgres, &mut say);
+        check_data_dir(postgres, bin_dir.as_deref(), &mut say);
+    }
     problems
 }
 

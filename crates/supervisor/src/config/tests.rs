@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use expect_test::expect;
+use rhone_consensus::command::MemberKind;
 
 use super::{Config, Environment, Timing, Tls};
 
@@ -43,11 +44,27 @@ fn with(table: &str, line: &str, expected: expect_test::Expect) {
 fn a_short_file_is_enough_on_loopback() {
     let config = load(SOUND, &[]).expect("sound");
     assert_eq!(config.node.advertise.to_string(), "127.0.0.1:7400");
-    assert_eq!(config.postgres.advertise.to_string(), "127.0.0.1:5432");
+    let postgres = config.postgres.as_ref().expect("a data member");
+    assert_eq!(postgres.advertise.to_string(), "127.0.0.1:5432");
     assert_eq!(config.node.http.port, 8008);
     assert_eq!(config.bootstrap.timing, Timing::default());
     assert_eq!(config.tls, Tls::LoopbackOnly);
-    assert_eq!(config.postgres.priority, 50);
+    assert_eq!(postgres.priority, 50);
+}
+
+#[test]
+fn a_witness_has_no_postgres() {
+    let witness =
+        "cluster = \"main\"\n[node]\nname = \"w\"\nkind = \"witness\"\npeers = [\"127.0.0.1:7400\"]\n";
+    let config = load(witness, &[]).expect("sound");
+    assert_eq!(config.kind(), MemberKind::Witness);
+    assert_eq!(config.postgres, None);
+    check(
+        &format!("{witness}[postgres]\ndata-dir = \"/data\"\n"),
+        expect![[r#"
+            error: rhone.toml:7: `postgres.data-dir` means nothing here: a witness never runs Postgres
+            hint: remove [postgres], or write kind = "data" in [node]"#]],
+    );
 }
 
 #[test]
@@ -76,7 +93,7 @@ fn the_environment_overrides_each_key() {
     let config = load(SOUND, &env).expect("sound");
     assert_eq!(config.node.name, "pg-7");
     assert_eq!(config.node.peers.len(), 2);
-    assert_eq!(config.postgres.priority, 0);
+    assert_eq!(config.postgres.as_ref().map(|postgres| postgres.priority), Some(0));
     assert_eq!(config.tls, Tls::Insecure);
     assert_eq!(config.bootstrap.timing.lease_ms, 12_000);
     assert_eq!(config.bootstrap.postgres.get("work_mem").map(String::as_str), Some("4MB"));
@@ -203,13 +220,6 @@ fn timings_that_contradict_each_other_show_the_inequality() {
 
 #[test]
 fn what_is_not_there_yet_says_so() {
-    with(
-        "node",
-        "kind = \"witness\"",
-        expect![[r#"
-        error: rhone.toml:3: a witness is not there yet in this version
-        hint: use a third data member, or wait for the release that has witnesses"#]],
-    );
     with(
         "bootstrap",
         "sync = \"quorum\"",

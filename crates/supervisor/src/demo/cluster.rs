@@ -30,6 +30,7 @@ struct Member {
     grpc: u16,
     http: u16,
     postgres: u16,
+    witness: bool,
     child: Option<Child>,
 }
 
@@ -56,7 +57,7 @@ pub(super) struct DemoCluster {
 
 impl DemoCluster {
     /// Makes folders and configurations; starts nothing.
-    pub(super) fn prepare(nodes: u8) -> Result<Self, CliError> {
+    pub(super) fn prepare(nodes: u8, witness: bool) -> Result<Self, CliError> {
         let bin_dir = config::find_bin_dir(None).ok_or_else(|| {
             CliError::failed("no Postgres server is installed where rhone looks")
                 .hint("apt-get install postgresql-15, or set RHONE_PG_BIN to the folder of its programs")
@@ -72,8 +73,9 @@ impl DemoCluster {
             .enumerate()
             .filter_map(|(n, ports)| {
                 let [grpc, http, postgres] = *ports else { return None };
-                let name = format!("pg-{}", n + 1);
-                Some(Member { folder: folder.join(&name), name, grpc, http, postgres, child: None })
+                let witness = witness && n + 1 == usize::from(nodes);
+                let name = if witness { "witness".to_owned() } else { format!("pg-{}", n + 1) };
+                Some(Member { folder: folder.join(&name), name, grpc, http, postgres, witness, child: None })
             })
             .collect();
         let finder = Finder { own, bin_dir };
@@ -88,9 +90,16 @@ impl DemoCluster {
     fn furnish(&self, member: &Member, owner: Option<Owner>) -> Result<(), CliError> {
         folder::make(&member.folder, 0o755, None)?;
         folder::make(&member.folder.join("state"), 0o700, None)?;
+        if member.witness {
+            return self.write_configuration(member, owner);
+        }
         // Postgres' user clones into a folder beside the data, so it owns the one above.
         folder::make(&member.folder.join("pg"), 0o700, owner)?;
         folder::make(&member.folder.join("pg/data"), 0o700, owner)?;
+        self.write_configuration(member, owner)
+    }
+
+    fn write_configuration(&self, member: &Member, owner: Option<Owner>) -> Result<(), CliError> {
         let path = member.config();
         fs::write(&path, self.configuration(member, owner.is_some()))
             .map_err(|error| CliError::failed(format!("write {}: {error}", path.display())))
@@ -101,17 +110,24 @@ impl DemoCluster {
         let at = member.folder.display();
         let mut text = format!(
             "cluster = \"demo\"\n\n[node]\nname = \"{}\"\nstate-dir = \"{at}/state\"\n\
-             listen = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\npeers = [{}]\n\n\
-             [postgres]\nbin-dir = \"{}\"\ndata-dir = \"{at}/pg/data\"\nlisten = \"127.0.0.1:{}\"\n\
-             socket-dir = \"{at}/pg\"\n",
+             listen = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\npeers = [{}]\n",
             member.name,
             member.grpc,
             member.http,
             peers.join(", "),
+        );
+        if member.witness {
+            text.push_str("kind = \"witness\"\n");
+            return text;
+        }
+        // Writing to a String cannot fail.
+        let _ok = write!(
+            text,
+            "\n[postgres]\nbin-dir = \"{}\"\ndata-dir = \"{at}/pg/data\"\nlisten = \"127.0.0.1:{}\"\n\
+             socket-dir = \"{at}/pg\"\n",
             self.finder.bin_dir.display(),
             member.postgres,
         );
-        // Writing to a String cannot fail.
         if as_root {
             let _ok = writeln!(text, "user = \"{POSTGRES_USER}\"");
         }
@@ -130,12 +146,12 @@ impl DemoCluster {
 
     /// Where the members' Postgres servers listen.
     pub(super) fn postgres_ports(&self) -> Vec<u16> {
-        self.members.iter().map(|m| m.postgres).collect()
+        self.members.iter().filter(|m| !m.witness).map(|m| m.postgres).collect()
     }
 
     /// How to reach the demo from another terminal.
     pub(super) fn instructions(&self) -> Vec<String> {
-        let ports: Vec<String> = self.members.iter().map(|m| m.postgres.to_string()).collect();
+        let ports: Vec<String> = self.postgres_ports().iter().map(ToString::to_string).collect();
         let hosts = vec!["127.0.0.1"; ports.len()].join(",");
         let mut lines = vec![format!(
             "connect: psql 'host={hosts} port={} user=demo dbname=demo target_session_attrs=read-write'",
@@ -199,7 +215,7 @@ impl DemoCluster {
         Ok(killed)
     }
 
-    /// Waits until there is a writable primary and all others stream from it.
+    /// Waits until there is a writable primary, all others stream from it, and the witness votes.
     pub(super) async fn wait_until_whole(
         &mut self,
         limit: Duration,
@@ -233,13 +249,13 @@ impl DemoCluster {
     }
 
     fn is_whole(&self, status: &ClusterStatus) -> bool {
-        let (mut serving, mut streaming) = (0, 0);
+        let (mut serving, mut others) = (0, 0);
         for member in &status.members {
             let primary = status.primary.as_deref() == Some(member.name.as_str());
             serving += usize::from(primary && member.state == State::Running);
-            streaming += usize::from(!primary && member.state == State::Streaming);
+            others += usize::from(!primary && matches!(member.state, State::Streaming | State::Voting));
         }
-        status.writable && serving == 1 && streaming + 1 == self.members.len()
+        status.writable && serving == 1 && others + 1 == self.members.len()
     }
 
     /// A supervisor of the demo never ends by itself: when one does, its log says why.

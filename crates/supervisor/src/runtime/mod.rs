@@ -2,6 +2,7 @@
 //!
 //! - [`supervisor`]: puts one member together and takes it apart again.
 //! - [`node`]: the loop that looks after the local Postgres; [`leader`]: the Raft leader's loop.
+//! - `witness`: a member without Postgres.
 //! - [`lease`] and [`voter`]: the two halves of the lease.
 //! - [`local`] and [`effects`]: what is done to Postgres.
 
@@ -21,3 +22,4 @@ mod secret;
 pub mod shared;
 pub mod supervisor;
 pub mod voter;
+mod witness;

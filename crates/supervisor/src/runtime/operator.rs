@@ -162,7 +162,7 @@ impl Operator for RuntimeOperator {
         let applied = self.applied();
         let state = &applied.state;
         let table = self.shared.table.borrow().clone();
-        let now = self.shared.now();
+        let (now, raft) = (self.shared.now(), self.shared.consensus.status());
         let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
         for policy in &state.policies {
             let owner =
@@ -190,7 +190,8 @@ impl Operator for RuntimeOperator {
             .values()
             .map(|member| {
                 let received = table.get(&member.node);
-                let (role, what) = publish::role_and_state(received, state.epoch, now);
+                let voter = raft.voters.contains(&member.node);
+                let (role, what) = publish::what_it_does(member, voter, received, state.epoch, now);
                 MemberDecision {
                     name: member.name.clone(),
                     decision: format!("{role}, {what}"),

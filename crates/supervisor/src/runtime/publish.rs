@@ -14,7 +14,8 @@ use tokio::sync::watch;
 
 use crate::civil::WallTime;
 use crate::runtime::clock::{BootTime, wall_time};
-use crate::runtime::local::Local;
+use crate::runtime::lease::LeaseStatus;
+use crate::runtime::local::{Facts, Local};
 use crate::runtime::shared::{Shared, Table};
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State, SyncStatus};
@@ -31,7 +32,7 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 ///
 /// Who was primary of an epoch that is over by now is none any more, whatever its last report said:
 /// until the next one nothing else is known of it.
-pub(super) fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Moment) -> (Role, State) {
+fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Moment) -> (Role, State) {
     let Some(received) = received.filter(|r| now.millis_since(r.at) < UNREACHABLE_MS) else {
         return (Role::None, State::Unreachable);
     };
@@ -68,6 +69,28 @@ pub(super) fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Mom
         }
     };
     (role, state)
+}
+
+/// Returns what a member is and does, by its kind and report.
+pub(super) fn what_it_does(
+    member: &Member,
+    voter: bool,
+    received: Option<&Received>,
+    epoch: Epoch,
+    now: Moment,
+) -> (Role, State) {
+    match member.kind {
+        MemberKind::Data => role_and_state(received, epoch, now),
+        MemberKind::Witness => {
+            let heard = received.is_some_and(|r| now.millis_since(r.at) < UNREACHABLE_MS);
+            let state = match (heard, voter) {
+                (true, true) => State::Voting,
+                (true, false) => State::Starting,
+                (false, _) => State::Unreachable,
+            };
+            (Role::Witness, state)
+        }
+    }
 }
 
 /// Returns the cluster at a glance, as this member knows it.
@@ -161,10 +184,7 @@ fn member_status(
     now: Moment,
 ) -> MemberStatus {
     let received = table.get(&member.node);
-    let (role, state) = match member.kind {
-        MemberKind::Witness => (Role::Witness, State::Voting),
-        MemberKind::Data => role_and_state(received, epoch, now),
-    };
+    let (role, state) = what_it_does(member, voter, received, epoch, now);
     let address = member.postgres.parse::<crate::config::Address>().ok();
     let position = received.and_then(|r| r.report.instance.position());
     let lag = match (role, primary_lsn, position) {
@@ -270,13 +290,17 @@ fn history_entry(entry: &StateHistory) -> HistoryEntry {
 }
 
 /// Publishes this member's view whenever it changes.
-pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver<Arc<LocalView>> {
-    let (tell, told) = watch::channel(Arc::new(local_view(shared, local)));
-    let (shared, local) = (Arc::clone(shared), Arc::clone(local));
+///
+/// Without a local Postgres (a witness) there is nothing but the cluster to show.
+pub(super) fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> watch::Receiver<Arc<LocalView>> {
+    let (tell, told) = watch::channel(Arc::new(local_view(shared, &Here::of(local))));
+    let (shared, local) = (Arc::clone(shared), local.map(Arc::clone));
     tokio::spawn(async move {
         let mut own = shared.own.subscribe();
         let mut state = shared.consensus.state();
-        let mut lease = local.lease.changes();
+        // A witness has no lease: for it that branch never comes.
+        let (never, unchanged) = watch::channel(LeaseStatus::default());
+        let mut lease = local.as_ref().map_or(unchanged, |local| local.lease.changes());
         let mut shown = BootTime::ZERO;
         loop {
             tokio::select! {
@@ -293,8 +317,10 @@ pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver
                 }
                 () = tokio::time::sleep(PUBLISH_EVERY) => {}
             }
-            shown = local.lease.status().until;
-            if tell.send(Arc::new(local_view(&shared, &local))).is_err() {
+            let here = Here::of(local.as_ref());
+            shown = here.lease.until;
+            if tell.send(Arc::new(local_view(&shared, &here))).is_err() {
+                drop(never);
                 return;
             }
         }
@@ -302,7 +328,27 @@ pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver
     told
 }
 
-fn local_view(shared: &Shared, local: &Local) -> LocalView {
+/// What is so of the local Postgres; nothing on a witness.
+#[derive(Default)]
+struct Here {
+    facts: Facts,
+    lease: LeaseStatus,
+    frozen: bool,
+    fences: u64,
+}
+
+impl Here {
+    fn of(local: Option<&Arc<Local>>) -> Self {
+        local.map_or_else(Self::default, |local| Self {
+            facts: local.facts().clone(),
+            lease: local.lease.status(),
+            frozen: local.frozen(),
+            fences: local.guardian.page().fences(),
+        })
+    }
+}
+
+fn local_view(shared: &Shared, here: &Here) -> LocalView {
     let applied = Arc::clone(&shared.consensus.state().borrow());
     let state = &applied.state;
     let raft = shared.consensus.status();
@@ -310,9 +356,9 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
     let own = shared.own.borrow().clone();
     let now = shared.now();
     let received = own.as_ref().map(|report| Received { at: now, report: report.clone() });
-    let (role, own_state) = role_and_state(received.as_ref(), Epoch(0), now);
-    let facts = local.facts().clone();
-    let lease = local.lease.status();
+    let voter = raft.voters.contains(&shared.me());
+    let (role, own_state) = what_it_does(&shared.member(), voter, received.as_ref(), Epoch(0), now);
+    let Here { facts, lease, .. } = here;
     let open = matches!(own.as_ref().map(|report| &report.instance),
         Some(Instance::Primary { gate_open: true, epoch, .. }) if *epoch == lease.epoch);
     let position = own.as_ref().and_then(|report| report.instance.position());
@@ -322,7 +368,7 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
         name: shared.config.node.name.clone(),
         role,
         state: own_state,
-        writable_primary: open && !local.frozen(),
+        writable_primary: open && !here.frozen,
         lease_until: Some(Duration::from_nanos(lease.until.as_nanos())),
         loop_at: Some(Duration::from_nanos(now.0)),
         epoch: state.epoch,
@@ -347,7 +393,7 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
         history: history(state),
         certificates: shared.security.as_deref().map(certificates),
         counters: Counters {
-            fences: local.guardian.page().fences(),
+            fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),
             promotions: state.history.iter().filter(|entry| entry.to == shared.config.node.name).count()
                 as u64,

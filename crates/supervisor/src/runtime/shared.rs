@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use rhone_consensus::Consensus;
-use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
+use rhone_consensus::command::{ClusterCommand, Member, Outcome};
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::settings::Timing;
@@ -82,7 +82,7 @@ impl Shared {
         Member {
             node: hard.node_id,
             name: config.node.name.clone(),
-            kind: MemberKind::Data,
+            kind: config.kind(),
             incarnation: hard.incarnation,
             address: config.node.advertise.to_string(),
             postgres: config.postgres_advertise(),

@@ -32,7 +32,7 @@ impl Local {
     /// initdb failed.
     pub async fn init_db(&self) -> Result<(), LocalError> {
         let options = InitOptions {
-            superuser: self.shared.config.postgres.superuser.clone(),
+            superuser: self.config.superuser.clone(),
             locale: "C.UTF-8".to_owned(),
             wal_segment_mib: 16,
         };

@@ -28,6 +28,7 @@ use rhone_pgctl::slots::slot_name;
 use rhone_pgctl::user::OsUser;
 use rhone_pgctl::wal::{SystemId, Timeline, WalPosition};
 
+use crate::config::Postgres;
 use crate::guardian::{Guardian, GuardianError};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
@@ -119,6 +120,8 @@ pub struct Local {
     pub guardian: Guardian,
     /// The lease.
     pub lease: Lease,
+    /// `[postgres]` of the configuration.
+    pub config: Postgres,
     /// Postgres's programs.
     pub install: Installation,
     /// Who runs Postgres.
@@ -135,14 +138,16 @@ impl Local {
         shared: Arc<Shared>,
         guardian: Guardian,
         lease: Lease,
+        config: Postgres,
         install: Installation,
         user: OsUser,
     ) -> Self {
-        let target = target(&shared);
+        let target = target(&config);
         Self {
             shared,
             guardian,
             lease,
+            config,
             install,
             user,
             connection: tokio::sync::Mutex::new(LocalConnection::new(target)),
@@ -178,11 +183,11 @@ impl Local {
 
     /// Returns how our own sessions connect.
     pub fn target(&self) -> Target {
-        target(&self.shared)
+        target(&self.config)
     }
 
     pub(super) fn data_dir(&self) -> &std::path::Path {
-        &self.shared.config.postgres.data_dir
+        &self.config.data_dir
     }
 
     /// Returns the directory beside the data directory for what Postgres's user has to read and
@@ -256,7 +261,7 @@ impl Local {
     fn access(&self) -> AccessRules {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         let lines = &applied.state.settings.pg_hba;
-        let config = &self.shared.config.postgres;
+        let config = &self.config;
         let me = OsUser::current();
         let mut os_users = vec![self.user.name.clone(), "root".to_owned()];
         if !os_users.contains(&me.name) {
@@ -381,7 +386,6 @@ pub fn work_dir(data_dir: &std::path::Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn target(shared: &Shared) -> Target {
-    let config = &shared.config.postgres;
+fn target(config: &Postgres) -> Target {
     Target::new(config.socket_dir.clone(), config.listen.port, config.superuser.clone())
 }

@@ -98,7 +98,7 @@ impl Local {
     }
 
     fn start_spec(&self) -> StartSpec {
-        let config = &self.shared.config.postgres;
+        let config = &self.config;
         let options = StartOptions {
             listen_addresses: config.listen.host.clone(),
             port: config.listen.port,
