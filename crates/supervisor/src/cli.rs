@@ -7,6 +7,7 @@ pub mod args;
 pub mod certs;
 mod check;
 mod client;
+mod events;
 mod exit;
 mod explain;
 mod history;
@@ -72,6 +73,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Explain => explain::run(&global, terminal).await,
         Command::History { limit } => history::run(&global, limit, terminal).await,
         Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
+        Command::Events { follow } => events::run(&global, follow, terminal).await,
         Command::Pause => hold::pause(&global, true, terminal).await,
         Command::Resume => hold::pause(&global, false, terminal).await,
         Command::Fence { name, yes, no_wait } => {

@@ -45,6 +45,13 @@ fn paused_means_that_nobody_takes_over_until_resumed() -> Result<()> {
     ensure!(cluster.epoch()? == epoch, "somebody took over while paused; {}", cluster.dump());
     ensure!(cluster.status(other)?["writable"] == false, "the lost primary is still called writable");
     run(&cluster, other, &["resume"], 0)?;
+    let events = run(&cluster, other, &["events", "-o", "json"], 0)?;
+    for reason in ["paused", "resumed"] {
+        ensure!(
+            events.matches(&format!("\"reason\":\"{reason}\"")).count() == 1,
+            "{reason} is not told once: {events}"
+        );
+    }
     workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
     cluster.start_node(primary)?;
     cluster.wait_whole()?;
@@ -83,7 +90,10 @@ fn a_fenced_member_stays_stopped_until_it_is_let_go() -> Result<()> {
     // The primary: only by handing over, and then it is the other one that serves.
     let said = run(&cluster, third, &["fence", &name(primary)], 3)?;
     ensure!(said.contains("is the primary") && said.contains("--yes"), "{said}");
-    run(&cluster, third, &["fence", &name(primary), "--yes"], 0)?;
+    // A Raft leader that is new has to hear from the standby first, and refuses until then.
+    cluster.wait_until("the primary is fenced", || {
+        run(&cluster, third, &["fence", &name(primary), "--yes"], 0).map(drop)
+    })?;
     ensure!(cluster.node(primary)?.postmaster().is_none(), "the former primary's Postgres runs");
     workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
     // Nobody is left to hand over to.

@@ -7,10 +7,11 @@ use rhone_consensus::command::{ClusterCommand, Handover, Outcome};
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_consensus::{AppliedState, ConsensusError};
 
+use crate::runtime::events::Events;
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::status::{
-    ClusterStatus, Explanation, FenceRequest, HistoryEntry, MemberDecision, Operator, OperatorError, State,
+    ClusterStatus, Explanation, FenceRequest, HistoryEntry, MemberDecision, Operator, OperatorError, State, Subscription,
     SwitchoverReply, SwitchoverRequest,
 };
 
@@ -27,12 +28,14 @@ const SWITCHOVER_LAG: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct RuntimeOperator {
     shared: Arc<Shared>,
+    events: Arc<Events>,
 }
 
 impl RuntimeOperator {
     /// Makes it.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        let events = Events::start(&shared);
+        Self { shared, events }
     }
 
     fn applied(&self) -> Arc<AppliedState> {
@@ -236,6 +239,10 @@ impl Operator for RuntimeOperator {
         Ok(reply)
     }
 
+    fn events(&self) -> Option<Subscription> {
+        Some(self.events.subscribe())
+    }
+
     async fn fence(&self, request: FenceRequest) -> Result<SwitchoverReply, OperatorError> {
         self.leading()?;
         let applied = self.applied();
@@ -259,6 +266,10 @@ impl Operator for RuntimeOperator {
             let handover =
                 SwitchoverRequest { expected_epoch, idempotency_key, ..SwitchoverRequest::default() };
             reply = self.switchover(handover).await?;
+            if reply.to.as_ref() == Some(&request.name) {
+                let text = format!("no standby could take over; {} is primary again", request.name);
+                return Err(OperatorError::Failed(text));
+            }
         }
         tracing::info!(member = %request.name, fenced = request.fenced, "an operator fences or lets go");
         self.propose(ClusterCommand::SetFenced { node, fenced: request.fenced }).await?;
