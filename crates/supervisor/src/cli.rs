@@ -73,6 +73,10 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Explain => explain::run(&global, terminal).await,
         Command::History { limit } => history::run(&global, limit, terminal).await,
         Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
+        Command::Failover { to, accept_data_loss, no_wait } => {
+            let flags = operate::FailoverFlags { to, accept_data_loss, no_wait };
+            operate::failover(&global, flags, terminal).await
+        }
         Command::Events { follow } => events::run(&global, follow, terminal).await,
         Command::Pause => hold::pause(&global, true, terminal).await,
         Command::Resume => hold::pause(&global, false, terminal).await,

@@ -5,6 +5,7 @@
 
 mod address;
 mod build;
+mod connecting;
 mod file;
 mod inspect;
 mod keys;
@@ -17,10 +18,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
-
+use rhone_consensus::settings::SyncMode;
 use crate::tls::TlsFiles;
 
 pub use self::address::Address;
+pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
@@ -39,6 +41,10 @@ pub struct Config {
     pub node: Node,
     /// `[postgres]`; none: a witness, which votes and never runs Postgres.
     pub postgres: Option<Postgres>,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[pgbouncer]`.
+    pub pooler: Option<Pooler>,
     /// `[tls]`.
     pub tls: Tls,
     /// `[bootstrap]`.
@@ -105,6 +111,10 @@ pub struct Bootstrap {
     pub timing: Timing,
     /// Bytes of WAL that a failover may lose at most, as far as voters heard of them.
     pub max_lag_on_failover: u64,
+    /// How commits wait for standbys; absent: as the founding members allow.
+    pub sync: Option<SyncMode>,
+    /// For how many standbys; absent: half the data members, rounded down.
+    pub sync_required: Option<u32>,
     /// Lines of `pg_hba.conf` before those that Rhone manages.
     pub pg_hba: Vec<String>,
     /// A database to make, with an owner of the same name unless `owner` is set.

@@ -66,10 +66,6 @@ struct Toll {
 ///
 /// When the cluster cannot be started or does not do what it should; all is cleaned up then too.
 pub async fn demo(options: DemoOptions, json: bool, terminal: &mut Terminal) -> Result<(), CliError> {
-    if options.sync {
-        let message = "--sync: synchronous mode is not there yet in this version";
-        return Err(CliError::new(Exit::Usage, message).hint("`rhone demo --kill-primary` works"));
-    }
     if options.kill_primary && options.nodes < 3 {
         return Err(CliError::new(Exit::Usage, "--kill-primary needs at least 3 members"));
     }
@@ -77,7 +73,7 @@ pub async fn demo(options: DemoOptions, json: bool, terminal: &mut Terminal) -> 
         let message = "--witness needs at least 3 members: two with data, and the witness";
         return Err(CliError::new(Exit::Usage, message));
     }
-    let mut cluster = DemoCluster::prepare(options.nodes, options.witness)?;
+    let mut cluster = DemoCluster::prepare(&options)?;
     let complete = Cell::new(false);
     let outcome = tokio::select! {
         outcome = show(&mut cluster, &options, json, terminal, &complete) => outcome,

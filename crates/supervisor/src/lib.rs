@@ -10,6 +10,8 @@ pub mod config;
 pub mod decide;
 pub mod demo;
 pub mod guardian;
+pub mod pooler;
+pub mod proxy;
 pub mod run;
 pub mod runtime;
 pub mod status;

@@ -15,9 +15,9 @@ use crate::cleanup::{self, Leftovers};
 use crate::clock::Moment;
 use crate::history::Key;
 use crate::namespace::{Means, Network, Place};
-use crate::node::{GRPC_PORT, Node, POSTGRES_PORT};
+use crate::node::{Extras, GRPC_PORT, Node, POSTGRES_PORT};
 use crate::process::{self, Output, Signal};
-use crate::sql::{Rows, ask};
+use crate::sql::{Door, Rows, ask};
 use crate::workload::{DATABASE, Plan, TABLE, Workload};
 
 /// What is generous for any change of state on a loaded two-core machine.
@@ -25,7 +25,8 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: Duration = Duration::from_secs(2);
 
 /// The replicated `sync` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Sync {
     /// Asynchronous: a bounded loss.
     Off,
@@ -40,12 +41,18 @@ pub enum Sync {
 pub struct Spec {
     /// How many members, a witness too.
     pub members: usize,
+    /// What each node is given.
+    pub extras: Extras,
     /// Whether the last member is a witness.
     pub witness: bool,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
     pub bootstrap: String,
+    /// Further tables of each member's file; `{address}` and `{folder}` are the member's.
+    pub tables: String,
+    /// Further Postgres parameters.
+    pub postgres: String,
     /// The program under test instead of `rhone`, for tests of the harness itself.
     pub program: Option<PathBuf>,
 }
@@ -53,7 +60,16 @@ pub struct Spec {
 impl Spec {
     /// An asynchronous cluster.
     pub fn asynchronous(members: usize) -> Self {
-        Self { members, witness: false, sync: Sync::Off, bootstrap: String::new(), program: None }
+        Self {
+            members,
+            witness: false,
+            extras: Extras::default(),
+            sync: Sync::Off,
+            bootstrap: String::new(),
+            tables: String::new(),
+            postgres: String::new(),
+            program: None,
+        }
     }
 
     /// The same with a witness as its last member.
@@ -69,8 +85,8 @@ impl Spec {
         };
         format!(
             "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
-             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n",
-            self.bootstrap
+             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",
+            self.bootstrap, self.postgres
         )
     }
 }
@@ -104,6 +120,7 @@ pub struct Cluster {
     folder: PathBuf,
     network: Network,
     group: Option<Group>,
+    /// The data members, then the witness.
     nodes: Vec<Node>,
     keep: bool,
     /// Something went wrong: the logs are worth keeping.
@@ -153,14 +170,16 @@ impl Cluster {
             None => crate::binary::rhone()?,
         };
         let mut nodes = (0..spec.members)
-            .map(|index| Node::create(index, folder, group.as_ref(), &network, &program))
+            .map(|index| Node::create(index, spec.extras, folder, group.as_ref(), (&network, &program)))
             .collect::<Result<Vec<_>>>()?;
         if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
             last.be_witness();
         }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
-            node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
+            let tables = spec.tables.replace("{address}", &node.address().to_string());
+            let tables = tables.replace("{folder}", &node.folder().display().to_string());
+            node.configure(&peers, id, &format!("{tables}\n{}", spec.bootstrap(network.client_range())))?;
         }
         Ok((network, group, nodes))
     }
@@ -168,7 +187,7 @@ impl Cluster {
     /// Builds and starts a cluster, waits until it is whole, and makes the clients' database.
     pub fn start(spec: &Spec) -> Result<Self> {
         let mut cluster = Self::create(spec)?;
-        for index in 0..spec.members {
+        for index in 0..cluster.nodes.len() {
             cluster.start_node(index)?;
         }
         cluster.prepare_database()?;
@@ -234,6 +253,12 @@ impl Cluster {
         let servers: Vec<(Ipv4Addr, u16)> =
             self.data_nodes().map(|(_, node)| (node.address(), POSTGRES_PORT)).collect();
         Workload::start(&self.network, &servers, plan)
+    }
+
+    /// How clients reach each data member, with its index.
+    pub fn doors(&self) -> Vec<(usize, Door)> {
+        let door = |node: &Node| Door::Tcp { address: node.address(), port: POSTGRES_PORT };
+        self.data_nodes().map(|(index, node)| (index, door(node))).collect()
     }
 
     /// Takes the power from a node. In a black hole the node stays cut until [`Network::heal`].
@@ -391,13 +416,39 @@ impl Cluster {
         self.wait_until("one primary, all others streaming", || self.whole(absent))
     }
 
+    /// Waits until all data members answer, one is primary, and all others stream from it.
+    pub fn wait_whole_up_to(&self, limit: Duration) -> Result<usize> {
+        self.wait_up_to(limit, "one primary, all others streaming", || self.whole(&[]))
+    }
+
+    /// Waits until Rhone says that a failover now would lose nothing: only then may the next fault of a
+    /// synchronous cluster be expected to be answered by one. No evidence of anything.
+    pub fn wait_secured(&self) -> Result<()> {
+        self.wait_until("a failover now would lose nothing", || {
+            let mut said = String::new();
+            for index in 0..self.members() {
+                let Ok(status) = self.status(index) else { continue };
+                said = status.get("failover_would_lose").map(ToString::to_string).unwrap_or_default();
+                if said == "\"nothing\"" {
+                    return Ok(());
+                }
+            }
+            bail!("a failover now would lose {said}")
+        })
+    }
+
     /// Waits for a condition; when it does not come, says what the nodes said last.
     pub fn wait_until<T>(&self, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
+        self.wait_up_to(LIMIT, what, condition)
+    }
+
+    /// The same with another limit.
+    pub fn wait_up_to<T>(&self, limit: Duration, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
         let start = Moment::now();
         loop {
             match condition() {
                 Ok(value) => return Ok(value),
-                Err(reason) if start.elapsed() > LIMIT => {
+                Err(reason) if start.elapsed() > limit => {
                     return Err(reason.context(format!("wait for: {what}; {}", self.dump())));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(50)),
@@ -430,6 +481,12 @@ impl Cluster {
         Ok(found)
     }
 
+    /// Reads the rows of one member now.
+    pub fn rows_of(&self, index: usize) -> Result<BTreeSet<Key>> {
+        let limit = Duration::from_secs(30);
+        Ok(keys(&ask(&self.node(index)?.door(), DATABASE, "SELECT client, seq FROM writes", limit)?))
+    }
+
     /// Says what the nodes said last, for a failure's message; the whole logs are kept.
     pub fn dump(&self) -> String {
         self.failed.store(true, Ordering::Relaxed);
@@ -460,6 +517,12 @@ impl Cluster {
                 drop(std::fs::copy(&from, to.join(name)));
             }
         }
+    }
+
+    /// Where the logs of a cluster that failed are.
+    pub fn kept_logs(&self) -> PathBuf {
+        self.failed.store(true, Ordering::Relaxed);
+        self.kept()
     }
 
     /// Lets all supervisors, guardians and nodes that were stopped go on. What a guardian has

@@ -11,7 +11,9 @@ use tonic::{Request, Response, Status};
 use super::convert::to_change_reply;
 use super::proto::v1;
 use super::proto::v1::admin_server::{Admin, AdminServer};
-use crate::status::{FailoverRequest, FenceRequest, Operator, OperatorError, Subscription, SwitchoverReply, SwitchoverRequest};
+use crate::status::{
+    FailoverRequest, FenceRequest, Operator, OperatorError, Subscription, SwitchoverReply, SwitchoverRequest,
+};
 
 /// A request to `Admin` larger than this is refused: each holds a few names.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -113,6 +115,7 @@ impl<O: Operator> Admin for AdminService<O> {
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
             accept_data_loss: request.accept_data_loss,
+            by: request.by,
             no_wait: request.no_wait,
         });
         Ok(Response::new(to_change_reply(outcome.await)?))
@@ -158,10 +161,7 @@ impl<O: Operator> Admin for AdminService<O> {
         Ok(Response::new(v1::DsnReply { dsn }))
     }
 
-    async fn events(
-        &self,
-        request: Request<v1::EventsRequest>,
-    ) -> Result<Response<EventStream>, Status> {
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<EventStream>, Status> {
         let Some(Subscription { recent, next }) = self.operator.events() else {
             return Err(OperatorError::NotImplemented { what: "the event stream".to_owned() }.into());
         };

@@ -14,8 +14,8 @@ use tonic::{Request, Response, Status};
 
 use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
-    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, RenewReply,
-    RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
+    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, PausePoolerReply,
+    PausePoolerRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
@@ -81,17 +81,17 @@ impl AgentService {
     }
 }
 
-/// Takes a call apart: whom its connection's certificate names, and the message.
-fn opened<T>(request: Request<T>) -> (Option<Certified>, T) {
-    (request.extensions().get::<Certified>().cloned(), request.into_inner())
-}
-
 /// Names a kind of member as [`HelloReply`] has it.
 fn kind_name(kind: MemberKind) -> &'static str {
     match kind {
         MemberKind::Data => "data",
         MemberKind::Witness => "witness",
     }
+}
+
+/// Takes a call apart: whom its connection's certificate names, and the message.
+fn opened<T>(request: Request<T>) -> (Option<Certified>, T) {
+    (request.extensions().get::<Certified>().cloned(), request.into_inner())
 }
 
 /// Says who this member is and what its store holds.
@@ -201,8 +201,14 @@ impl Agent for AgentService {
             });
             reply.table = codec::pack(&table_rows(&self.shared.table.borrow(), now));
         }
-        // Only a member that the state names with this very store gets the password.
+        // Only a member that the state names with this very store gets the password, or gives it.
         let named = self.shared.consensus.state().borrow().state.members.contains_key(&node);
+        if named
+            && let Ok(secret) = String::from_utf8(request.replication_secret)
+            && let Err(error) = self.shared.secret.keep(&secret)
+        {
+            tracing::warn!(%error, "could not keep the replication password");
+        }
         if named && let Some(secret) = self.shared.secret.get() {
             reply.replication_secret = secret.into_bytes();
         }
@@ -236,6 +242,19 @@ impl Agent for AgentService {
             LogIndex(request.membership),
         );
         Ok(Response::new(renew_reply(request.seq, result)))
+    }
+
+    async fn pause_pooler(
+        &self,
+        request: Request<PausePoolerRequest>,
+    ) -> Result<Response<PausePoolerReply>, Status> {
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
+        let epoch = Epoch(request.epoch);
+        self.owner_at_most(node, epoch)?;
+        let pooler = self.shared.config.pooler.as_ref();
+        let paused = crate::pooler::pause_here(&self.shared.pooler, pooler, epoch).await;
+        Ok(Response::new(PausePoolerReply { paused }))
     }
 }
 

@@ -138,6 +138,18 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Fails over by hand, without the old primary; refused where acknowledged commits would be lost
+    Failover {
+        /// The next primary [default: whoever has the most]
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        /// Go on although acknowledged commits may be lost; the history records who said so
+        #[arg(long)]
+        accept_data_loss: bool,
+        /// Return as soon as it has begun
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// A private CA for TLS between members and with operators
     #[command(subcommand)]
     Certs(Certs),

@@ -225,14 +225,13 @@ async fn a_member_that_does_not_lead_names_who_does() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_yet_is_a_usage_error() {
+async fn a_demo_that_cannot_be_is_a_usage_error() {
     let member = Member::start(FakeOperator::default());
     check(
-        member.run("demo --sync").await,
+        member.run("demo --sync --witness --nodes 2").await,
         expect![[r#"
         ---- stderr
-        error: --sync: synchronous mode is not there yet in this version
-        hint: `rhone demo --kill-primary` works
+        error: --witness needs at least 3 members: two with data, and the witness
         ---- Usage
     "#]],
     );

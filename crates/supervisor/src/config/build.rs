@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rhone_consensus::command::MemberKind;
+use rhone_consensus::settings::SyncMode;
 use rhone_pgctl::settings::check_parameters;
 
 use super::address::Address;
@@ -29,20 +30,28 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
             Some(None)
         }
     };
-    for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
-        let address = address(entries, key);
-        if address.is_some() {
-            let hint = "remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary";
-            entries.complain(key, "the proxy ports are not there yet in this version", Some(hint));
-        }
-    }
+    let proxy = super::connecting::proxy(entries);
+    let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
     let config =
-        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
+        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
+    refuse_too_many_standbys(entries, &config);
     Some(config)
+}
+
+/// Each of the founding members has Postgres or votes only: there cannot be more standbys than others.
+fn refuse_too_many_standbys(entries: &mut Entries, config: &Config) {
+    let members = config.node.peers.len();
+    let standbys = u32::try_from(members.saturating_sub(1)).unwrap_or(u32::MAX);
+    if let Some(required) = config.bootstrap.sync_required.filter(|required| *required > standbys) {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message =
+            format!("sync-required = {required} asks for more standbys than {members} members can have");
+        entries.complain("bootstrap.sync-required", message, Some(hint));
+    }
 }
 
 /// Takes a name: what fits in a slot's name, an application name and a DNS label.
@@ -60,11 +69,11 @@ fn name(entries: &mut Entries, key: &str) -> Option<String> {
     })
 }
 
-fn address(entries: &mut Entries, key: &str) -> Option<Address> {
+pub(super) fn address(entries: &mut Entries, key: &str) -> Option<Address> {
     entries.parsed(key, str::parse)
 }
 
-fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
+pub(super) fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
     entries.parsed(key, |text| {
         let path = PathBuf::from(text);
         if path.is_absolute() { Ok(path) } else { Err(format!("\"{text}\" is not an absolute path")) }
@@ -72,7 +81,7 @@ fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
 }
 
 /// Takes one of a few words.
-fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
+pub(super) fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
     entries.parsed(key, |text| {
         words.iter().find(|word| **word == text).copied().ok_or_else(|| {
             let near = nearest(text, words.iter().copied());
@@ -157,7 +166,7 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
 }
 
 /// A default for a key that was not set; none when it was set badly.
-fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
+pub(super) fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
     (!entries.is_set(key)).then(|| Address { host: "127.0.0.1".to_owned(), port })
 }
 
@@ -279,6 +288,7 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
     let listeners: Vec<(&str, &Address)> = listeners
         .into_iter()
         .chain(config.postgres.as_ref().map(|postgres| ("postgres.listen", &postgres.listen)))
+        .chain(super::connecting::listeners(config))
         .collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {
@@ -295,24 +305,24 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
 }
 
 fn bootstrap(entries: &mut Entries) -> Bootstrap {
-    let sync = word(entries, "bootstrap.sync", &["off", "quorum", "strict"]);
-    if let Some(mode @ ("quorum" | "strict")) = sync {
-        let hint = "write sync = \"off\" until then; a failover may lose up to max-lag-on-failover";
-        let message = format!("sync = \"{mode}\" comes with the next release (synchronous modes)");
-        entries.complain("bootstrap.sync", message, Some(hint));
-    }
-    if entries.integer("bootstrap.sync-required", 1..13).is_some() && sync.is_none_or(|mode| mode == "off") {
-        let hint = "remove it; it comes with the synchronous modes of the next release";
-        entries.complain(
-            "bootstrap.sync-required",
-            "`bootstrap.sync-required` means nothing with sync = \"off\"",
-            Some(hint),
-        );
+    let sync = match word(entries, "bootstrap.sync", &["off", "quorum", "strict"]) {
+        Some("off") => Some(SyncMode::Off),
+        Some("quorum") => Some(SyncMode::Quorum),
+        Some("strict") => Some(SyncMode::Strict),
+        Some(_) | None => None,
+    };
+    let required = entries.integer("bootstrap.sync-required", 1..13);
+    if required.is_some() && sync == Some(SyncMode::Off) {
+        let hint = "remove it, or write sync = \"quorum\"";
+        let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
+        sync,
+        sync_required: required,
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

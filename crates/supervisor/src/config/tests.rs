@@ -5,7 +5,7 @@ use std::time::Duration;
 use expect_test::expect;
 use rhone_consensus::command::MemberKind;
 
-use super::{Config, Environment, Timing, Tls};
+use super::{Config, Environment, SyncMode, Timing, Tls};
 
 const SOUND: &str = r#"cluster = "main"
 [node]
@@ -219,21 +219,42 @@ fn timings_that_contradict_each_other_show_the_inequality() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
+fn how_commits_wait_is_as_set_or_left_to_the_founding_members() {
+    let sync = |lines: &str| {
+        let peers = "peers = [\"127.0.0.1:7400\", \"127.0.0.2:7400\", \"127.0.0.3:7400\"]";
+        let text = SOUND.replace("peers = [\"127.0.0.1:7400\"]", peers);
+        let config = load(&format!("{text}[bootstrap]\n{lines}\n"), &[]).expect("sound");
+        (config.bootstrap.sync, config.bootstrap.sync_required)
+    };
+    assert_eq!(sync(""), (None, None));
+    assert_eq!(sync("sync = \"off\""), (Some(SyncMode::Off), None));
+    assert_eq!(sync("sync = \"strict\"\nsync-required = 2"), (Some(SyncMode::Strict), Some(2)));
+    assert_eq!(sync("sync = \"quorum\""), (Some(SyncMode::Quorum), None));
     with(
         "bootstrap",
-        "sync = \"quorum\"",
-        expect![[r#"
-        error: rhone.toml:8: sync = "quorum" comes with the next release (synchronous modes)
-        hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
+        "sync = \"quorm\"",
+        expect![[
+            r#"error: rhone.toml:8: `bootstrap.sync`: "quorm" is none of off, quorum, strict; did you mean "quorum"?"#
+        ]],
     );
     with(
-        "proxy",
-        "rw = \"0.0.0.0:5000\"",
+        "bootstrap",
+        "sync-required = 1",
         expect![[r#"
-        error: rhone.toml:8: the proxy ports are not there yet in this version
-        hint: remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary"#]],
+        error: rhone.toml:8: sync-required = 1 asks for more standbys than 1 members can have
+        hint: leave it out: half the data members, rounded down, lets any one of them fail"#]],
     );
+    let off = SOUND.replace("7400\"]", "7400\", \"127.0.0.2:7400\"]");
+    check(
+        &format!("{off}[bootstrap]\nsync = \"off\"\nsync-required = 1\n"),
+        expect![[r#"
+        error: rhone.toml:9: `bootstrap.sync-required` means nothing with sync = "off"
+        hint: remove it, or write sync = "quorum""#]],
+    );
+}
+
+#[test]
+fn keys_that_belong_together_are_asked_for() {
     with(
         "tls",
         "cert = \"/etc/rhone/pg-1.crt\"",
@@ -243,6 +264,31 @@ fn what_is_not_there_yet_says_so() {
             error: rhone.toml: `tls.key` is missing
             hint: write key = "/etc/rhone/pg-1.key" in [tls], or set RHONE_TLS_KEY"#]],
     );
+}
+
+#[test]
+fn the_ports_for_clients_are_checked() {
+    with(
+        "proxy",
+        "rw = \"0.0.0.0:5432\"\nwait = \"10\"\nmax-connection = 5",
+        expect![[r#"
+            error: rhone.toml:8: `proxy.rw` and `postgres.listen` both listen on port 5432
+            error: rhone.toml:9: `proxy.wait`: a duration has a unit: 500ms, 1.5s, 2min, 1h
+            error: rhone.toml:10: unknown key `max-connection` in [proxy]
+            hint: did you mean `max-connections`?"#]],
+    );
+    with("pgbouncer", "pool-mode = \"transactions\"", expect![[r#"
+        error: rhone.toml:8: `pgbouncer.pool-mode`: "transactions" is none of session, transaction, statement; did you mean "transaction"?
+        error: rhone.toml: `pgbouncer.users-file` is missing
+        hint: write users-file = "/etc/pgbouncer/userlist.txt" in [pgbouncer], or set RHONE_PGBOUNCER_USERS_FILE"#]]);
+    let text = format!("{SOUND}\n[proxy]\nrw = \"0.0.0.0:5000\"\nidle-timeout = \"0\"\n");
+    let config = load(&text, &[]).expect("sound");
+    assert_eq!(config.proxy.rw.map(|address| address.port), Some(5000));
+    assert_eq!((config.proxy.ro, config.proxy.idle_timeout), (None, None));
+    assert_eq!(config.pooler, None);
+    let text = format!("{SOUND}\n[pgbouncer]\nusers-file = \"/etc/pgbouncer/userlist.txt\"\n");
+    let pooler = load(&text, &[]).expect("sound").pooler.expect("a pooler");
+    assert_eq!((pooler.listen.port, pooler.mode.word()), (6432, "transaction"));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use rhone_consensus::command::{Grant, MemberKind};
 use rhone_consensus::ids::Epoch;
 use rhone_consensus::ledger::Lineage;
+use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::Phase;
 
 use super::decision::{Effect, NodeDecision, Reason};
@@ -159,6 +160,9 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Primary { .. } if view.leave_now => {
             NodeDecision::Act(Effect::HandOver, epoch, Reason::Leaving)
         }
+        Instance::Primary { .. } if policy_is_due(view) => {
+            NodeDecision::Act(Effect::SetPolicy, epoch, Reason::PolicyChanges)
+        }
         Instance::Primary { gate_open: false, .. } => {
             NodeDecision::Act(Effect::OpenGate, epoch, Reason::GateClosed)
         }
@@ -167,6 +171,14 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Hung { .. } => NodeDecision::Rest(Reason::Hung),
         Instance::Unknown | Instance::Absent | Instance::Unusable(_) => NodeDecision::Rest(Reason::OwnerDown),
     }
+}
+
+/// Whether the newest policy is not in force yet, and that matters: Postgres is set to another one,
+/// or the older ones can go once it is. A log that is behind never takes Postgres back.
+fn policy_is_due(view: &NodeView<'_>) -> bool {
+    let Some(newest) = view.state.policy().map(|policy| policy.number) else { return false };
+    view.policy.is_none_or(|set| set < newest)
+        || (view.policy == Some(newest) && view.state.policy_changes() && view.secured != Some(newest))
 }
 
 fn hands_over(view: &NodeView<'_>) -> bool {
@@ -193,6 +205,9 @@ pub fn down(view: &NodeView<'_>) -> Option<(Epoch, String)> {
     let promoting = view.state.phase == Phase::Granted;
     if let Some(detail) = view.start_failed.filter(|_| promoting) {
         return why(detail);
+    }
+    if view.stranger && !matches!(view.instance, Instance::Primary { .. } | Instance::Absent) {
+        return why("the data directory is not the one that this member is known to have");
     }
     match view.instance {
         Instance::Absent => why("the data directory is gone"),
@@ -302,8 +317,10 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     if view.leaving {
         return resting(view).unwrap_or(NodeDecision::Rest(Reason::Leaving));
     }
-    // Copying needs a primary that serves; following does not.
-    let source = view.state.phase == Phase::Established;
+    // Copying needs a primary that serves; following does not. In strict mode the gate may stay closed
+    // until the copy is there to acknowledge, so that the copy comes first.
+    let strict = view.state.settings.sync == SyncMode::Strict;
+    let source = view.state.phase == Phase::Established || (strict && view.state.phase == Phase::Granted);
     let copy = |effect, reason| {
         if source {
             NodeDecision::Act(effect, epoch, reason)
@@ -318,6 +335,9 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
             copy(Effect::Rewind(grant.owner), reason)
         }
     };
+    if view.stranger && !matches!(view.instance, Instance::Absent) {
+        return copy(Effect::Clone(grant.owner), Reason::StrangeData);
+    }
     if view.unfinished.is_some() && !matches!(view.instance, Instance::Absent) {
         return rewind_or_clone(Reason::Unfinished);
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::DemoOptions;
 use super::folder::{self, Owner, POSTGRES_USER};
 use super::ports;
 use super::processes::{Finder, remove_segments};
@@ -53,11 +54,13 @@ pub(super) struct DemoCluster {
     segments: BTreeSet<PathBuf>,
     cleaned: bool,
     keep: bool,
+    sync: bool,
 }
 
 impl DemoCluster {
     /// Makes folders and configurations; starts nothing.
-    pub(super) fn prepare(nodes: u8, witness: bool) -> Result<Self, CliError> {
+    pub(super) fn prepare(options: &DemoOptions) -> Result<Self, CliError> {
+        let (nodes, witness, sync) = (options.nodes, options.witness, options.sync);
         let bin_dir = config::find_bin_dir(None).ok_or_else(|| {
             CliError::failed("no Postgres server is installed where rhone looks")
                 .hint("apt-get install postgresql-15, or set RHONE_PG_BIN to the folder of its programs")
@@ -80,7 +83,7 @@ impl DemoCluster {
             .collect();
         let finder = Finder { own, bin_dir };
         let cluster =
-            Self { folder, members, finder, segments: BTreeSet::new(), cleaned: false, keep: false };
+            Self { folder, members, finder, segments: BTreeSet::new(), cleaned: false, keep: false, sync };
         for member in &cluster.members {
             cluster.furnish(member, owner)?;
         }
@@ -131,8 +134,9 @@ impl DemoCluster {
         if as_root {
             let _ok = writeln!(text, "user = \"{POSTGRES_USER}\"");
         }
+        let _ok = write!(text, "\n[bootstrap]\nsync = \"{}\"\n", if self.sync { "quorum" } else { "off" });
         text.push_str(
-            "\n[bootstrap]\nsync = \"off\"\ndatabase = \"demo\"\n\
+            "database = \"demo\"\n\
              pg-hba = [\"host demo demo 127.0.0.1/32 trust\"]\n\n\
              [bootstrap.postgres]\nshared_buffers = \"16MB\"\nmin_wal_size = \"32MB\"\nmax_wal_size = \"128MB\"\n",
         );
@@ -249,13 +253,19 @@ impl DemoCluster {
     }
 
     fn is_whole(&self, status: &ClusterStatus) -> bool {
-        let (mut serving, mut others) = (0, 0);
+        let (mut serving, mut streaming, mut voting) = (0, 0, 0);
         for member in &status.members {
             let primary = status.primary.as_deref() == Some(member.name.as_str());
             serving += usize::from(primary && member.state == State::Running);
-            others += usize::from(!primary && matches!(member.state, State::Streaming | State::Voting));
+            streaming += usize::from(!primary && member.state == State::Streaming);
+            voting += usize::from(member.state == State::Voting);
         }
-        status.writable && serving == 1 && others + 1 == self.members.len()
+        // In synchronous mode also every standby acknowledges: from then on nothing can be lost.
+        let standbys = status.sync.members.len();
+        status.writable
+            && serving == 1
+            && streaming + voting + 1 == self.members.len()
+            && (!self.sync || standbys == streaming)
     }
 
     /// A supervisor of the demo never ends by itself: when one does, its log says why.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use rhone_consensus::command::{ClusterCommand, Member, MemberKind};
 use rhone_consensus::ids::{Epoch, Incarnation, NodeId};
 use rhone_consensus::raft::PeerNode;
-use rhone_consensus::settings::Settings;
+use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_consensus::store::hard::{Founder, HardState};
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
+use crate::config::Bootstrap;
 use crate::runtime::codec;
 use crate::runtime::shared::Shared;
 
@@ -246,6 +247,13 @@ async fn found(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings)
 
 async fn initialize(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings) {
     let members: Vec<Member> = answers.iter().filter_map(member_of_hello).collect();
+    let settings = match founding_settings(&shared.config.bootstrap, settings, &members) {
+        Ok(settings) => settings,
+        Err(reason) => {
+            tracing::error!(%reason, "cannot found a cluster: a person has to decide");
+            return;
+        }
+    };
     let chosen = voters(shared.me(), &members);
     let nodes: BTreeMap<NodeId, PeerNode> =
         members.iter().filter(|m| chosen.contains(&m.node)).map(|m| (m.node, peer_node(m))).collect();
@@ -254,6 +262,34 @@ async fn initialize(shared: &Arc<Shared>, answers: &[HelloReply], settings: Sett
         return;
     }
     propose_founding(shared, members, settings).await;
+}
+
+/// Completes the first settings by what only the founding members together know: how commits wait.
+///
+/// # Errors
+/// Commits are to wait for more standbys than there are.
+pub fn founding_settings(
+    bootstrap: &Bootstrap,
+    settings: Settings,
+    members: &[Member],
+) -> Result<Settings, String> {
+    let data = members.iter().filter(|member| member.kind == MemberKind::Data).count();
+    let sync = bootstrap.sync.unwrap_or_else(|| SyncMode::default_for(data, members.len() - data));
+    let most = u32::try_from(data.saturating_sub(1)).unwrap_or(u32::MAX);
+    if let Some(required) = bootstrap.sync_required.filter(|required| *required > most) {
+        return Err(format!(
+            "bootstrap.sync-required = {required} is more than the {most} standbys of {data} data members"
+        ));
+    }
+    let chosen = if bootstrap.sync.is_some() { "as set" } else { "by default" };
+    tracing::info!(
+        sync = sync.name(),
+        chosen,
+        data_members = data,
+        witnesses = members.len() - data,
+        "how commits wait for standbys"
+    );
+    Ok(Settings { sync, sync_required: bootstrap.sync_required, ..settings })
 }
 
 /// Takes note of the founder of a new log. Epochs are indexes of the log, so that promises made in an

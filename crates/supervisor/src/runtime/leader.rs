@@ -51,6 +51,8 @@ struct Leader {
     shared: Arc<Shared>,
     settings: Settings,
     leading: bool,
+    /// The term in which this node led last.
+    led_term: u64,
     led_since: Moment,
     revoked: BTreeMap<NodeId, (Moment, Revoked)>,
     asked: BTreeSet<NodeId>,
@@ -73,6 +75,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings) {
     let mut leader = Leader {
         settings,
         leading: false,
+        led_term: 0,
         led_since: now,
         revoked: BTreeMap::new(),
         asked: BTreeSet::new(),
@@ -110,10 +113,15 @@ impl Leader {
         self.be_reluctant();
         if status.leading != self.leading {
             self.leading = status.leading;
-            self.led_since = now;
-            self.revoked.clear();
-            self.asked.clear();
-            self.prepared = None;
+            // A leader that a majority has not heard in time stops deciding, and goes on where it was when
+            // they hear it again in the same term: nobody led in between, and answers are an epoch's.
+            if status.leading && status.term != self.led_term {
+                self.led_term = status.term;
+                self.led_since = now;
+                self.revoked.clear();
+                self.asked.clear();
+                self.prepared = None;
+            }
             tracing::info!(leading = self.leading, term = status.term, "raft leadership changed");
         }
         if !self.leading {
@@ -202,6 +210,9 @@ impl Leader {
             | ClusterCommand::Remove(_)
             | ClusterCommand::SetSystemId(_)
             | ClusterCommand::Grant(_)
+            | ClusterCommand::AddPolicy { .. }
+            | ClusterCommand::NarrowPolicies { .. }
+            | ClusterCommand::AcceptLoss(_)
             | ClusterCommand::SetHandover(_)
             | ClusterCommand::SetPaused(_)
             | ClusterCommand::SetFenced { .. } => {}
@@ -408,11 +419,19 @@ impl Leader {
         if !status.nodes.contains_key(&first.node) {
             return;
         }
+        let bootstrap = &self.shared.config.bootstrap;
+        let settings = match found::founding_settings(bootstrap, self.settings.clone(), &members) {
+            Ok(settings) => settings,
+            Err(reason) => {
+                tracing::error!(%reason, "cannot found a cluster: a person has to decide");
+                return;
+            }
+        };
         let command = ClusterCommand::Found {
             cluster: self.shared.config.cluster.clone(),
             founder: first.node,
             members: members.clone(),
-            settings: self.settings.clone(),
+            settings,
         };
         if let Err(error) = self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             tracing::debug!(%error, "the founding entry is not in the log yet");
@@ -480,6 +499,15 @@ fn command_in_words(command: &ClusterCommand) -> String {
         }
         ClusterCommand::Established { epoch, timeline, .. } => {
             format!("epoch {epoch} is established on timeline {timeline}")
+        }
+        ClusterCommand::AddPolicy { epoch, kind } => {
+            format!("epoch {epoch} may also acknowledge a commit {kind}")
+        }
+        ClusterCommand::NarrowPolicies { epoch, number } => {
+            format!("epoch {epoch} acknowledges by policy {number} alone")
+        }
+        ClusterCommand::AcceptLoss(accepted) => {
+            format!("epoch {} may lose acknowledged commits, says {}", accepted.epoch, accepted.by)
         }
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),

@@ -11,8 +11,8 @@ use crate::runtime::events::Events;
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::status::{
-    ClusterStatus, Explanation, FenceRequest, HistoryEntry, MemberDecision, Operator, OperatorError, State, Subscription,
-    SwitchoverReply, SwitchoverRequest,
+    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, Operator,
+    OperatorError, State, Subscription, SwitchoverReply, SwitchoverRequest,
 };
 
 /// How long a proposal may take.
@@ -38,7 +38,12 @@ impl RuntimeOperator {
         Self { shared, events }
     }
 
-    fn applied(&self) -> Arc<AppliedState> {
+    /// Returns what the tasks of this member share.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn applied(&self) -> Arc<AppliedState> {
         Arc::clone(&self.shared.consensus.state().borrow())
     }
 
@@ -55,13 +60,13 @@ impl RuntimeOperator {
         Err(OperatorError::NotLeader { leader })
     }
 
-    async fn propose(&self, command: ClusterCommand) -> Result<(), OperatorError> {
+    pub(super) async fn propose(&self, command: ClusterCommand) -> Result<Outcome, OperatorError> {
         if let Some(reason) = self.shared.would_refuse(&command) {
             return Err(refused(reason, None));
         }
         match self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             Ok(applied) => match applied.outcome {
-                Outcome::Done | Outcome::Prepared(_) => Ok(()),
+                outcome @ (Outcome::Done | Outcome::Prepared(_)) => Ok(outcome),
                 Outcome::Refused(reason) => Err(refused(reason, None)),
             },
             Err(ConsensusError::NoQuorum) => Err(OperatorError::NoQuorum),
@@ -115,7 +120,11 @@ impl RuntimeOperator {
         Ok(Handover { epoch: grant.epoch, to, leaving: false })
     }
 
-    async fn outcome(&self, from: Option<String>, after: u64) -> Result<SwitchoverReply, OperatorError> {
+    pub(super) async fn outcome(
+        &self,
+        from: Option<String>,
+        after: u64,
+    ) -> Result<SwitchoverReply, OperatorError> {
         let mut states = self.shared.consensus.state();
         let established = states
             .wait_for(|applied| applied.state.phase == Phase::Established && applied.state.epoch.0 > after);
@@ -147,7 +156,7 @@ fn phase_name(phase: &Phase) -> &'static str {
     }
 }
 
-fn refused(reason: impl Into<String>, command: Option<&str>) -> OperatorError {
+pub(super) fn refused(reason: impl Into<String>, command: Option<&str>) -> OperatorError {
     OperatorError::Refused {
         reason: reason.into(),
         hint: command.map(|command| format!("`{command}` shows why")),
@@ -167,9 +176,14 @@ impl Operator for RuntimeOperator {
         let table = self.shared.table.borrow().clone();
         let (now, raft) = (self.shared.now(), self.shared.consensus.status());
         let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
+        if let Some(sentence) = super::outlook::failover_would_lose(state, &table, now) {
+            details.push(format!("a failover now would lose {sentence}"));
+        }
         for policy in &state.policies {
-            let owner =
-                state.members.get(&policy.owner).map_or_else(|| policy.owner.to_string(), |m| m.name.clone());
+            let owner = state
+                .members
+                .get(&policy.owner.node)
+                .map_or_else(|| policy.owner.node.to_string(), |m| m.name.clone());
             details.push(format!("epoch {} of {owner} acknowledges a commit {}", policy.epoch, policy.kind));
         }
         for member in state.members.values() {
@@ -243,6 +257,20 @@ impl Operator for RuntimeOperator {
         Some(self.events.subscribe())
     }
 
+    async fn failover(&self, request: FailoverRequest) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        let wanted = request.to.clone();
+        let reply = self.fail_over(request).await?;
+        if let (Some(wanted), Some(got)) = (&wanted, &reply.to)
+            && wanted != got
+        {
+            return Err(OperatorError::Failed(format!(
+                "{wanted} could not take over without losing commits; {got} is primary now"
+            )));
+        }
+        Ok(reply)
+    }
+
     async fn fence(&self, request: FenceRequest) -> Result<SwitchoverReply, OperatorError> {
         self.leading()?;
         let applied = self.applied();
@@ -282,6 +310,6 @@ impl Operator for RuntimeOperator {
             return Ok(());
         }
         tracing::info!(paused, "an operator pauses or resumes automatic failover");
-        self.propose(ClusterCommand::SetPaused(paused)).await
+        self.propose(ClusterCommand::SetPaused(paused)).await.map(drop)
     }
 }

@@ -16,9 +16,10 @@ use crate::civil::WallTime;
 use crate::runtime::clock::{BootTime, wall_time};
 use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
+use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
-use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State, SyncStatus};
+use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State};
 use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Received};
 
@@ -132,8 +133,8 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         timeline: state.current_grant().map(|grant| grant.timeline),
         paused: state.paused,
         writable,
-        sync: SyncStatus::default(),
-        failover_would_lose: failover_would_lose(state, &members, owner.and_then(name).as_deref()),
+        sync: outlook::sync_status(state),
+        failover_would_lose: outlook::failover_would_lose(state, &table, now),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
     }
@@ -214,27 +215,6 @@ fn member_status(
     }
 }
 
-/// Says in a few words what a failover now would lose.
-fn failover_would_lose(
-    state: &ClusterState,
-    members: &[MemberStatus],
-    primary: Option<&str>,
-) -> Option<String> {
-    let primary = primary?;
-    let best = members
-        .iter()
-        .filter(|member| member.name != primary && member.state == State::Streaming)
-        .filter_map(|member| member.lag_bytes)
-        .min();
-    let limit = state.settings.max_lag_on_failover;
-    Some(match best {
-        None => "everything: no standby could take over".to_owned(),
-        Some(_) => {
-            format!("what was acknowledged and not yet sent, at most {limit} bytes of wal as last heard")
-        }
-    })
-}
-
 fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<String> {
     let standbys: Vec<&MemberStatus> =
         members.iter().filter(|m| m.kind == Kind::Data && m.role != Role::Primary).collect();
@@ -269,6 +249,8 @@ pub(super) fn history(state: &ClusterState) -> Vec<HistoryEntry> {
 
 #[allow(clippy::cast_precision_loss, reason = "milliseconds of an outage")]
 fn history_entry(entry: &StateHistory) -> HistoryEntry {
+    let accepted = entry.accepted.as_ref();
+    let by = accepted.map_or("", |accepted| accepted.by.as_str());
     HistoryEntry {
         time: Some(WallTime::from_ms(entry.at.0)),
         from: entry.from.clone(),
@@ -279,6 +261,8 @@ fn history_entry(entry: &StateHistory) -> HistoryEntry {
         reason: entry.reason.code().to_owned(),
         seconds_without_primary: entry.from.as_ref().map(|_| entry.gap_ms as f64 / 1000.0),
         lost: entry.from.as_ref().map(|_| match entry.lost {
+            Some((from, to)) if accepted.is_some() => format!("{from} to {to}, accepted by {by}"),
+            None if accepted.is_some() => format!("unknown, accepted by {by}"),
             Some((from, to)) => format!("{from} to {to}"),
             // A planned handover and the first primary leave nothing behind.
             None if matches!(entry.reason, PrepareReason::Switchover | PrepareReason::Founding) => {
@@ -392,6 +376,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
         certificates: shared.security.as_deref().map(certificates),
+        proxy: shared.proxy.snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         counters: Counters {
             fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),

@@ -44,7 +44,11 @@ async fn send(shared: &Arc<Shared>) {
     }
     let Some(leader) = status.leader.filter(|leader| *leader != me) else { return };
     let Some(address) = status.nodes.get(&leader).map(|node| node.addr.clone()) else { return };
-    let request = ReportRequest { from: Some(shared.identity()), report: codec::pack(&report) };
+    let request = ReportRequest {
+        from: Some(shared.identity()),
+        report: codec::pack(&report),
+        replication_secret: shared.secret.get().unwrap_or_default().into_bytes(),
+    };
     let reply = shared
         .peers
         .call(&address, REPORT_LIMIT, |mut client| async move { client.report(request).await })
@@ -83,6 +87,8 @@ fn changed(known: &Report, new: &Report) -> bool {
     known.instance != new.instance
         || known.down != new.down
         || known.leaving != new.leaving
+        || (known.secured, known.data) != (new.secured, new.data)
+        || known.streams != new.streams
         || known.voter.aged_for != new.voter.aged_for
         || known.voter.held != new.voter.held
         || new.voter.silent_ms.is_none_or(|silent| silent > 300)

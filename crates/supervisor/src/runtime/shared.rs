@@ -60,6 +60,10 @@ pub struct Shared {
     pub secret: Secret,
     /// Calls refused because they came from a stranger.
     pub strangers: Arc<AtomicU64>,
+    /// What the proxy counts.
+    pub proxy: crate::proxy::Counters,
+    /// What the local PgBouncer is asked, where there is one.
+    pub pooler: crate::pooler::Handle,
     /// What the leader's loop decided last, in words, with its code.
     pub decided: watch::Sender<(String, String)>,
 }

@@ -104,6 +104,8 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         revokes,
         secret,
         strangers: Arc::new(AtomicU64::new(0)),
+        proxy: crate::proxy::Counters::default(),
+        pooler: crate::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });
@@ -308,7 +310,7 @@ async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
     match status.lease.lease() {
         PageLease::Until { epoch, .. } if epoch > 0 => {
             let epoch = rhone_consensus::ids::Epoch(epoch);
-            local.facts().primary_epoch = epoch;
+            local.adopt_primary(epoch);
             let promise = local.shared.hard.get().promise;
             tracing::info!(%epoch, %promise, "adopts a running primary");
             if promise <= epoch {
@@ -344,7 +346,8 @@ async fn live(
     asked: mpsc::Receiver<RevokeAsk>,
 ) -> anyhow::Result<Ended> {
     let view = publish::start(shared, Some(local));
-    let tasks = serving(shared, view).await?;
+    let tasks = serving(shared, &local.user, view).await?;
+    crate::proxy::start(shared, Some(local)).await?;
     tokio::spawn(flushed(Arc::clone(local)));
     let leave = leave_on_signal()?;
     let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
@@ -361,14 +364,16 @@ async fn live(
 /// Each of these tasks goes on until it fails.
 pub(super) async fn serving(
     shared: &Arc<Shared>,
+    owner: &OsUser,
     view: watch::Receiver<Arc<LocalView>>,
 ) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
+    crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
-        Box::pin(serve_socket(shared, operator)?),
+        Box::pin(serve_socket(shared, owner, operator)?),
         Box::pin(async move {
             health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -443,14 +448,10 @@ async fn serve_grpc(
 
 fn serve_socket(
     shared: &Shared,
+    owner: &OsUser,
     operator: Arc<RuntimeOperator>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
-    // A witness has no data directory, and its socket nobody but its own user and root.
-    let owner = match &shared.config.postgres {
-        Some(postgres) => postgres_user(postgres)?,
-        None => OsUser::current(),
-    };
-    let incoming = socket::bind(&shared.config.node.state_dir, &owner).context("listen on rhone.sock")?;
+    let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
     let uids = [0, OsUser::current().uid, owner.uid];
     let router = tonic::transport::Server::builder()
         .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
@@ -552,6 +553,8 @@ fn first_settings(config: &Config) -> Settings {
             guard_ms: timing.guard_ms,
         },
         max_lag_on_failover: bootstrap.max_lag_on_failover,
+        sync: bootstrap.sync.unwrap_or_default(),
+        sync_required: bootstrap.sync_required,
         postgres: bootstrap.postgres.clone(),
         pg_hba: bootstrap.pg_hba.clone(),
     }

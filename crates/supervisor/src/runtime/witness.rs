@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use rhone_consensus::ids::Epoch;
+use rhone_pgctl::user::OsUser;
 use rhone_pgctl::wal::Timeline;
 
 use crate::runtime::publish;
@@ -25,7 +26,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 pub(super) async fn run(shared: Arc<Shared>) -> anyhow::Result<After> {
     shared.own.send_replace(Some(report(false)));
     let view = publish::start(&shared, None);
-    let tasks = serving(&shared, view).await?;
+    let tasks = serving(&shared, &OsUser::current(), view).await?;
+    crate::proxy::start(&shared, None).await?;
     let mut leave = leave_on_signal()?;
     tracing::info!(reason = %crate::decide::Reason::Witness, "rests");
     tokio::select! {
@@ -75,6 +77,9 @@ fn report(leaving: bool) -> Report {
         leaving,
         down: None,
         system_id: None,
+        data: None,
+        streams: std::collections::BTreeMap::new(),
+        secured: None,
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
         version: None,

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rhone_consensus::ids::Epoch;
 
 use super::{
-    ClusterStatus, Event, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus, Operator, OperatorError,
-    Role, State, Subscription, SwitchoverReply, SwitchoverRequest, SyncMode, SyncStatus,
+    ClusterStatus, Event, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus,
+    Operator, OperatorError, Role, State, Subscription, SwitchoverReply, SwitchoverRequest, SyncMode,
+    SyncStatus,
 };
 use crate::civil::WallTime;
 

@@ -136,6 +136,8 @@ pub struct LocalView {
     pub history: Vec<HistoryEntry>,
     /// Counters for `/metrics`.
     pub counters: Counters,
+    /// What the proxy ports that are open count.
+    pub proxy: Vec<crate::proxy::counters::PortFigures>,
     /// The certificates of `[tls]`; none without TLS.
     pub certificates: Option<Certificates>,
 }

@@ -57,6 +57,8 @@ pub struct FailoverRequest {
     pub idempotency_key: String,
     /// Go on although acknowledged commits may be lost.
     pub accept_data_loss: bool,
+    /// Who asks, for the history.
+    pub by: String,
     /// Answer as soon as it has begun.
     pub no_wait: bool,
 }

@@ -11,7 +11,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhone_consensus::ids::Epoch;
+use rhone_consensus::ids::{Epoch, LogIndex};
 use rhone_consensus::state::ClusterState;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -191,6 +191,10 @@ impl NodeLoop {
             self.fresh = true;
         }
         self.keep_lease(state);
+        // Before anything else is begun: a rewind or clone may take hours, and has to have a guardian.
+        if self.guardian_lost() {
+            return Some(Ended::GuardianLost);
+        }
         if self.looking.is_none() || self.revoke.is_some() || !self.guardian {
             self.decide(state);
         }
@@ -257,6 +261,9 @@ impl NodeLoop {
             promise: facts.promise,
             unfinished: facts.unfinished,
             copied: facts.copied,
+            stranger: facts.stranger,
+            policy: facts.policy,
+            secured: facts.secured,
             revoke: self.revoke.as_ref().map(|(epoch, _)| *epoch),
             running: self.running.as_ref().map(|running| (running.effect, running.epoch)),
             leaving: self.leaving.is_some(),
@@ -291,6 +298,9 @@ impl NodeLoop {
             promise: hard.promise,
             unfinished: hard.sentinel.as_ref().filter(|_| !remembered.copied).map(|s| s.epoch),
             copied: hard.sentinel.is_some() && remembered.copied,
+            stranger: self.local.data_facts().1,
+            policy: remembered.policy,
+            secured: remembered.secured,
             rewinds_failed: remembered.rewinds_failed,
             start_failed: start_failed.as_deref(),
             behind: self.behind(),
@@ -473,11 +483,10 @@ impl NodeLoop {
 
     /// Says whether this member is done.
     fn end(&mut self, state: &ClusterState) -> Option<Ended> {
-        let nothing_runs = !self.local.has_instance() && self.running.is_none();
-        let lost = !self.guardian && !self.may_serve();
-        if (lost || self.lost) && self.running.is_none() {
+        if self.guardian_lost() {
             return Some(Ended::GuardianLost);
         }
+        let nothing_runs = !self.local.has_instance() && self.running.is_none();
         let since = self.leaving?;
         if !nothing_runs {
             self.stopped_since = None;
@@ -490,6 +499,12 @@ impl NodeLoop {
         let patient =
             now.millis_since(stopped) < FAREWELL_MS && now.millis_since(since) < HANDOVER_PATIENCE_MS;
         (!owner || !patient).then_some(Ended::Left)
+    }
+
+    /// Whether this member has to start over with another guardian, and can: nothing here may serve.
+    fn guardian_lost(&self) -> bool {
+        let lost = !self.guardian && !self.may_serve();
+        (lost || self.lost) && self.running.is_none()
     }
 
     /// Whether something runs here that could still serve as a primary.
@@ -510,6 +525,9 @@ struct Facts<'a> {
     promise: Epoch,
     unfinished: Option<Epoch>,
     copied: bool,
+    stranger: bool,
+    policy: Option<LogIndex>,
+    secured: Option<LogIndex>,
     rewinds_failed: u32,
     start_failed: Option<&'a str>,
     behind: bool,
