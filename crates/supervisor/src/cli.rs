@@ -7,6 +7,7 @@ pub mod args;
 pub mod certs;
 mod check;
 mod client;
+mod events;
 mod exit;
 mod explain;
 mod history;
@@ -76,10 +77,15 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
             let flags = operate::FailoverFlags { to, accept_data_loss, no_wait };
             operate::failover(&global, flags, terminal).await
         }
+        Command::Events { follow } => events::run(&global, follow, terminal).await,
         Command::Pause => hold::pause(&global, true, terminal).await,
         Command::Resume => hold::pause(&global, false, terminal).await,
-        Command::Fence { name, yes, no_wait } => hold::fence(&global, name, yes, no_wait, terminal).await,
-        Command::Unfence { name, no_wait } => hold::unfence(&global, name, no_wait, terminal).await,
+        Command::Fence { name, yes, no_wait } => {
+            hold::fence(&global, hold::Whose { name, no_wait }, yes, terminal).await
+        }
+        Command::Unfence { name, no_wait } => {
+            hold::unfence(&global, hold::Whose { name, no_wait }, terminal).await
+        }
         Command::Completions { shell } => {
             completions(shell, terminal);
             Ok(())

@@ -15,8 +15,8 @@ use std::fmt::Write as _;
 use expect_test::expect_file;
 use rhone::decide::{self, Effect, NodeDecision};
 use rhone::view::{Instance, Moment, NodeView};
-use rhone_consensus::command::{Outcome, 
-    ClusterCommand, Grant, Handover, Member, MemberKind, PrepareReason, WallTime,
+use rhone_consensus::command::{
+    ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
 };
 use rhone_consensus::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::policy::PolicyKind;
@@ -284,7 +284,9 @@ fn a_fenced_member_is_stopped_and_rests() {
         stranger: false,
         policies: (9, 9),
     };
-    for (state_name, owned) in [("other's, established", false), ("other's, granted", false), ("mine, established", true)] {
+    for (state_name, owned) in
+        [("other's, established", false), ("other's, granted", false), ("mine, established", true)]
+    {
         let mut state = state(state_name);
         let mut fence = |node| state.apply(LogIndex(11), &ClusterCommand::SetFenced { node, fenced: true });
         let refused = matches!(fence(ME), Outcome::Refused(_));
@@ -293,7 +295,8 @@ fn a_fenced_member_is_stopped_and_rests() {
             let text = row(&state, name, &instance, &case(None));
             let fenced = text.contains("stop in 8: fenced") || text.contains("- fenced");
             let primary = text.contains("fence in");
-            let looks = matches!(instance, Instance::Unknown | Instance::Unusable(_)) || name == "primary of 12";
+            let looks =
+                matches!(instance, Instance::Unknown | Instance::Unusable(_)) || name == "primary of 12";
             assert_eq!(fenced, !owned && !primary && !looks, "{state_name}: {text}");
             if matches!(instance, Instance::Standby { .. } | Instance::Starting) && !owned {
                 assert!(text.contains("stop in 8: fenced"), "{text}");

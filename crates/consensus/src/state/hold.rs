@@ -10,7 +10,11 @@ impl ClusterState {
     /// Holds a member's instance, or lets it go. The primary is never held: it hands over first.
     pub(super) fn set_fenced(&mut self, node: NodeId, fenced: bool) -> Outcome {
         if !fenced {
-            return if self.fenced.remove(&node) { Outcome::Done } else { refused("the member is not fenced") };
+            return if self.fenced.remove(&node) {
+                Outcome::Done
+            } else {
+                refused("the member is not fenced")
+            };
         }
         match self.members.get(&node).map(|member| member.kind) {
             None => refused("no such member"),

@@ -11,7 +11,9 @@ use tonic::{Request, Response, Status};
 use super::convert::to_change_reply;
 use super::proto::v1;
 use super::proto::v1::admin_server::{Admin, AdminServer};
-use crate::status::{FailoverRequest, FenceRequest, Operator, OperatorError, SwitchoverReply, SwitchoverRequest};
+use crate::status::{
+    FailoverRequest, FenceRequest, Operator, OperatorError, Subscription, SwitchoverReply, SwitchoverRequest,
+};
 
 /// A request to `Admin` larger than this is refused: each holds a few names.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -159,13 +161,18 @@ impl<O: Operator> Admin for AdminService<O> {
         Ok(Response::new(v1::DsnReply { dsn }))
     }
 
-    async fn events(&self, _: Request<v1::EventsRequest>) -> Result<Response<EventStream>, Status> {
-        let Some(events) = self.operator.events() else {
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<EventStream>, Status> {
+        let Some(Subscription { recent, next }) = self.operator.events() else {
             return Err(OperatorError::NotImplemented { what: "the event stream".to_owned() }.into());
         };
+        let recent = futures_util::stream::iter(recent.into_iter().map(|event| Ok(event.into())));
+        if !request.into_inner().follow {
+            return Ok(Response::new(Box::pin(recent)));
+        }
         // A reader that lags loses the oldest events and goes on with the newer ones.
-        let stream = BroadcastStream::new(events)
+        let next = BroadcastStream::new(next)
             .filter_map(|event| std::future::ready(event.ok().map(|event| Ok(event.into()))));
+        let stream = recent.chain(next);
         Ok(Response::new(Box::pin(stream)))
     }
 }

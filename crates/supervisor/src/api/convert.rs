@@ -309,6 +309,17 @@ impl From<Event> for v1::Event {
     }
 }
 
+/// Takes an event off the wire.
+pub(crate) fn event(e: v1::Event) -> Event {
+    Event {
+        time: e.time_ms.map(WallTime::from_ms),
+        node: e.node,
+        epoch: e.epoch.map(Epoch),
+        reason: e.reason,
+        message: e.message,
+    }
+}
+
 /// Puts the outcome of a change on the wire: a refusal and "unknown" are answers, the rest fails
 /// the call.
 pub(super) fn to_change_reply(

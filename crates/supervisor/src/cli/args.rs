@@ -153,6 +153,12 @@ pub enum Command {
     /// A private CA for TLS between members and with operators
     #[command(subcommand)]
     Certs(Certs),
+    /// Prints what has happened since the member that is asked was started
+    Events {
+        /// Go on with what happens, until Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// Turns automatic failover off; fencing stays on
     Pause,
     /// Turns automatic failover on again

@@ -19,6 +19,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(120);
 /// How often is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// Whose Postgres, and whether the command waits for it.
+#[derive(Clone, Debug)]
+pub(super) struct Whose {
+    pub(super) name: String,
+    pub(super) no_wait: bool,
+}
+
 /// Turns automatic failover off or on.
 pub(super) async fn pause(global: &Global, paused: bool, terminal: &mut Terminal) -> Result<(), CliError> {
     let key = client::idempotency_key()?;
@@ -48,11 +55,11 @@ pub(super) async fn pause(global: &Global, paused: bool, terminal: &mut Terminal
 /// Stops a member's Postgres and keeps it stopped.
 pub(super) async fn fence(
     global: &Global,
-    name: String,
+    whose: Whose,
     hand_over: bool,
-    no_wait: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
+    let Whose { name, no_wait } = whose;
     let expected_epoch = status::fetch(global).await?.epoch.map(|epoch| epoch.0);
     let idempotency_key = client::idempotency_key()?;
     let request = v1::FenceRequest { idempotency_key, expected_epoch, name: name.clone(), hand_over };
@@ -66,12 +73,8 @@ pub(super) async fn fence(
 }
 
 /// Lets a fenced member's Postgres go.
-pub(super) async fn unfence(
-    global: &Global,
-    name: String,
-    no_wait: bool,
-    terminal: &mut Terminal,
-) -> Result<(), CliError> {
+pub(super) async fn unfence(global: &Global, whose: Whose, terminal: &mut Terminal) -> Result<(), CliError> {
+    let Whose { name, no_wait } = whose;
     let expected_epoch = status::fetch(global).await?.epoch.map(|epoch| epoch.0);
     let idempotency_key = client::idempotency_key()?;
     let request = v1::UnfenceRequest { idempotency_key, expected_epoch, name: name.clone() };
@@ -79,7 +82,8 @@ pub(super) async fn unfence(
         api::change_reply(client.unfence(request.clone()).await?.into_inner())
     })
     .await?;
-    let back = |status: &ClusterStatus| matches!(state(status, &name), Some(State::Streaming | State::Running));
+    let back =
+        |status: &ClusterStatus| matches!(state(status, &name), Some(State::Streaming | State::Running));
     let after = if no_wait { None } else { Some(wait(global, STOP_LIMIT, back).await?) };
     tell(global, &name, false, &reply, after.as_ref(), terminal)
 }

@@ -282,9 +282,9 @@ async fn pausing_and_fencing_wait_for_the_new_state_and_print_it() {
     check(
         member.run("unfence pg-2 --json").await,
         expect![[r#"
-        {"name":"pg-2","fenced":false,"finished":true,"handed_over_to":null,"epoch":7}
-        ---- Done
-    "#]],
+            {"epoch":7,"fenced":false,"finished":true,"handed_over_to":null,"name":"pg-2"}
+            ---- Done
+        "#]],
     );
     check(
         member.run("fence pg-3 --no-wait").await,
@@ -319,4 +319,26 @@ async fn shells_and_hands_that_know_patronictl_find_their_way() {
         let (exit, out, _) = member.run(&format!("completions {shell}")).await;
         assert!(exit == Exit::Done && out.contains("switchover"), "{shell}");
     }
+}
+
+#[tokio::test]
+async fn events_are_lines_for_people_and_for_programs() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("events").await,
+        expect![[r#"
+        2026-11-21 07:13:00  pg-1  paused: automatic failover is off
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("events --json").await,
+        expect![[r#"
+        {"time":"2026-11-21T07:13:00.000Z","node":"pg-1","epoch":7,"reason":"paused","message":"automatic failover is off"}
+        ---- Done
+    "#]],
+    );
+    // The other end of the fake's stream is gone at once.
+    let (exit, out, err) = member.run("events --follow").await;
+    assert_eq!((exit, out.lines().count()), (Exit::NoQuorum, 1), "{err}");
 }

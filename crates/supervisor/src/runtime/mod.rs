@@ -9,6 +9,7 @@
 pub mod clock;
 pub(crate) mod codec;
 pub mod effects;
+mod events;
 mod failover;
 pub mod found;
 pub mod leader;

@@ -7,11 +7,12 @@ use rhone_consensus::command::{ClusterCommand, Handover, Outcome};
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_consensus::{AppliedState, ConsensusError};
 
+use crate::runtime::events::Events;
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::status::{
-    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, Operator, OperatorError,
-    State, SwitchoverReply, SwitchoverRequest,
+    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, Operator,
+    OperatorError, State, Subscription, SwitchoverReply, SwitchoverRequest,
 };
 
 /// How long a proposal may take.
@@ -27,12 +28,14 @@ const SWITCHOVER_LAG: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct RuntimeOperator {
     shared: Arc<Shared>,
+    events: Arc<Events>,
 }
 
 impl RuntimeOperator {
     /// Makes it.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        let events = Events::start(&shared);
+        Self { shared, events }
     }
 
     /// Returns what the tasks of this member share.
@@ -119,7 +122,11 @@ impl RuntimeOperator {
         Ok(Handover { epoch: grant.epoch, to, leaving: false })
     }
 
-    pub(super) async fn outcome(&self, from: Option<String>, after: u64) -> Result<SwitchoverReply, OperatorError> {
+    pub(super) async fn outcome(
+        &self,
+        from: Option<String>,
+        after: u64,
+    ) -> Result<SwitchoverReply, OperatorError> {
         let mut states = self.shared.consensus.state();
         let established = states
             .wait_for(|applied| applied.state.phase == Phase::Established && applied.state.epoch.0 > after);
@@ -248,6 +255,10 @@ impl Operator for RuntimeOperator {
         Ok(reply)
     }
 
+    fn events(&self) -> Option<Subscription> {
+        Some(self.events.subscribe())
+    }
+
     async fn failover(&self, request: FailoverRequest) -> Result<SwitchoverReply, OperatorError> {
         self.leading()?;
         let wanted = request.to.clone();
@@ -285,6 +296,10 @@ impl Operator for RuntimeOperator {
             let handover =
                 SwitchoverRequest { expected_epoch, idempotency_key, ..SwitchoverRequest::default() };
             reply = self.switchover(handover).await?;
+            if reply.to.as_ref() == Some(&request.name) {
+                let text = format!("no standby could take over; {} is primary again", request.name);
+                return Err(OperatorError::Failed(text));
+            }
         }
         tracing::info!(member = %request.name, fenced = request.fenced, "an operator fences or lets go");
         self.propose(ClusterCommand::SetFenced { node, fenced: request.fenced }).await?;

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rhone_consensus::ids::Epoch;
 
 use super::{
-    ClusterStatus, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus, Operator, OperatorError,
-    Role, State, SwitchoverReply, SwitchoverRequest, SyncMode, SyncStatus,
+    ClusterStatus, Event, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus,
+    Operator, OperatorError, Role, State, Subscription, SwitchoverReply, SwitchoverRequest, SyncMode,
+    SyncStatus,
 };
 use crate::civil::WallTime;
 
@@ -158,6 +159,17 @@ impl Operator for FakeOperator {
             seconds_without_primary: Some(0.34),
             finished: true,
         })
+    }
+
+    fn events(&self) -> Option<Subscription> {
+        let recent = Event {
+            time: Some(WallTime::from_ms(1_795_245_180_000)),
+            node: Some("pg-1".to_owned()),
+            epoch: Some(Epoch(7)),
+            reason: "paused".to_owned(),
+            message: "automatic failover is off".to_owned(),
+        };
+        Some(Subscription { recent: vec![recent], next: tokio::sync::broadcast::Sender::new(1).subscribe() })
     }
 
     async fn fence(&self, request: FenceRequest) -> Result<SwitchoverReply, OperatorError> {

@@ -108,6 +108,15 @@ pub struct Event {
     pub message: String,
 }
 
+/// The events of a member: none is missed or told twice between the two.
+#[derive(Debug)]
+pub struct Subscription {
+    /// What is remembered, oldest first.
+    pub recent: Vec<Event>,
+    /// What comes after it; a reader that lags misses the oldest.
+    pub next: broadcast::Receiver<Event>,
+}
+
 /// Why an operator's call did not succeed, one variant for each thing they can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OperatorError {
@@ -190,7 +199,7 @@ pub trait Operator: Send + Sync + 'static {
     }
 
     /// Subscribes to events; `None` when this version has none.
-    fn events(&self) -> Option<broadcast::Receiver<Event>> {
+    fn events(&self) -> Option<Subscription> {
         None
     }
 }

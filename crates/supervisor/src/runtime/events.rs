@@ -1,0 +1,231 @@
+//! The cluster's events: what each change of the replicated state means, for people and programs.
+//!
+//! Every member tells all of them, from what it applies; a bounded number is remembered in memory,
+//! since its start, and nothing is written to a disk.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rhone_consensus::ids::NodeId;
+use rhone_consensus::state::ClusterState;
+use tokio::sync::broadcast;
+
+use crate::civil::WallTime;
+use crate::runtime::clock::wall_time;
+use crate::runtime::shared::Shared;
+use crate::status::{Event, Subscription};
+
+/// How many events are remembered.
+const REMEMBERED: usize = 200;
+
+/// How far a reader may fall behind before it misses the oldest.
+const BEHIND: usize = 64;
+
+/// What happened, and who wants to hear of it.
+#[derive(Debug)]
+pub(super) struct Events {
+    recent: Mutex<VecDeque<Event>>,
+    tell: broadcast::Sender<Event>,
+}
+
+impl Events {
+    /// Begins to watch; ends with Raft.
+    pub(super) fn start(shared: &Arc<Shared>) -> Arc<Self> {
+        let events = Arc::new(Self { recent: Mutex::default(), tell: broadcast::Sender::new(BEHIND) });
+        tokio::spawn(watch(Arc::clone(shared), Arc::clone(&events)));
+        events
+    }
+
+    /// Returns what is remembered, and all that comes after it.
+    pub(super) fn subscribe(&self) -> Subscription {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        Subscription { recent: recent.iter().cloned().collect(), next: self.tell.subscribe() }
+    }
+
+    fn add(&self, event: Event) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() >= REMEMBERED {
+            recent.pop_front();
+        }
+        recent.push_back(event.clone());
+        // Nobody listening is fine.
+        drop(self.tell.send(event));
+    }
+}
+
+async fn watch(shared: Arc<Shared>, events: Arc<Events>) {
+    let mut states = shared.consensus.state();
+    let mut raft = shared.consensus.status_changes();
+    // What is applied before a leader is heard happened before this start.
+    let mut before = None;
+    let mut led = None;
+    loop {
+        let now = Arc::clone(&states.borrow_and_update());
+        raft.borrow_and_update();
+        let view = shared.consensus.status();
+        let tell = |reason: &str, message: String| {
+            events.add(Event {
+                time: Some(WallTime::from_ms(wall_time())),
+                node: Some(shared.config.node.name.clone()),
+                epoch: (now.state.epoch.0 > 0).then_some(now.state.epoch),
+                reason: reason.to_owned(),
+                message,
+            });
+        };
+        if let Some(before) = &before {
+            for (reason, message) in changes(before, &now.state) {
+                tell(reason, message);
+            }
+        }
+        let leader = view.leader.and_then(|leader| view.nodes.get(&leader)).map(|node| node.name.clone());
+        if let Some(leader) = leader {
+            if led.as_ref() != Some(&leader) {
+                tell("raft_leader", format!("{leader} leads raft, term {}", view.term));
+                led = Some(leader);
+            }
+            before = Some(now.state.clone());
+        } else if before.is_some() {
+            before = Some(now.state.clone());
+        }
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            changed = raft.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Says what lies between two states, in the order in which it was decided.
+fn changes(before: &ClusterState, after: &ClusterState) -> Vec<(&'static str, String)> {
+    let name = |node: NodeId| {
+        let member = after.members.get(&node).or_else(|| before.members.get(&node));
+        member.map_or_else(|| node.to_string(), |member| member.name.clone())
+    };
+    let mut found = Vec::new();
+    if !before.is_founded() && after.is_founded() {
+        found.push(("founded", format!("the cluster {} is founded", after.cluster)));
+    }
+    for member in after.members.values().filter(|member| !before.members.contains_key(&member.node)) {
+        found.push(match before.member_named(&member.name) {
+            Some(_) => ("member_replaced", format!("{} has another store and rejoins", member.name)),
+            None => ("member_added", format!("{} is a member", member.name)),
+        });
+    }
+    for member in before.members.values().filter(|member| after.member_named(&member.name).is_none()) {
+        found.push(("member_removed", format!("{} is no member any more", member.name)));
+    }
+    if !before.paused && after.paused {
+        found.push(("paused", "automatic failover is off".to_owned()));
+    } else if before.paused && !after.paused {
+        found.push(("resumed", "automatic failover is on".to_owned()));
+    }
+    if let Some(handover) = after.handover.as_ref().filter(|now| before.handover.as_ref() != Some(now)) {
+        let to = handover.to.map_or_else(|| "the best standby".to_owned(), name);
+        found.push(("handover", format!("the primary hands over to {to}")));
+    }
+    if after.epoch > before.epoch {
+        let reason = after.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        found.push(("epoch_opened", format!("epoch {} is opened{reason}", after.epoch)));
+    }
+    if let Some(grant) = after.grant.as_ref().filter(|now| before.grant.as_ref() != Some(now)) {
+        let owner = name(grant.owner);
+        let text = format!(
+            "{owner} is granted epoch {} at {}, timeline {}",
+            grant.epoch, grant.base, grant.timeline
+        );
+        found.push(("granted", text));
+    }
+    let told = before.history.back().map(|entry| entry.epoch);
+    for entry in after.history.iter().filter(|entry| told < Some(entry.epoch)) {
+        let seconds = entry.gap_ms / 1000;
+        let text = format!(
+            "{} is primary in epoch {} on timeline {}, after {seconds}.{:02} s without one",
+            entry.to,
+            entry.epoch,
+            entry.timeline,
+            entry.gap_ms % 1000 / 10
+        );
+        found.push(("established", text));
+    }
+    let held =
+        |state: &ClusterState| -> BTreeSet<String> { state.fenced.iter().map(|node| name(*node)).collect() };
+    let (held_before, held_after) = (held(before), held(after));
+    for name in held_after.difference(&held_before) {
+        found.push(("fenced", format!("{name} is fenced by an operator")));
+    }
+    for name in held_before.difference(&held_after) {
+        found.push(("unfenced", format!("{name} is let go")));
+    }
+    if before.settings != after.settings && before.is_founded() {
+        found.push(("settings_changed", "the settings have changed".to_owned()));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use rhone_consensus::command::{ClusterCommand, Member, MemberKind, PrepareReason, WallTime as When};
+    use rhone_consensus::ids::{Incarnation, LogIndex};
+    use rhone_consensus::settings::Settings;
+
+    use super::*;
+
+    fn member(node: u64, name: &str) -> Member {
+        Member {
+            node: NodeId(node),
+            name: name.to_owned(),
+            kind: MemberKind::Data,
+            incarnation: Incarnation(u128::from(node)),
+            address: String::new(),
+            postgres: String::new(),
+            http: String::new(),
+            priority: 1,
+        }
+    }
+
+    #[test]
+    fn each_change_of_the_state_is_told_once() {
+        let mut state = ClusterState::default();
+        let mut index = 0;
+        let mut check = |command: ClusterCommand, expected: &[&str]| {
+            let before = state.clone();
+            index += 1;
+            state.apply(LogIndex(index), &command);
+            let told: Vec<String> = changes(&before, &state)
+                .into_iter()
+                .map(|(reason, text)| format!("{reason}: {text}"))
+                .collect();
+            assert_eq!(told, expected);
+        };
+        let found = ClusterCommand::Found {
+            cluster: "main".to_owned(),
+            founder: NodeId(1),
+            members: vec![member(1, "pg-1"), member(2, "pg-2")],
+            settings: Settings::default(),
+        };
+        check(
+            found,
+            &[
+                "founded: the cluster main is founded",
+                "member_added: pg-1 is a member",
+                "member_added: pg-2 is a member",
+            ],
+        );
+        check(
+            ClusterCommand::Prepare { reason: PrepareReason::Founding, at: When(0) },
+            &["epoch_opened: epoch 2 is opened: founding"],
+        );
+        check(ClusterCommand::SetPaused(true), &["paused: automatic failover is off"]);
+        check(ClusterCommand::SetPaused(true), &[]);
+        check(ClusterCommand::SetPaused(false), &["resumed: automatic failover is on"]);
+        check(
+            ClusterCommand::SetFenced { node: NodeId(2), fenced: true },
+            &["fenced: pg-2 is fenced by an operator"],
+        );
+        check(
+            ClusterCommand::Admit(member(3, "pg-2")),
+            &["member_replaced: pg-2 has another store and rejoins"], // and is still fenced
+        );
+        check(ClusterCommand::SetFenced { node: NodeId(3), fenced: false }, &["unfenced: pg-2 is let go"]);
+        check(ClusterCommand::Remove(NodeId(3)), &["member_removed: pg-2 is no member any more"]);
+    }
+}

@@ -1,0 +1,107 @@
+//! The operator's verbs on real members: what they change, what they refuse, and what clients notice.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rhone_chaos::clock::Moment;
+use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
+use rhone_chaos::lock::take_turn;
+use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, hold, report};
+use rhone_chaos::workload::Plan;
+
+/// What a verb may take on a loaded machine: it waits for its outcome.
+const VERB: Duration = Duration::from_secs(120);
+
+/// Runs a verb on a member, and says what it said.
+fn run(cluster: &Cluster, index: usize, line: &[&str], code: i32) -> Result<String> {
+    let output = cluster.rhone(index, line, VERB)?;
+    report(&format!("rhone {}: exit {:?}: {}", line.join(" "), output.code, output.stderr.trim()));
+    ensure!(
+        output.code == Some(code),
+        "rhone {}: {:?}, not {code}: {}{}; {}",
+        line.join(" "),
+        output.code,
+        output.stdout,
+        output.stderr,
+        cluster.dump()
+    );
+    Ok(format!("{}{}", output.stdout, output.stderr))
+}
+
+#[test]
+fn paused_means_that_nobody_takes_over_until_resumed() -> Result<()> {
+    let _turn = take_turn()?;
+    let mut cluster = Cluster::start(&Spec::asynchronous(3))?;
+    let workload = cluster.workload(&Plan::default());
+    workload.wait_for(100, LIMIT)?;
+    let primary = cluster.wait_whole()?;
+    let (epoch, other) = (cluster.epoch()?, (primary + 1) % 3);
+    ensure!(run(&cluster, other, &["pause"], 0)?.contains("paused"), "the status does not say paused");
+    run(&cluster, primary, &["pause", "-o", "json"], 0)?; // a second time is the same
+    let at = Moment::now();
+    cluster.power_loss(primary, PowerLoss::Resets)?;
+    // Several leases and elections.
+    hold(Duration::from_secs(8));
+    ensure!(cluster.epoch()? == epoch, "somebody took over while paused; {}", cluster.dump());
+    ensure!(cluster.status(other)?["writable"] == false, "the lost primary is still called writable");
+    run(&cluster, other, &["resume"], 0)?;
+    let events = run(&cluster, other, &["events", "-o", "json"], 0)?;
+    for reason in ["paused", "resumed"] {
+        ensure!(
+            events.matches(&format!("\"reason\":\"{reason}\"")).count() == 1,
+            "{reason} is not told once: {events}"
+        );
+    }
+    workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
+    cluster.start_node(primary)?;
+    cluster.wait_whole()?;
+    Verdict::of(&cluster, &workload.stop()?, &[Excuse::power_loss(at)])?.check(&cluster)
+}
+
+#[test]
+fn a_fenced_member_stays_stopped_until_it_is_let_go() -> Result<()> {
+    let _turn = take_turn()?;
+    let mut cluster = Cluster::start(&Spec::asynchronous(3))?;
+    let workload = cluster.workload(&Plan::default());
+    workload.wait_for(100, LIMIT)?;
+    let primary = cluster.wait_whole()?;
+    let (standby, third) = ((primary + 1) % 3, (primary + 2) % 3);
+    let name = |index: usize| format!("pg-{}", index + 1);
+    let at = Moment::now();
+    ensure!(
+        run(&cluster, third, &["fence", &name(standby)], 0)?.contains("fenced"),
+        "the status does not say fenced"
+    );
+    ensure!(cluster.node(standby)?.postmaster().is_none(), "its Postgres runs");
+    // Over a restart of its supervisor, and while it is asked to take over.
+    let node = cluster.node_mut(standby)?;
+    node.signal_supervisor(rhone_chaos::process::Signal::KILL)?;
+    node.wait_for_end(LIMIT).context("the supervisor ended")?;
+    cluster.start_node(standby)?;
+    cluster.wait_until("the restarted supervisor rests", || {
+        let log = std::fs::read_to_string(cluster.node(standby)?.log())?;
+        ensure!(log.matches("reason=fenced").count() >= 2, "it does not say that it is fenced");
+        Ok(())
+    })?;
+    run(&cluster, third, &["switchover", "--to", &name(standby)], 3)?;
+    ensure!(cluster.node(standby)?.postmaster().is_none(), "its Postgres was started");
+    check_gap(&workload, at, GAP_LIMIT, "a standby fenced")?;
+
+    // The primary: only by handing over, and then it is the other one that serves.
+    let said = run(&cluster, third, &["fence", &name(primary)], 3)?;
+    ensure!(said.contains("is the primary") && said.contains("--yes"), "{said}");
+    // A Raft leader that is new has to hear from the standby first, and refuses until then.
+    cluster.wait_until("the primary is fenced", || {
+        run(&cluster, third, &["fence", &name(primary), "--yes"], 0).map(drop)
+    })?;
+    ensure!(cluster.node(primary)?.postmaster().is_none(), "the former primary's Postgres runs");
+    workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
+    // Nobody is left to hand over to.
+    run(&cluster, third, &["fence", &name(third), "--yes"], 3)?;
+    run(&cluster, third, &["fence", "pg-9"], 3)?;
+    for index in [primary, standby] {
+        run(&cluster, index, &["unfence", &name(index)], 0)?;
+    }
+    cluster.wait_whole()?;
+    Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
+}
