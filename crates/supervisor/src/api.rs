@@ -14,4 +14,6 @@ pub mod proto;
 pub mod socket;
 
 pub use self::admin::admin_service;
-pub(crate) use self::convert::{change_reply, cluster_status, event, explanation, history_entry, to_dsn_role};
+pub(crate) use self::convert::{
+    change_reply, cluster_status, event, explanation, history_entry, to_dsn_role,
+};

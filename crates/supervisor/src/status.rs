@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use self::dsn::DsnRole;
 pub use self::local::LocalView;
 pub use self::operator::{
-    Event, Explanation, FailoverRequest, FenceRequest, MemberDecision, Operator, OperatorError, Subscription, SwitchoverReply,
-    SwitchoverRequest,
+    Event, Explanation, FailoverRequest, FenceRequest, MemberDecision, Operator, OperatorError, Subscription,
+    SwitchoverReply, SwitchoverRequest,
 };
 use crate::civil::WallTime;
 

@@ -127,7 +127,7 @@ fn each_rule_left_out_is_noticed() {
         (SyncMode::Off, Mutant::AnswersStay),
         (SyncMode::Quorum, Mutant::NoCover),
         (SyncMode::Quorum, Mutant::StreamsOn),
-        (SyncMode::Quorum, Mutant::NarrowsEarly),
+        (SyncMode::Strict, Mutant::NarrowsEarly),
         (SyncMode::Quorum, Mutant::NoIncarnation),
     ] {
         match explore(mode, mutant, 1..2000) {

@@ -194,8 +194,7 @@ fn measure(asked: &Bench) -> Result<bool> {
 }
 
 fn measure_proxy(asked: &BenchProxy) -> Result<bool> {
-    let order =
-        bench_proxy::Order { rounds: asked.rounds, seconds: asked.seconds, clients: asked.clients };
+    let order = bench_proxy::Order { rounds: asked.rounds, seconds: asked.seconds, clients: asked.clients };
     let findings = bench_proxy::run(order)?;
     match asked.output {
         Format::Text => print(&findings.text())?,

@@ -14,8 +14,9 @@ use tonic::{Request, Response, Status};
 
 use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
-    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, PausePoolerReply,
-    PausePoolerRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
+    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest,
+    PausePoolerReply, PausePoolerRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply,
+    RevokeRequest, StoreState,
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};

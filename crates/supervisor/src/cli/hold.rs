@@ -26,6 +26,16 @@ pub(super) struct Whose {
     pub(super) no_wait: bool,
 }
 
+/// What `-o json` prints of a fence.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    name: &'a str,
+    fenced: bool,
+    finished: bool,
+    handed_over_to: Option<&'a str>,
+    epoch: Option<u64>,
+}
+
 /// Turns automatic failover off or on.
 pub(super) async fn pause(global: &Global, paused: bool, terminal: &mut Terminal) -> Result<(), CliError> {
     let key = client::idempotency_key()?;
@@ -101,14 +111,15 @@ fn tell(
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
     if global.json() {
-        let data = serde_json::json!({
-            "name": name,
-            "fenced": fenced,
-            "finished": after.is_some(),
-            "handed_over_to": reply.to,
-            "epoch": reply.epoch,
-        });
-        return print_json(terminal, &data);
+        let finished = after.is_some();
+        let told = Told {
+            name,
+            fenced,
+            finished,
+            handed_over_to: reply.to.as_deref(),
+            epoch: reply.epoch.map(|e| e.0),
+        };
+        return print_json(terminal, &told);
     }
     if let Some(to) = &reply.to {
         terminal.talk(&format!("handed over to {to}"));

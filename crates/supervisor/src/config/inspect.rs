@@ -89,7 +89,8 @@ fn children(folder: &str) -> impl Iterator<Item = PathBuf> {
 fn check_certificates(config: &Config, say: &mut impl FnMut(String, &str)) {
     let Tls::Mutual(files) = &config.tls else { return };
     let (name, cluster) = (&config.node.name, &config.cluster);
-    let hint = format!("`rhone certs issue {name} --host {}` makes what is needed", config.node.advertise.host);
+    let hint =
+        format!("`rhone certs issue {name} --host {}` makes what is needed", config.node.advertise.host);
     let own = match files.check() {
         Ok(own) => own,
         Err(error) => return say(format!("[tls]: {error}"), &hint),

@@ -116,7 +116,7 @@ impl Voter {
         }
         let left_ns = self.quarantine(now);
         // How far the primary is may be remembered all the same: it prolongs nothing.
-        self.heard = furthest(self.heard, Heard { epoch, lsn });
+        self.heard = Some(furthest(self.heard, Heard { epoch, lsn }));
         if left_ns > 0 {
             return Err(RenewRefusal::Quarantine { left_ns });
         }
@@ -131,7 +131,7 @@ impl Voter {
         let aged = self.timing.is_some_and(|timing| silence >= timing.aged_ns());
         VoterReport {
             held: self.held(),
-            silent_ms: (!quarantined).then(|| silence / 1_000_000),
+            silent_ms: (!quarantined).then_some(silence / 1_000_000),
             // Only for a Prepare that is known to be committed: one of a deposed leader may still be
             // removed, and another take its index, while this word is on its way (decision 0016).
             aged_for: (aged && !quarantined).then_some(self.applied_epoch),
@@ -163,10 +163,10 @@ pub fn counted_by(membership: LogIndex, report: VoterReport) -> VoterReport {
 }
 
 /// Keeps the furthest of two renewals.
-fn furthest(known: Option<Heard>, other: Heard) -> Option<Heard> {
+fn furthest(known: Option<Heard>, other: Heard) -> Heard {
     match known {
-        Some(known) if (known.epoch, known.lsn) > (other.epoch, other.lsn) => Some(known),
-        Some(_) | None => Some(other),
+        Some(known) if (known.epoch, known.lsn) > (other.epoch, other.lsn) => known,
+        Some(_) | None => other,
     }
 }
 

@@ -166,6 +166,7 @@ mod tests {
     use rhone_consensus::command::{ClusterCommand, Member, MemberKind, PrepareReason, WallTime as When};
     use rhone_consensus::ids::{Incarnation, LogIndex};
     use rhone_consensus::settings::Settings;
+    use rhone_consensus::tags::Tags;
 
     use super::*;
 
@@ -179,6 +180,7 @@ mod tests {
             postgres: String::new(),
             http: String::new(),
             priority: 1,
+            tags: Tags::default(),
         }
     }
 

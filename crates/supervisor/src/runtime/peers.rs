@@ -95,7 +95,8 @@ impl Peers {
         if let Some(peer) = peers.get(address) {
             return Ok(peer.client.clone());
         }
-        let channel = self.dialer.channel(address).map_err(|_| CallError::Address { address: address.to_owned() })?;
+        let channel =
+            self.dialer.channel(address).map_err(|_| CallError::Address { address: address.to_owned() })?;
         let client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
         peers.insert(address.to_owned(), Peer { client: client.clone(), failures: 0 });
         Ok(client)

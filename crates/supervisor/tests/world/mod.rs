@@ -435,7 +435,7 @@ impl World {
     fn check_inclusion(&mut self) {
         for node in 0..3 {
             let Postgres::Primary { epoch, .. } = self.nodes[node].postgres else { continue };
-            if self.state.epoch > epoch && self.state.phase == Phase::Established {
+            if self.state.history.back().is_some_and(|entry| entry.epoch > epoch) {
                 continue;
             }
             let known = |kind: &PolicyKind| self.state.policies.iter().any(|policy| policy.kind == *kind);

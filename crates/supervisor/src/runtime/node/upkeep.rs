@@ -36,9 +36,7 @@ impl NodeLoop {
                 tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
             }
             // The gate waits for standbys: who has to be copied first finds a checkpoint to begin with.
-            Instance::Primary { epoch, gate_open: false, .. } 
-                if due && self.settled != epoch && strict =>
-            {
+            Instance::Primary { epoch, gate_open: false, .. } if due && self.settled != epoch && strict => {
                 self.settled = epoch;
                 tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
             }
