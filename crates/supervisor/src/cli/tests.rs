@@ -282,7 +282,7 @@ async fn pausing_and_fencing_wait_for_the_new_state_and_print_it() {
     check(
         member.run("unfence pg-2 --json").await,
         expect![[r#"
-            {"epoch":7,"fenced":false,"finished":true,"handed_over_to":null,"name":"pg-2"}
+            {"name":"pg-2","fenced":false,"finished":true,"handed_over_to":null,"epoch":7}
             ---- Done
         "#]],
     );
