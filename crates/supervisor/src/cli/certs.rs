@@ -56,7 +56,7 @@ pub enum Certs {
     },
     /// Prints for whom, in which role and until when certificates are
     Show {
-        /// Certificates in PEM [default: those of [tls] in the configuration]
+        /// Certificates in PEM [default: those of `[tls]` in the configuration]
         files: Vec<PathBuf>,
     },
 }
