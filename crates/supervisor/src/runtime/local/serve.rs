@@ -202,8 +202,22 @@ impl Local {
         }
         self.lease_live(epoch).await?;
         self.entitled(grant)?;
-        self.update_hard(move |hard| hard.was_owner = Some(epoch)).await?;
-        self.facts().primary_epoch = epoch;
+        if self.shared.hard.get().sentinel.is_some() && !self.facts().copied {
+            self.lease.set_target(None);
+            return Err(LocalError::Stale("a rewind or clone is not finished".to_owned()));
+        }
+        self.update_hard(move |hard| {
+            hard.was_owner = Some(epoch);
+            // The Grant rests on what is here, to the byte: a power cut must not make it half a copy again.
+            hard.sentinel = None;
+            hard.floor = None;
+        })
+        .await?;
+        {
+            let mut facts = self.facts();
+            facts.copied = false;
+            facts.primary_epoch = epoch;
+        }
         // The lease must still hold now: the guardian counts by the page from its answer on.
         let report = self.guardian.kick().await?;
         match report.lease() {
