@@ -14,15 +14,14 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::settings::Timing;
+use rhone_consensus::transport::{Connector, Wire};
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
-use tonic::transport::Channel;
 
 use crate::api::proto::v1::agent_client::AgentClient;
 use crate::api::proto::v1::{RenewReply, RenewRequest};
 use crate::guardian::SharedPage;
-use crate::runtime::clock::{BootTime, Clock};
-use crate::runtime::peers;
+use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::voter::{RenewRefusal, VoterLease};
 use rhone_consensus::proto::Identity;
 
@@ -93,7 +92,40 @@ impl Lease {
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn start(page: SharedPage, voter: Arc<VoterLease>, clock: Clock) -> std::io::Result<Self> {
+    pub fn start(
+        page: SharedPage,
+        voter: Arc<VoterLease>,
+        clock: impl Into<Timepiece>,
+        connector: Arc<dyn Connector>,
+    ) -> std::io::Result<Self> {
+        let (lease, renewer, targets) = Self::prepare(page, voter, clock.into(), connector);
+        // The runtime is built first, so that a failure is the caller's to handle.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("lease".to_owned()).stack_size(512 * 1024).spawn(move || {
+            raise_priority();
+            runtime.block_on(renewer.run(targets));
+        })?;
+        Ok(lease)
+    }
+
+    /// Starts the same as a task of the caller's runtime, for the simulation.
+    pub fn start_task(
+        page: SharedPage,
+        voter: Arc<VoterLease>,
+        clock: Timepiece,
+        connector: Arc<dyn Connector>,
+    ) -> Self {
+        let (lease, renewer, targets) = Self::prepare(page, voter, clock, connector);
+        tokio::spawn(renewer.run(targets));
+        lease
+    }
+
+    fn prepare(
+        page: SharedPage,
+        voter: Arc<VoterLease>,
+        clock: Timepiece,
+        connector: Arc<dyn Connector>,
+    ) -> (Self, Renewer, watch::Receiver<Option<LeaseTarget>>) {
         let target = watch::Sender::new(None);
         let (tell, status) = watch::channel(LeaseStatus::default());
         let flushed = Arc::new(AtomicU64::new(0));
@@ -103,19 +135,15 @@ impl Lease {
             page,
             voter,
             clock,
+            connector,
             flushed: Arc::clone(&flushed),
             loop_alive: Arc::clone(&loop_alive),
             tell,
             rest,
         };
         let targets = target.subscribe();
-        // The runtime is built first, so that a failure is the caller's to handle.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("lease".to_owned()).stack_size(512 * 1024).spawn(move || {
-            raise_priority();
-            runtime.block_on(Renewer::new(context).run(targets));
-        })?;
-        Ok(Self { target, status, flushed, resting, loop_alive })
+        let lease = Self { target, status, flushed, resting, loop_alive };
+        (lease, Renewer::new(context), targets)
     }
 
     /// Says what is to be renewed from now on; nothing ends the renewing, and the lease with it.
@@ -167,7 +195,8 @@ impl Lease {
 struct Context {
     page: SharedPage,
     voter: Arc<VoterLease>,
-    clock: Clock,
+    clock: Timepiece,
+    connector: Arc<dyn Connector>,
     flushed: Arc<AtomicU64>,
     loop_alive: Arc<AtomicU64>,
     tell: watch::Sender<LeaseStatus>,
@@ -185,7 +214,7 @@ struct Answer {
 
 struct Peer {
     address: String,
-    client: AgentClient<Channel>,
+    client: AgentClient<Wire>,
     in_flight: usize,
 }
 
@@ -227,7 +256,9 @@ impl Renewer {
                 tokio::time::interval(Duration::from_millis(u64::from(target.timing.renewal_ms.max(1))));
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
+                // In this order: no answer is counted for a target that is over, and none delays a renewal.
                 tokio::select! {
+                    biased;
                     changed = targets.changed() => {
                         if changed.is_err() { return; }
                         break;
@@ -275,7 +306,7 @@ impl Renewer {
     fn ask(&mut self, target: &LeaseTarget, node: NodeId, seq: u64, flushed: Lsn) {
         let Some(address) = target.addresses.get(&node) else { return };
         if self.peers.get(&node).is_none_or(|peer| peer.address != *address) {
-            let Ok(channel) = peers::channel(address) else { return };
+            let Ok(channel) = self.context.connector.channel(address) else { return };
             let peer = Peer { address: address.clone(), client: AgentClient::new(channel), in_flight: 0 };
             self.peers.insert(node, peer);
         }

@@ -17,7 +17,7 @@ mod operator;
 pub mod peers;
 mod publish;
 pub mod report;
-mod secret;
+pub mod secret;
 pub mod shared;
 pub mod supervisor;
 pub mod voter;

@@ -1,9 +1,10 @@
 //! Connections to the other supervisors, and calls over them that always end.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rhone_consensus::transport::{Connector, Wire};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::api::proto::v1::agent_client::AgentClient;
@@ -30,6 +31,16 @@ pub fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
         .keep_alive_timeout(Duration::from_secs(1))
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_lazy())
+}
+
+/// Makes the connections between supervisors, without TLS.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Connector for Plain {
+    fn channel(&self, address: &str) -> Result<Wire, String> {
+        channel(address).map(Wire::Channel).map_err(|error| error.to_string())
+    }
 }
 
 /// Why a call to another supervisor brought no answer.
@@ -63,24 +74,41 @@ pub enum CallError {
 
 #[derive(Debug)]
 struct Peer {
-    client: AgentClient<Channel>,
+    client: AgentClient<Wire>,
     failures: u32,
 }
 
 /// One connection for each address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Peers {
+    connector: Arc<dyn Connector>,
     peers: Mutex<BTreeMap<String, Peer>>,
 }
 
+impl Default for Peers {
+    fn default() -> Self {
+        Self::new(Arc::new(Plain))
+    }
+}
+
 impl Peers {
+    /// Makes the table; connects to nobody yet.
+    pub fn new(connector: Arc<dyn Connector>) -> Self {
+        Self { connector, peers: Mutex::default() }
+    }
+
+    /// Returns what makes the connections.
+    pub fn connector(&self) -> Arc<dyn Connector> {
+        Arc::clone(&self.connector)
+    }
+
     /// Calls the supervisor at `address` and waits at most `limit` for its answer.
     ///
     /// # Errors
     /// No address, no answer in time, a refusal, or no connection.
     pub async fn call<T, F, W>(&self, address: &str, limit: Duration, work: F) -> Result<T, CallError>
     where
-        F: FnOnce(AgentClient<Channel>) -> W,
+        F: FnOnce(AgentClient<Wire>) -> W,
         W: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let client = self.client(address)?;
@@ -101,12 +129,15 @@ impl Peers {
         result
     }
 
-    fn client(&self, address: &str) -> Result<AgentClient<Channel>, CallError> {
+    fn client(&self, address: &str) -> Result<AgentClient<Wire>, CallError> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(address) {
             return Ok(peer.client.clone());
         }
-        let channel = channel(address).map_err(|_| CallError::Address { address: address.to_owned() })?;
+        let channel = self
+            .connector
+            .channel(address)
+            .map_err(|_| CallError::Address { address: address.to_owned() })?;
         let client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
         peers.insert(address.to_owned(), Peer { client: client.clone(), failures: 0 });
         Ok(client)

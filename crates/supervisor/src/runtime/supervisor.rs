@@ -8,11 +8,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rhone_consensus::host::ThisHost;
 use rhone_consensus::identity::Identity;
 use rhone_consensus::settings::{Settings, Timing};
 use rhone_consensus::store::hard::HardStateFile;
 use rhone_consensus::transport::{AddressBook, Plaintext};
-use rhone_consensus::{Consensus, ConsensusError, Options, Timings};
+use rhone_consensus::{Consensus, ConsensusError, Options, StoreAt, Timings};
 use rhone_pgctl::connection::LocalConnection;
 use rhone_pgctl::install::Installation;
 use rhone_pgctl::probe::primary_flush_lsn;
@@ -32,7 +33,7 @@ use crate::runtime::lease::Lease;
 use crate::runtime::local::Local;
 use crate::runtime::node::Ended;
 use crate::runtime::operator::RuntimeOperator;
-use crate::runtime::peers::Peers;
+use crate::runtime::peers::{Peers, Plain};
 use crate::runtime::secret::Secret;
 use crate::runtime::shared::Shared;
 use crate::runtime::voter::VoterLease;
@@ -73,12 +74,13 @@ pub async fn run(config: Config) -> anyhow::Result<After> {
     let consensus = start_consensus(&config, &hard, &voter).await?;
     let guardian = adopt_guardian(&config).await?;
     let lease =
-        Lease::start(guardian.page().clone(), Arc::clone(&voter), clock).context("start the lease thread")?;
+        Lease::start(guardian.page().clone(), Arc::clone(&voter), clock, Arc::new(Plain))
+            .context("start the lease thread")?;
     let secret = Secret::open(config.postgres.replication_password_file.clone(), &config.node.state_dir)
         .context("read the replication password")?;
     let (revokes, asked) = mpsc::channel(16);
     let shared = Arc::new(Shared {
-        clock,
+        clock: clock.into(),
         hard,
         voter,
         consensus,
@@ -179,8 +181,9 @@ async fn start_consensus(
         incarnation: known.incarnation,
         session: known.session,
     };
-    let options = Options {
-        dir: config.node.state_dir.clone(),
+    let options = |identity: Identity| Options {
+        store: StoreAt::Dir(config.node.state_dir.clone()),
+        host: Arc::new(ThisHost),
         identity,
         hard: Arc::clone(hard),
         observer: Arc::clone(voter) as Arc<dyn rhone_consensus::observer::LogObserver>,
@@ -188,16 +191,16 @@ async fn start_consensus(
         address_book: AddressBook::default(),
         connector: Arc::new(Plaintext),
     };
-    let mut again = options.clone();
-    match Consensus::start(options).await {
+    let mut again = identity.clone();
+    match Consensus::start(options(identity)).await {
         Err(ConsensusError::StoreLost { store }) => {
             // Its votes are forgotten: it joins as another voter, and never under the old id (DESIGN 11).
             let renewed = hard.renew()?;
             tracing::warn!(store = %store.display(), node = %renewed.node_id,
                 "the raft store is gone: this member rejoins under a new id");
-            again.identity.node = renewed.node_id;
-            again.identity.incarnation = renewed.incarnation;
-            Ok(Consensus::start(again).await?)
+            again.node = renewed.node_id;
+            again.incarnation = renewed.incarnation;
+            Ok(Consensus::start(options(again)).await?)
         }
         started => Ok(started?),
     }
@@ -317,7 +320,7 @@ async fn live(
     }));
     let (context, first) = (Arc::clone(shared), settings.clone());
     tasks.push(Box::pin(async move {
-        leader::run(context, first).await;
+        leader::run(context, first, crate::decide::cluster).await;
         Ok(())
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));

@@ -13,7 +13,7 @@ use rhone_consensus::settings::Timing;
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
 
-use crate::runtime::clock::{BootTime, Clock};
+use crate::runtime::clock::{BootTime, Timepiece};
 use crate::view::{Heard, VoterReport};
 
 /// Why a voter does not renew.
@@ -37,7 +37,7 @@ pub enum RenewRefusal {
 pub struct VoterLease {
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
-    clock: Clock,
+    clock: Timepiece,
 }
 
 #[derive(Debug)]
@@ -68,7 +68,8 @@ impl Inner {
 
 impl VoterLease {
     /// Begins the voter's life, in quarantine.
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: impl Into<Timepiece>) -> Self {
+        let clock = clock.into();
         let now = clock.now();
         let inner = Inner {
             timing: None,
