@@ -40,6 +40,10 @@ const YIELD_EVERY_MS: u64 = 10_000;
 /// A member that is silent for longer is not offered leadership.
 const ALIVE_MS: u64 = 1500;
 
+/// After so long an election that lacks answers no longer holds up the care for the members: a change
+/// of voters counts as a renewal, and a quick election would wait for it.
+const REPAIR_AFTER_MS: u64 = 10_000;
+
 type Answer = (NodeId, Epoch, Result<Revoked, String>);
 
 /// What the loop remembers.
@@ -54,6 +58,7 @@ struct Leader {
     /// Why each member was not revoked at the last try, to be told once.
     unrevoked: BTreeMap<NodeId, String>,
     asked_epoch: Epoch,
+    asked_since: Moment,
     answers: mpsc::Receiver<Answer>,
     answer_to: mpsc::Sender<Answer>,
     granted_seen: (Epoch, Moment),
@@ -77,6 +82,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         asked: BTreeSet::new(),
         unrevoked: BTreeMap::new(),
         asked_epoch: Epoch(0),
+        asked_since: now,
         answers,
         answer_to,
         granted_seen: (Epoch(0), now),
@@ -127,6 +133,7 @@ impl Leader {
         }
         if self.asked_epoch != state.epoch {
             self.asked_epoch = state.epoch;
+            self.asked_since = now;
             self.asked.clear();
             self.revoked.clear();
             self.unrevoked.clear();
@@ -154,6 +161,10 @@ impl Leader {
             ClusterDecision::Propose(command) => self.propose(state, command, now).await,
             ClusterDecision::Revoke { epoch, members, .. } => {
                 self.revoke(state, epoch, &members);
+                // A member that was admitted meanwhile hears of the epoch only as a member of Raft.
+                if now.millis_since(self.asked_since) > REPAIR_AFTER_MS {
+                    self.keep_members(state).await;
+                }
                 true
             }
             ClusterDecision::Wait(_) => {
