@@ -48,14 +48,16 @@ fn many(first: Option<u64>, count: u64, minutes: f64, mutant: Mutant) -> ExitCod
     let limit = Duration::from_secs_f64(minutes * 60.0);
     let begun = Instant::now();
     let next = std::sync::atomic::AtomicU64::new(0);
-    let bad = std::sync::Mutex::new(Vec::new());
+    let bad = std::sync::Mutex::new(Vec::<u64>::new());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
+                    // A mutant is known once it is noticed.
+                    let noticed = mutant != Mutant::None && !bad.lock().is_ok_and(|bad| bad.is_empty());
                     let step = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if step >= count || begun.elapsed() >= limit {
+                    if noticed || step >= count || begun.elapsed() >= limit {
                         return;
                     }
                     let outcome = run(first + step, mutant, false);

@@ -354,21 +354,6 @@ impl World {
             self.plant.check().violated(text);
         }
         self.promises[index] = (hard.node_id, hard.promise);
-        let machine = self.plant.machine(index);
-        if let Some(source) = machine.upstream.filter(|_| machine.streaming && machine.run == Run::Standby)
-            && let Some(source) = self.plant.index_of(source).filter(|source| *source != index)
-        {
-            drop(machine);
-            let epoch = self.plant.machine(source).epoch;
-            if epoch > Epoch(0) && epoch < hard.promise && self.plant.mutant != Mutant::None {
-                let text = format!(
-                    "I7: n{} streams from epoch {epoch}, having promised {}",
-                    index + 1,
-                    hard.promise
-                );
-                self.plant.check().violated(text);
-            }
-        }
     }
 
     /// A gate that opens: what was acknowledged before is there, or was bounded.
