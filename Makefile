@@ -24,8 +24,9 @@ tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
 chaos bench: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
-MINUTES ?= 5
-SCENARIO ?= all
+MINUTES ?=
+ROUNDS ?=
+SCENARIO ?=
 SEED ?=
 MUTANT ?=
 
@@ -71,9 +72,14 @@ fix: ## formats, and applies what clippy can
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
-chaos: release ## random faults on real Postgres: MINUTES=5 SEED=… SCENARIO=all|power|network|process|switchover
-	"$(TARGET)/release/chaos" run --scenario "$(SCENARIO)" \
-		--minutes "$(MINUTES)" $(if $(SEED),--seed "$(SEED)")
+# Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies,
+# and everything else in asynchronous mode.
+chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=
+	@set -e; for scenario in $(or $(SCENARIO),quorum witness all); do \
+		echo "== $$scenario"; \
+		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(MINUTES)) \
+			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)); \
+	done
 
 bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
 	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
@@ -82,8 +88,8 @@ sim: ## whole clusters in virtual time, by seed: MINUTES=5, or SEED=… for one 
 	$(CARGO) build --profile simulation -p rhone-simulation
 	$(TARGET)/simulation/simulate $(if $(SEED),--seed "$(SEED)",--minutes "$(MINUTES)") $(if $(MUTANT),--mutant "$(MUTANT)")
 
-soak: ## eight hours of `make chaos`: MINUTES=480
-	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
+soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
+	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
 
 test-all: test ## `make test`, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)

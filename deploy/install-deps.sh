@@ -4,6 +4,8 @@
 #   deploy/install-deps.sh run     what `make demo` needs: Postgres 15 or later, a C compiler, cargo
 #   deploy/install-deps.sh test    and what the tests and the benchmark use: iproute2, nftables, strace
 #
+#                                     pgbouncer, haproxy, psycopg2
+#
 # Debian's and Ubuntu's packages only, as root or by sudo. A second run does nothing.
 set -eu
 
@@ -31,6 +33,24 @@ apt() {
     say "installs $*"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 \
         install --no-install-recommends "$@" >&2
+}
+
+# Installs programs whose packages start a service: only the programs are wanted, so that none is started now or
+# at the next boot.
+apt_without_services() {
+    policy=/usr/sbin/policy-rc.d
+    made=no
+    if [ ! -e "$policy" ]; then
+        made=yes
+        trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+    fi
+    apt "$@"
+    [ "$made" = no ] || as_root rm -f "$policy"
+    if have systemctl && [ -d /run/systemd/system ]; then
+        as_root systemctl disable "$@" >/dev/null 2>&1 || say "warning: could not disable: $*"
+    fi
 }
 
 # The version of a package that could be installed; nothing where there is none.
@@ -116,6 +136,13 @@ if [ "$wanted" = test ]; then
     have nft || packages="$packages nftables"
     have strace || packages="$packages strace"
     have nsenter || packages="$packages util-linux"
+    have openssl || packages="$packages openssl"
+    /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || packages="$packages python3-psycopg2"
+    services=
+    have pgbouncer || services="$services pgbouncer"
+    have haproxy || services="$services haproxy"
+    # shellcheck disable=SC2086 # a list of words
+    [ -z "$services" ] || apt_without_services $services
 fi
 # shellcheck disable=SC2086 # a list of words
 [ -z "$packages" ] || apt $packages

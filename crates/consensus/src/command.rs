@@ -8,7 +8,7 @@ use std::fmt;
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, Incarnation, NodeId};
+use crate::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId};
 use crate::policy::PolicyKind;
 use crate::settings::Settings;
 
@@ -65,6 +65,11 @@ pub enum PrepareReason {
     Switchover,
     /// A person asked for it.
     Operator,
+    /// A person asked for it, with that member as primary where it has as much as any other.
+    OperatorTo {
+        /// Who.
+        to: NodeId,
+    },
 }
 
 impl PrepareReason {
@@ -75,7 +80,7 @@ impl PrepareReason {
             Self::OwnerSilent { .. } => "owner_silent",
             Self::OwnerDown { .. } => "owner_down",
             Self::Switchover => "switchover",
-            Self::Operator => "operator",
+            Self::Operator | Self::OperatorTo { .. } => "operator",
         }
     }
 }
@@ -85,7 +90,9 @@ impl fmt::Display for PrepareReason {
         match self {
             Self::OwnerSilent { silent_ms } => write!(f, "owner_silent for {silent_ms} ms"),
             Self::OwnerDown { detail } => write!(f, "owner_down: {detail}"),
-            Self::Founding | Self::Switchover | Self::Operator => f.write_str(self.code()),
+            Self::Founding | Self::Switchover | Self::Operator | Self::OperatorTo { .. } => {
+                f.write_str(self.code())
+            }
         }
     }
 }
@@ -95,6 +102,8 @@ impl fmt::Display for PrepareReason {
 pub struct Evidence {
     /// Who was revoked.
     pub node: NodeId,
+    /// Its data directory.
+    pub data: DataId,
     /// The end of its WAL, frozen by the promise.
     pub position: WalPosition,
 }
@@ -106,6 +115,8 @@ pub struct Grant {
     pub epoch: Epoch,
     /// Who may be primary in it.
     pub owner: NodeId,
+    /// The owner's data directory.
+    pub data: DataId,
     /// The end of the owner's WAL; it promotes from exactly there.
     pub base: WalPosition,
     /// The number that its new timeline gets.
@@ -116,6 +127,20 @@ pub struct Grant {
     pub evidence: Vec<Evidence>,
     /// WAL that voters had heard of and nobody revoked holds: `(from, to)`.
     pub lost: Option<(Lsn, Lsn)>,
+}
+
+/// A person's word that acknowledged commits may be lost, for one epoch that is being prepared; it
+/// dies with that epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptance {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Whom the person wants as primary.
+    pub to: Option<NodeId>,
+    /// Who said so, and from where, for people.
+    pub by: String,
+    /// When, for people.
+    pub at: WallTime,
 }
 
 /// A planned handover, as long as it goes on.
@@ -172,10 +197,34 @@ pub enum ClusterCommand {
         /// When, for people.
         at: WallTime,
     },
+    /// Adds a policy of the granted epoch: its owner's Postgres may use it from here on (DESIGN 6, step 1).
+    AddPolicy {
+        /// The epoch.
+        epoch: Epoch,
+        /// The condition.
+        kind: PolicyKind,
+    },
+    /// Drops the granted epoch's policies that are older than this one: no process of the owner's
+    /// uses them any more, and what they acknowledged is flushed under it (step 5).
+    NarrowPolicies {
+        /// The epoch.
+        epoch: Epoch,
+        /// The policy that stays.
+        number: LogIndex,
+    },
+    /// Accepts that the epoch that is being prepared loses acknowledged commits.
+    AcceptLoss(Acceptance),
     /// Begins or ends a planned handover.
     SetHandover(Option<Handover>),
     /// Pauses or resumes automatic failover.
     SetPaused(bool),
+    /// Stops a member's Postgres and keeps it stopped, or lets it go.
+    SetFenced {
+        /// Whose.
+        node: NodeId,
+        /// Whether it is held from now on.
+        fenced: bool,
+    },
 }
 
 impl ClusterCommand {

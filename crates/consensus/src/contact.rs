@@ -4,7 +4,7 @@
 //! whose lease is counted here has no voter that would already vote for another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,16 +29,16 @@ pub(crate) struct Contacts {
     heard: Mutex<Heard>,
     /// Sends no leader's messages: gives leadership away.
     muted: AtomicBool,
-    /// Campaigns later than others.
-    reluctant: AtomicBool,
+    /// By how many longest election timeouts later than others this one campaigns.
+    reluctance: AtomicU32,
 }
 
 impl Contacts {
     /// Begins; `bound` says that the stored vote belongs to a leader who may still count it.
     pub(crate) fn new(host: Arc<dyn Host>, bound: bool) -> Self {
         let heard = Heard { quarantine: bound.then(|| Moment::of(host.as_ref())), ..Heard::default() };
-        let (muted, reluctant) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { host, heard: Mutex::new(heard), muted, reluctant }
+        let (muted, reluctance) = (AtomicBool::new(false), AtomicU32::new(0));
+        Self { host, heard: Mutex::new(heard), muted, reluctance }
     }
 
     /// Reads the host's clock.
@@ -118,11 +118,11 @@ impl Contacts {
         self.muted.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_reluctant(&self, reluctant: bool) {
-        self.reluctant.store(reluctant, Ordering::Relaxed);
+    pub(crate) fn set_reluctance(&self, reluctance: u32) {
+        self.reluctance.store(reluctance, Ordering::Relaxed);
     }
 
-    pub(crate) fn reluctant(&self) -> bool {
-        self.reluctant.load(Ordering::Relaxed)
+    pub(crate) fn reluctance(&self) -> u32 {
+        self.reluctance.load(Ordering::Relaxed)
     }
 }

@@ -63,8 +63,7 @@ impl Election {
                 Role::Learner => self.timings.election_max,
                 Role::Follower | Role::Candidate => {
                     let silent = self.silence(silent_since);
-                    let extra =
-                        if self.contacts.reluctant() { self.timings.election_max } else { Duration::ZERO };
+                    let extra = self.timings.election_max.saturating_mul(self.contacts.reluctance());
                     let needed = patience.saturating_add(extra);
                     if silent < needed {
                         // Looks again soon enough to notice that reluctance was lifted.

@@ -27,7 +27,7 @@ use crate::store::open;
 use crate::store::thread::{Pace, Storage, Work, read};
 use crate::transport::guard::Guard;
 use crate::transport::pool::Pool;
-use crate::transport::{AddressBook, Connector, Me, RaftService, server};
+use crate::transport::{AddressBook, Certified, Connector, Me, RaftService, server};
 
 /// Where the store is.
 #[derive(Debug)]
@@ -202,6 +202,15 @@ impl Consensus {
         self.guard.admit(from, to, |id| server::recorded(&self.raft, id))
     }
 
+    /// Refuses a call of another service whose certificate is not that of the member it says it comes from.
+    ///
+    /// # Errors
+    /// A status with a clear text.
+    pub fn vouched(&self, caller: Option<&Certified>, node: NodeId) -> Result<(), tonic::Status> {
+        let name = caller.and_then(|_| server::recorded_name(&self.raft, node));
+        Certified::speaks_for(caller, name.as_deref())
+    }
+
     /// Says why Raft stopped, once it has: then end the process.
     pub fn fatal(&self) -> watch::Receiver<Option<String>> {
         self.fatal.subscribe()
@@ -236,9 +245,10 @@ impl Consensus {
         self.syncs.clone()
     }
 
-    /// Lets this member campaign later than the others, so that leadership goes elsewhere.
-    pub fn set_reluctant(&self, reluctant: bool) {
-        self.contacts.set_reluctant(reluctant);
+    /// Lets this member campaign later than those of less reluctance, so that leadership goes
+    /// elsewhere: by that many longest election timeouts.
+    pub fn set_reluctance(&self, reluctance: u32) {
+        self.contacts.set_reluctance(reluctance);
     }
 
     /// Ends [`Consensus::yield_leadership`] before its time.

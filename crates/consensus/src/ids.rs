@@ -66,3 +66,33 @@ impl FromStr for Incarnation {
         u128::from_str_radix(text, 16).map(Self)
     }
 }
+
+/// The random number of one data directory's life: drawn by initdb, each clone and each rewind.
+///
+/// What was flushed into a directory is known only as long as it is the same one: emptied, copied
+/// or restored it is another (DESIGN 6). Zero is no directory. Printed as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DataId(pub u64);
+
+impl fmt::Display for DataId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for DataId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// A member with one data directory: what acknowledges commits, and what proves that it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Replica {
+    /// The member.
+    pub node: NodeId,
+    /// Its data directory.
+    pub data: DataId,
+}

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, NodeId};
+use crate::ids::{Epoch, LogIndex, Replica};
 
 /// When a commit counts as acknowledged in an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub enum PolicyKind {
         /// How many of them.
         required: u32,
         /// The standbys that may acknowledge.
-        standbys: BTreeSet<NodeId>,
+        standbys: BTreeSet<Replica>,
     },
     /// The owner alone flushed it, and the cluster promised to lose nothing: only that owner covers it.
     Alone,
@@ -46,21 +46,23 @@ impl fmt::Display for PolicyKind {
 /// A policy and the epoch and owner that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
+    /// The index of the log entry that added it: the newer of two has the higher one.
+    pub number: LogIndex,
     /// The epoch whose commits it speaks of.
     pub epoch: Epoch,
-    /// The member that owned that epoch.
-    pub owner: NodeId,
+    /// The member that owned that epoch, with the data directory it did so with.
+    pub owner: Replica,
     /// The condition.
     pub kind: PolicyKind,
 }
 
 impl Policy {
-    /// Returns whether the revoked members, whose reports count, hold every commit acknowledged
+    /// Returns whether the revoked replicas, whose reports count, hold every commit acknowledged
     /// under this policy and have ended it, so that no more can follow.
     ///
     /// `leases_aged` stands for the owner's end in asynchronous mode only (DESIGN 7); it never
     /// replaces evidence under the other kinds.
-    pub fn covered(&self, revoked: &BTreeSet<NodeId>, leases_aged: bool) -> bool {
+    pub fn covered(&self, revoked: &BTreeSet<Replica>, leases_aged: bool) -> bool {
         if revoked.contains(&self.owner) {
             return true;
         }
@@ -78,15 +80,22 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{DataId, NodeId};
 
-    fn ids(text: &str) -> BTreeSet<NodeId> {
-        text.split_whitespace().map(|n| NodeId(n.parse().expect("a number"))).collect()
+    /// `2` is member 2 with its first data directory, `2b` the same member with another one.
+    fn replica(text: &str) -> Replica {
+        let number = text.trim_end_matches('b').parse().expect("a number");
+        Replica { node: NodeId(number), data: DataId(number + if text.ends_with('b') { 100 } else { 0 }) }
+    }
+
+    fn ids(text: &str) -> BTreeSet<Replica> {
+        text.split_whitespace().map(replica).collect()
     }
 
     #[track_caller]
     #[allow(clippy::fn_params_excessive_bools, reason = "one row of a table")]
     fn check(kind: PolicyKind, revoked: &str, aged: bool, expected: bool) {
-        let policy = Policy { epoch: Epoch(5), owner: NodeId(1), kind };
+        let policy = Policy { number: LogIndex(6), epoch: Epoch(5), owner: replica("1"), kind };
         assert_eq!(policy.covered(&ids(revoked), aged), expected, "revoked {revoked}, aged {aged}");
     }
 
@@ -100,6 +109,8 @@ mod tests {
         check(quorum(1, "2 3"), "2", true, false); // a clock is no evidence
         check(quorum(1, "2 3"), "2 3", false, true);
         check(quorum(1, "2 3"), "1", false, true); // the owner with its WAL
+        check(quorum(1, "2 3"), "1b", false, false); // the owner with another data directory
+        check(quorum(1, "2 3"), "2 3b", false, false); // a wiped or restored one is nobody's witness
         check(quorum(2, "2 3 4 5"), "2 3", false, false);
         check(quorum(2, "2 3 4 5"), "2 3 4", false, true);
         check(quorum(2, "2 3 4 5"), "6 7 8", false, false); // no member of the set

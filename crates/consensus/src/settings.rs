@@ -43,6 +43,35 @@ impl Timing {
     }
 }
 
+/// How commits wait for standbys (DESIGN 6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncMode {
+    /// For none.
+    #[default]
+    Off,
+    /// For some, and the primary goes on alone when none is there.
+    Quorum,
+    /// For some, whatever happens.
+    Strict,
+}
+
+impl SyncMode {
+    /// Returns the mode of a new cluster where nobody says otherwise: zero loss wherever one member
+    /// may fail without stopping the writes.
+    pub fn default_for(data_members: usize, witnesses: usize) -> Self {
+        if data_members >= 3 || (data_members == 2 && witnesses > 0) { Self::Quorum } else { Self::Off }
+    }
+
+    /// Returns its name in settings and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Quorum => "quorum",
+            Self::Strict => "strict",
+        }
+    }
+}
+
 /// The replicated settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -50,6 +79,10 @@ pub struct Settings {
     pub timing: Timing,
     /// How many bytes of WAL an automatic failover may leave behind in asynchronous mode.
     pub max_lag_on_failover: u64,
+    /// How commits wait for standbys.
+    pub sync: SyncMode,
+    /// For how many; absent: half the data members, rounded down.
+    pub sync_required: Option<u32>,
     /// Postgres parameters that the user set.
     pub postgres: BTreeMap<String, String>,
     /// Lines of pg_hba.conf, before the ones Rhone manages for clients.
@@ -61,6 +94,8 @@ impl Default for Settings {
         Self {
             timing: Timing::default(),
             max_lag_on_failover: 1024 * 1024,
+            sync: SyncMode::Off,
+            sync_required: None,
             postgres: BTreeMap::new(),
             pg_hba: Vec::new(),
         }

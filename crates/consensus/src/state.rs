@@ -3,13 +3,17 @@
 //! Pure and deterministic: the same commands at the same log indexes give the same state on
 //! every member.
 
-use std::collections::{BTreeMap, VecDeque};
+mod hold;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
-use crate::command::{ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime};
-use crate::ids::{Epoch, LogIndex, NodeId};
+use crate::command::{
+    Acceptance, ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
+};
+use crate::ids::{Epoch, LogIndex, NodeId, Replica};
 use crate::ledger::{Ledger, LedgerEntry};
 use crate::policy::{Policy, PolicyKind};
 use crate::settings::Settings;
@@ -63,6 +67,8 @@ pub struct HistoryEntry {
     pub gap_ms: u64,
     /// WAL that was left behind, `(from, to)`.
     pub lost: Option<(Lsn, Lsn)>,
+    /// Who accepted that acknowledged commits are lost, where somebody had to.
+    pub accepted: Option<Acceptance>,
 }
 
 /// What all members agree on.
@@ -92,12 +98,16 @@ pub struct ClusterState {
     pub policies: Vec<Policy>,
     /// Every timeline ever planned.
     pub ledger: Ledger,
+    /// A person's word that the newest epoch may lose acknowledged commits.
+    pub accepted: Option<Acceptance>,
     /// The planned handover that is going on.
     pub handover: Option<Handover>,
     /// Whether automatic failover is off.
     pub paused: bool,
     /// The last changes of primary, oldest first.
     pub history: VecDeque<HistoryEntry>,
+    /// Members whose Postgres is stopped until an operator lets it go.
+    pub fenced: BTreeSet<NodeId>,
 }
 
 impl ClusterState {
@@ -120,7 +130,10 @@ impl ClusterState {
             ClusterCommand::Admit(member) => self.admit(member),
             ClusterCommand::Remove(node) if self.leads(*node) => refused("the member leads: hand over first"),
             ClusterCommand::Remove(node) => match self.members.remove(node) {
-                Some(_) => Outcome::Done,
+                Some(_) => {
+                    self.forget_fenced(*node);
+                    Outcome::Done
+                }
                 None => refused("no such member"),
             },
             ClusterCommand::SetSystemId(system_id) => match self.system_id {
@@ -135,9 +148,13 @@ impl ClusterState {
                 self.phase = Phase::Preparing { reason: reason.clone(), at: *at };
                 self.reason = Some(reason.clone());
                 self.prepared_at = *at;
+                self.accepted = None;
                 Outcome::Prepared(self.epoch)
             }
-            ClusterCommand::Grant(grant) => self.apply_grant(grant),
+            ClusterCommand::Grant(grant) => self.apply_grant(index, grant),
+            ClusterCommand::AddPolicy { epoch, kind } => self.add_policy(index, *epoch, kind),
+            ClusterCommand::NarrowPolicies { epoch, number } => self.narrow_policies(*epoch, *number),
+            ClusterCommand::AcceptLoss(acceptance) => self.accept_loss(acceptance),
             ClusterCommand::Established { epoch, timeline, switch, gap_ms, at } => {
                 self.establish(*epoch, *timeline, *switch, *gap_ms, *at)
             }
@@ -146,6 +163,7 @@ impl ClusterState {
                 self.paused = *paused;
                 Outcome::Done
             }
+            ClusterCommand::SetFenced { node, fenced } => self.set_fenced(*node, *fenced),
         }
     }
 
@@ -163,25 +181,28 @@ impl ClusterState {
                 return refused("the member of that name leads");
             }
             self.members.remove(&older);
+            self.replace_fenced(older, member.node);
         }
         self.members.insert(member.node, member.clone());
         Outcome::Done
     }
 
-    fn apply_grant(&mut self, grant: &Grant) -> Outcome {
+    fn apply_grant(&mut self, index: LogIndex, grant: &Grant) -> Outcome {
         if grant.epoch != self.epoch || !matches!(self.phase, Phase::Preparing { .. }) {
             return refused("the epoch is no longer being prepared");
         }
         if !self.members.get(&grant.owner).is_some_and(|m| m.kind == MemberKind::Data) {
             return refused("the owner is no data member");
         }
+        if self.is_fenced(grant.owner) {
+            return refused("the owner is fenced");
+        }
         if grant.timeline <= self.ledger.highest() || grant.timeline <= grant.base.timeline {
             return refused("the timeline's number was planned before");
         }
-        // The same owner and condition are covered by the same members, so the newer policy stands
-        // for both: however often promotions fail in a row, the list stays short.
-        let same = |policy: &Policy| policy.owner == grant.owner && policy.kind == grant.policy;
-        if self.policies.iter().filter(|policy| !same(policy)).count() >= POLICY_LIMIT {
+        let owner = Replica { node: grant.owner, data: grant.data };
+        let policy = Policy { number: index, epoch: grant.epoch, owner, kind: grant.policy.clone() };
+        if !self.push_policy(policy) {
             return refused("too many promotions failed in a row");
         }
         if self.ledger.root.is_none() {
@@ -198,10 +219,65 @@ impl ClusterState {
             },
         );
         self.ledger.forget_beyond(LEDGER_LIMIT);
-        self.policies.retain(|policy| !same(policy));
-        self.policies.push(Policy { epoch: grant.epoch, owner: grant.owner, kind: grant.policy.clone() });
         self.grant = Some(grant.clone());
         self.phase = Phase::Granted;
+        Outcome::Done
+    }
+
+    /// Opens a policy; says whether there is room for it.
+    ///
+    /// The same owner and condition are covered by the same members, so the newer policy stands for
+    /// both: however often promotions fail in a row, the list stays short.
+    fn push_policy(&mut self, policy: Policy) -> bool {
+        let same = |old: &Policy| old.owner == policy.owner && old.kind == policy.kind;
+        if self.policies.iter().filter(|old| !same(old)).count() >= POLICY_LIMIT {
+            return false;
+        }
+        self.policies.retain(|old| !same(old));
+        self.policies.push(policy);
+        true
+    }
+
+    fn add_policy(&mut self, index: LogIndex, epoch: Epoch, kind: &PolicyKind) -> Outcome {
+        let Some(grant) = self.current_grant().filter(|grant| grant.epoch == epoch) else {
+            return refused("the epoch has no owner now");
+        };
+        let owner = Replica { node: grant.owner, data: grant.data };
+        if let PolicyKind::Quorum { required, standbys } = kind
+            && (*required == 0 || standbys.contains(&owner))
+        {
+            return refused("a commit has to wait for somebody else than the primary");
+        }
+        if self.policy().is_some_and(|newest| newest.kind == *kind) {
+            return refused("this is the newest policy already");
+        }
+        if self.push_policy(Policy { number: index, epoch, owner, kind: kind.clone() }) {
+            Outcome::Done
+        } else {
+            refused("too many policies are open")
+        }
+    }
+
+    fn narrow_policies(&mut self, epoch: Epoch, number: LogIndex) -> Outcome {
+        if self.current_grant().is_none_or(|grant| grant.epoch != epoch) {
+            return refused("the epoch has no owner now");
+        }
+        if !self.policies.iter().any(|policy| policy.epoch == epoch && policy.number == number) {
+            return refused("that policy is not open");
+        }
+        let before = self.policies.len();
+        self.policies.retain(|policy| policy.epoch != epoch || policy.number >= number);
+        if self.policies.len() < before { Outcome::Done } else { refused("no older policy is open") }
+    }
+
+    fn accept_loss(&mut self, acceptance: &Acceptance) -> Outcome {
+        if acceptance.epoch != self.epoch || !matches!(self.phase, Phase::Preparing { .. }) {
+            return refused("that epoch is no longer being prepared");
+        }
+        if acceptance.to.is_some_and(|to| !self.data_members().any(|member| member.node == to)) {
+            return refused("no such data member");
+        }
+        self.accepted = Some(acceptance.clone());
         Outcome::Done
     }
 
@@ -244,6 +320,7 @@ impl ClusterState {
             reason: self.reason.clone().unwrap_or(PrepareReason::Operator),
             gap_ms,
             lost: grant.lost,
+            accepted: self.accepted.take(),
         });
         while self.history.len() > HISTORY_LIMIT {
             self.history.pop_front();
@@ -256,7 +333,7 @@ impl ClusterState {
             if handover.epoch != self.epoch || self.phase != Phase::Established {
                 return refused("the epoch that it would end is not established");
             }
-            let able = |m: &Member| m.kind == MemberKind::Data && m.priority > 0;
+            let able = |m: &Member| m.kind == MemberKind::Data && m.priority > 0 && !self.is_fenced(m.node);
             if handover.to.is_some_and(|to| self.leads(to) || !self.members.get(&to).is_some_and(able)) {
                 return refused("that member cannot take over");
             }
@@ -298,9 +375,21 @@ impl ClusterState {
         self.members.values().filter(|member| member.kind == MemberKind::Data)
     }
 
-    /// Returns the policy that a Grant made now gets.
-    pub fn next_policy(&self) -> PolicyKind {
-        PolicyKind::Async { max_lag: self.settings.max_lag_on_failover }
+    /// Returns the newest policy of the newest epoch's owner: the one that its Postgres is to use.
+    pub fn policy(&self) -> Option<&Policy> {
+        let epoch = self.current_grant()?.epoch;
+        self.policies.iter().rfind(|policy| policy.epoch == epoch)
+    }
+
+    /// Returns whether the newest epoch has more than one policy: a change is going on.
+    pub fn policy_changes(&self) -> bool {
+        let epoch = self.current_grant().map(|grant| grant.epoch);
+        self.policies.iter().filter(|policy| Some(policy.epoch) == epoch).count() > 1
+    }
+
+    /// Returns a person's word that the epoch that is being prepared may lose acknowledged commits.
+    pub fn accepted_loss(&self) -> Option<&Acceptance> {
+        self.accepted.as_ref().filter(|accepted| accepted.epoch == self.epoch)
     }
 
     /// Returns the first broken invariant, for tests and the simulation.
@@ -309,16 +398,16 @@ impl ClusterState {
             if grant.epoch > self.epoch {
                 return Some(format!("grant of epoch {} above epoch {}", grant.epoch, self.epoch));
             }
-            if !self.policies.iter().any(|p| p.epoch == grant.epoch && p.owner == grant.owner) {
+            if !self.policies.iter().any(|p| p.epoch == grant.epoch && p.owner.node == grant.owner) {
                 return Some(format!("no policy for the granted epoch {}", grant.epoch));
             }
         }
-        let mut last = Epoch(0);
+        let mut last = (LogIndex(0), Epoch(0));
         for policy in &self.policies {
-            if policy.epoch <= last {
+            if policy.number <= last.0 || policy.epoch < last.1 {
                 return Some(format!("policies out of order at epoch {}", policy.epoch));
             }
-            last = policy.epoch;
+            last = (policy.number, policy.epoch);
         }
         let mut made = Epoch(0);
         for (timeline, entry) in &self.ledger.entries {
@@ -330,7 +419,7 @@ impl ClusterState {
             }
             made = entry.epoch;
         }
-        None
+        self.fenced_beyond_members()
     }
 }
 
@@ -341,7 +430,7 @@ fn refused(reason: &str) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Incarnation;
+    use crate::ids::{DataId, Incarnation};
 
     fn member(node: u64, name: &str, kind: MemberKind) -> Member {
         Member {
@@ -353,6 +442,22 @@ mod tests {
             postgres: String::new(),
             http: String::new(),
             priority: 1,
+        }
+    }
+
+    /// `alone`, `async`, or `any 1 of MEMBER ...`.
+    fn kind(words: &[&str]) -> PolicyKind {
+        let replica = |text: &&str| {
+            let number = text.parse().expect("a number");
+            Replica { node: NodeId(number), data: DataId(number) }
+        };
+        match words {
+            ["alone"] => PolicyKind::Alone,
+            ["any", required, "of", standbys @ ..] => PolicyKind::Quorum {
+                required: required.parse().expect("a number"),
+                standbys: standbys.iter().map(replica).collect(),
+            },
+            _ => PolicyKind::Async { max_lag: 0 },
         }
     }
 
@@ -379,6 +484,7 @@ mod tests {
             "grant" => ClusterCommand::Grant(Grant {
                 epoch: Epoch(number(1)),
                 owner: NodeId(number(2)),
+                data: DataId(number(2)),
                 base: words[3].parse().expect("a position"),
                 timeline: timeline(4),
                 policy: PolicyKind::Async { max_lag: 0 },
@@ -397,7 +503,19 @@ mod tests {
                 to: words.get(2).map(|_| NodeId(number(2))),
                 leaving: words.len() < 3,
             })),
+            "policy" => ClusterCommand::AddPolicy { epoch: Epoch(number(1)), kind: kind(&words[2..]) },
+            "narrow" => {
+                ClusterCommand::NarrowPolicies { epoch: Epoch(number(1)), number: LogIndex(number(2)) }
+            }
+            "accept" => ClusterCommand::AcceptLoss(Acceptance {
+                epoch: Epoch(number(1)),
+                to: None,
+                by: "somebody".to_owned(),
+                at: WallTime(0),
+            }),
             "paused" => ClusterCommand::SetPaused(true),
+            "fence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: true },
+            "unfence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: false },
             other => panic!("no such command: {other}"),
         }
     }
@@ -483,6 +601,43 @@ mod tests {
     }
 
     #[test]
+    fn policies_widen_and_narrow_within_the_granted_epoch_only() {
+        let after = |more: &str, expected: &str| {
+            let state = check(&format!("{ESTABLISHED} | {more}"), expected);
+            state.policies.iter().map(|policy| policy.number.0).collect::<Vec<_>>()
+        };
+        assert_eq!(after("policy 3 any 1 of 2", "done"), [4, 6]);
+        assert_eq!(after("policy 3 any 1 of 2 | policy 3 alone", "done"), [4, 6, 7]);
+        assert_eq!(after("policy 3 any 1 of 2 | narrow 3 6", "done"), [6]);
+        // Back to the first one while the change goes on: it stands for both, under the newer number.
+        assert_eq!(after("policy 3 any 1 of 2 | policy 3 async", "done"), [6, 7]);
+        after("policy 3 async", "this is the newest policy already");
+        after("policy 3 any 1 of 1", "a commit has to wait for somebody else than the primary");
+        after("policy 3 any 0 of 2", "a commit has to wait for somebody else than the primary");
+        after("policy 2 alone", "the epoch has no owner now");
+        after("prepare | policy 3 alone", "the epoch has no owner now"); // a Prepare came first
+        after("policy 3 alone | prepare | narrow 3 6", "the epoch has no owner now");
+        after("narrow 3 9", "that policy is not open");
+        after("narrow 3 4", "no older policy is open");
+        // What an older epoch left open goes only when the newer one is established.
+        let next = "policy 3 alone | prepare | grant 7 2 2:0/10 3 | policy 7 any 1 of 1";
+        assert_eq!(after(&format!("{next} | narrow 7 9"), "done"), [4, 6, 9]);
+        assert_eq!(after(&format!("{next} | established 7 3"), "done"), [8, 9]);
+    }
+
+    #[test]
+    fn an_accepted_loss_is_for_one_epoch_that_is_being_prepared() {
+        let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
+        after("accept 3", "that epoch is no longer being prepared");
+        after("prepare | accept 3", "that epoch is no longer being prepared");
+        assert!(after("prepare | accept 6", "done").accepted_loss().is_some());
+        assert!(after("prepare | accept 6 | prepare", "epoch 8").accepted_loss().is_none());
+        let state = after("prepare | accept 6 | grant 6 2 2:0/10 3 | established 6 3", "done");
+        assert!(state.history.back().is_some_and(|entry| entry.accepted.is_some()));
+        assert_eq!(state.accepted, None);
+    }
+
+    #[test]
     fn a_handover_ends_the_established_epoch_and_no_other() {
         let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
         after("handover 3 2", "done");
@@ -492,6 +647,25 @@ mod tests {
         after("handover 3 | handover 3 2", "another handover is going on");
         after("handover 3 2 | handover 3", "done"); // the host goes down meanwhile
         check(&format!("{GRANTED} | handover 3 2"), "the epoch that it would end is not established");
+    }
+
+    #[test]
+    fn only_a_standby_is_fenced_and_it_does_not_take_over() {
+        let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
+        after("fence 2", "done");
+        after("fence 1", "the member leads, or led last: hand over first");
+        after("fence 3", "a witness runs no postgres");
+        after("fence 9", "no such member");
+        after("fence 2 | fence 2", "the member is fenced already");
+        after("unfence 2", "the member is not fenced");
+        after("fence 2 | unfence 2 | handover 3 2", "done");
+        after("fence 2 | handover 3 2", "that member cannot take over");
+        after("handover 3 2 | fence 2", "the primary is being handed over to this member");
+        after("fence 2 | prepare | grant 7 2 2:0/20 3", "the owner is fenced");
+        // The last owner is not fenced while the next one is sought: it may be the only one left.
+        after("prepare | fence 1", "the member leads, or led last: hand over first");
+        assert!(after("fence 2 | admit 4 b", "done").is_fenced(NodeId(4))); // its store was lost
+        assert!(after("fence 2 | remove 2", "done").fenced.is_empty());
     }
 
     #[test]

@@ -310,7 +310,7 @@ async fn an_idle_cluster_writes_nothing() {
 async fn leadership_can_be_given_away_but_not_to_nobody() {
     let mut group = Group::founded(3, 3).await;
     let leader = group.leader().await;
-    group.members[leader].raft().set_reluctant(true);
+    group.members[leader].raft().set_reluctance(1);
     assert!(group.members[leader].raft().yield_leadership().await);
     let next = group.leader().await;
     assert_ne!(next, leader);
@@ -330,13 +330,13 @@ async fn a_reluctant_member_leads_when_no_other_can() {
     let mut group = Group::founded(3, 3).await;
     let leader = group.leader().await;
     let (reluctant, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    group.members[reluctant].raft().set_reluctant(true);
+    group.members[reluctant].raft().set_reluctance(1);
     group.members[leader].stop().await;
     assert_eq!(group.leader().await, other, "the one that is not reluctant");
     group.members[leader].start().await;
     group.leader().await;
     for member in &group.members {
-        member.raft().set_reluctant(true);
+        member.raft().set_reluctance(1);
     }
     group.members[other].stop().await;
     group.leader().await;

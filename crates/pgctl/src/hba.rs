@@ -26,6 +26,18 @@ pub enum Gate {
     Closed,
 }
 
+impl Gate {
+    /// Reads from a `pg_hba.conf` whether clients are let in: closed unless its managed part is there and
+    /// rejects nobody.
+    pub fn of(text: &str) -> Self {
+        let managed = text.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END));
+        match managed {
+            Some((managed, _)) if !managed.lines().any(|line| line.ends_with(" reject")) => Self::Open,
+            Some(_) | None => Self::Closed,
+        }
+    }
+}
+
 /// Who may connect to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRules {

@@ -33,6 +33,7 @@ pub mod server;
 pub mod settings;
 pub mod slots;
 pub mod standby;
+pub mod sync;
 pub mod timeline;
 pub mod user;
 pub mod wal;

@@ -1,4 +1,4 @@
-//! The epoch's marker in the WAL, and checkpoints.
+//! Markers in the WAL, and checkpoints.
 
 use std::time::Duration;
 
@@ -8,17 +8,20 @@ use crate::connection::Session;
 use crate::error::PgError;
 use crate::wal::Lsn;
 
-/// Writes the marker of an epoch and waits until it is durable under the synchronous policy.
+/// Commits a logical message without waiting for a standby, and returns an LSN at or after its end
+/// that is on this server's disk: whoever has flushed it has flushed the message, and all before it.
 ///
-/// A transactional logical message: it commits, so that `synchronous_standby_names` counts.
+/// Whether it is durable under `synchronous_standby_names` is for [`crate::sync::senders`] to say: a
+/// commit that waits also returns, with a warning, when its wait is cancelled.
 ///
 /// # Errors
-/// Those of [`Session::query`]; after [`PgError::TimedOut`] whether it is durable is unknown.
-pub async fn write_marker(session: &Session, epoch: u64, limit: Duration) -> Result<Lsn, PgError> {
-    let operation = "write the epoch's marker";
-    session.simple(operation, "SET synchronous_commit = on", limit).await?;
+/// Those of [`Session::query`].
+pub async fn write_marker(session: &Session, content: &str, limit: Duration) -> Result<Lsn, PgError> {
+    let operation = "write a marker";
+    session.simple(operation, "SET synchronous_commit = local", limit).await?;
     let sql = "SELECT pg_logical_emit_message(true, 'rhone', $1)::text";
-    let row = session.query_one(operation, sql, &[(&epoch.to_string(), Type::TEXT)], limit).await?;
+    session.query_one(operation, sql, &[(&content, Type::TEXT)], limit).await?;
+    let row = session.query_one(operation, "SELECT pg_current_wal_flush_lsn()::text", &[], limit).await?;
     let text: String = row.try_get(0).map_err(|error| PgError::sql(operation, error))?;
     text.parse().map_err(|_| PgError::unexpected(operation, text))
 }

@@ -13,6 +13,15 @@ use crate::error::PgError;
 /// The managed file's name, in the data directory.
 pub const MANAGED_FILE: &str = "rhone.conf";
 
+/// The custom parameter that numbers the value of `synchronous_standby_names`.
+pub(crate) const POLICY_SETTING: &str = "rhone.policy";
+
+/// Reads the number of the policy out of a managed settings file.
+pub fn policy_of(text: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(POLICY_SETTING)?.trim().strip_prefix('='))?;
+    value.trim().trim_matches('\'').parse().ok()
+}
+
 /// Everything that goes into the managed settings file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ManagedSettings {
@@ -24,6 +33,9 @@ pub struct ManagedSettings {
     pub primary_slot_name: Option<String>,
     /// As [`synchronous_standby_names`] renders it; empty is asynchronous.
     pub synchronous_standby_names: String,
+    /// Whose value that is: a number that the server can be asked for (`rhone.policy`), written in the same
+    /// step. 0 on a standby.
+    pub policy: u64,
     /// How to get WAL from an archive; empty for members.
     pub restore_command: String,
     /// What a standby must not go below: from its control file.
@@ -167,6 +179,7 @@ impl ManagedSettings {
         set("primary_conninfo", &conninfo);
         set("primary_slot_name", self.primary_slot_name.as_deref().unwrap_or_default());
         set("synchronous_standby_names", &self.synchronous_standby_names);
+        set(POLICY_SETTING, &self.policy.to_string());
         set("restore_command", &self.restore_command);
         self.raise_to_minimums(&mut lines);
         let mut text = String::from("# Written by rhone at each change; edit rhone's settings instead.\n");
@@ -274,6 +287,7 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             synchronous_standby_names: synchronous_standby_names(1, ["pg-2", "a\"b"]),
+            policy: 17,
             minimums: StandbyMinimums { max_connections: 120, ..StandbyMinimums::default() },
             ..ManagedSettings::default()
         };
@@ -290,6 +304,8 @@ mod tests {
             "synchronous_standby_names = 'ANY 1 (\"pg-2\", \"a\"\"b\")'"
         );
         assert_eq!(line("restart_after_crash"), "restart_after_crash = 'off'");
+        assert_eq!(policy_of(&text), Some(17));
+        assert_eq!(policy_of("port = 1\n"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Nothing over HTTP changes anything. Only `convert` knows both the protocol's types and ours.
 
+pub mod access;
 pub mod admin;
 pub mod agent;
 mod convert;

@@ -4,11 +4,13 @@
 //! way into a member: all it does is in `proto/rhone/v1/admin.proto`.
 
 pub mod args;
+pub mod certs;
 mod check;
 mod client;
 mod exit;
 mod explain;
 mod history;
+mod hold;
 mod operate;
 mod psql;
 mod serve;
@@ -18,7 +20,7 @@ pub mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use self::args::{Cli, Command};
 pub use self::exit::{CliError, Exit};
@@ -70,9 +72,27 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Explain => explain::run(&global, terminal).await,
         Command::History { limit } => history::run(&global, limit, terminal).await,
         Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
+        Command::Failover { to, accept_data_loss, no_wait } => {
+            operate::failover(&global, to, accept_data_loss, no_wait, terminal).await
+        }
+        Command::Pause => hold::pause(&global, true, terminal).await,
+        Command::Resume => hold::pause(&global, false, terminal).await,
+        Command::Fence { name, yes, no_wait } => hold::fence(&global, name, yes, no_wait, terminal).await,
+        Command::Unfence { name, no_wait } => hold::unfence(&global, name, no_wait, terminal).await,
+        Command::Completions { shell } => {
+            completions(shell, terminal);
+            Ok(())
+        }
+        Command::Certs(verb) => certs::run(&global, verb, terminal),
         Command::Dsn { role } => psql::dsn(&global, role, terminal).await,
         Command::Psql { arguments } => psql::psql(&global, &arguments).await,
     }
+}
+
+fn completions(shell: clap_complete::Shell, terminal: &mut Terminal) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "rhone", &mut script);
+    terminal.data(&String::from_utf8_lossy(&script));
 }
 
 /// Prints data as JSON on one line.

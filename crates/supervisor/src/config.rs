@@ -5,6 +5,7 @@
 
 mod address;
 mod build;
+mod connecting;
 mod file;
 mod inspect;
 mod keys;
@@ -16,7 +17,12 @@ pub mod units;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::command::MemberKind;
+use rhone_consensus::settings::SyncMode;
+use crate::tls::TlsFiles;
+
 pub use self::address::Address;
+pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
@@ -33,8 +39,12 @@ pub struct Config {
     pub cluster: String,
     /// `[node]`.
     pub node: Node,
-    /// `[postgres]`.
-    pub postgres: Postgres,
+    /// `[postgres]`; none: a witness, which votes and never runs Postgres.
+    pub postgres: Option<Postgres>,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[pgbouncer]`.
+    pub pooler: Option<Pooler>,
     /// `[tls]`.
     pub tls: Tls,
     /// `[bootstrap]`.
@@ -84,12 +94,14 @@ pub struct Postgres {
 }
 
 /// `[tls]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// Absent: nothing may leave the loopback interface.
     LoopbackOnly,
     /// `insecure = true`: no TLS on a network that is trusted.
     Insecure,
+    /// `ca`, `cert` and `key`: mutual TLS.
+    Mutual(TlsFiles),
 }
 
 /// `[bootstrap]`: first values of the replicated settings.
@@ -99,6 +111,10 @@ pub struct Bootstrap {
     pub timing: Timing,
     /// Bytes of WAL that a failover may lose at most, as far as voters heard of them.
     pub max_lag_on_failover: u64,
+    /// How commits wait for standbys; absent: as the founding members allow.
+    pub sync: Option<SyncMode>,
+    /// For how many standbys; absent: half the data members, rounded down.
+    pub sync_required: Option<u32>,
     /// Lines of `pg_hba.conf` before those that Rhone manages.
     pub pg_hba: Vec<String>,
     /// A database to make, with an owner of the same name unless `owner` is set.
@@ -127,6 +143,11 @@ pub fn environment() -> Environment {
 }
 
 impl Config {
+    /// Says what this member is for.
+    pub fn kind(&self) -> MemberKind {
+        if self.postgres.is_some() { MemberKind::Data } else { MemberKind::Witness }
+    }
+
     /// Reads and checks a file, with `RHONE_…` overrides from `env`.
     ///
     /// # Errors

@@ -66,18 +66,14 @@ struct Toll {
 ///
 /// When the cluster cannot be started or does not do what it should; all is cleaned up then too.
 pub async fn demo(options: DemoOptions, json: bool, terminal: &mut Terminal) -> Result<(), CliError> {
-    for (asked, flag, what) in
-        [(options.sync, "--sync", "synchronous mode"), (options.witness, "--witness", "the witness")]
-    {
-        if asked {
-            let message = format!("{flag}: {what} is not there yet in this version");
-            return Err(CliError::new(Exit::Usage, message).hint("`rhone demo --kill-primary` works"));
-        }
-    }
     if options.kill_primary && options.nodes < 3 {
         return Err(CliError::new(Exit::Usage, "--kill-primary needs at least 3 members"));
     }
-    let mut cluster = DemoCluster::prepare(options.nodes)?;
+    if options.witness && options.nodes < 3 {
+        let message = "--witness needs at least 3 members: two with data, and the witness";
+        return Err(CliError::new(Exit::Usage, message));
+    }
+    let mut cluster = DemoCluster::prepare(options.nodes, options.witness, options.sync)?;
     let complete = Cell::new(false);
     let outcome = tokio::select! {
         outcome = show(&mut cluster, &options, json, terminal, &complete) => outcome,

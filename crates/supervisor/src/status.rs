@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::dsn::DsnRole;
 pub use self::local::LocalView;
 pub use self::operator::{
-    Event, Explanation, FailoverRequest, MemberDecision, Operator, OperatorError, SwitchoverReply,
+    Event, Explanation, FailoverRequest, FenceRequest, MemberDecision, Operator, OperatorError, SwitchoverReply,
     SwitchoverRequest,
 };
 use crate::civil::WallTime;

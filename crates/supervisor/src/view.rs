@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, LogIndex, NodeId};
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,15 @@ pub struct VoterReport {
     pub heard: Option<Heard>,
 }
 
+/// What a primary knows of one standby that streams from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// Whether it was heard lately.
+    pub live: bool,
+    /// Whether it has flushed nearly all that the primary has.
+    pub caught_up: bool,
+}
+
 /// What a member tells the Raft leader; never enters the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -139,6 +148,14 @@ pub struct Report {
     pub down: Option<(Epoch, String)>,
     /// The system identifier of its data directory.
     pub system_id: Option<SystemId>,
+    /// The data directory under which it may acknowledge commits; nothing while what is there is not
+    /// known to be complete (another's, a copy below its floor).
+    pub data: Option<DataId>,
+    /// Who streams from it, by data directory; of a primary only.
+    pub streams: BTreeMap<DataId, Stream>,
+    /// The policy that every process of its Postgres uses, with everything acknowledged before
+    /// flushed under it; of a primary only.
+    pub secured: Option<LogIndex>,
     /// The highest timeline number that it has seen anywhere in its files.
     pub highest_timeline: Timeline,
     /// Milliseconds of lease left, on the primary.
@@ -176,6 +193,8 @@ pub struct Revoked {
     pub epoch: Epoch,
     /// The frozen end of its WAL; nothing when it has none that counts (empty, below its floor, being rewound).
     pub position: Option<WalPosition>,
+    /// Its data directory.
+    pub data: DataId,
     /// Whether it could be primary: not about to stop, and its instance starts.
     pub able: bool,
     /// The highest timeline number that it has seen.
@@ -215,6 +234,13 @@ pub struct NodeView<'a> {
     /// Whether a rewind or clone was finished here and has not streamed past its end yet: the WAL on
     /// disk may end before what the copied files need, and only the source has the rest.
     pub copied: bool,
+    /// Whether the data directory is not the one that this member is known to have: emptied and filled
+    /// again, restored, or another's. It proves nothing and is never started.
+    pub stranger: bool,
+    /// The policy that the instance's settings name.
+    pub policy: Option<LogIndex>,
+    /// The policy that is known to be in force (DESIGN 6, steps 2 to 4 done).
+    pub secured: Option<LogIndex>,
     /// A Revoke that was asked for and is not answered yet.
     pub revoke: Option<Epoch>,
     /// The effect that is in flight.

@@ -12,13 +12,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rhone::decide::{self, ClusterDecision};
-use rhone::view::{ClusterView, Heard, Instance, Moment, Received, Report, Revoked, VoterReport};
+use rhone::view::{ClusterView, Heard, Instance, Moment, Received, Report, Revoked, Stream, VoterReport};
 use rhone_consensus::command::{
-    ClusterCommand, Grant, Handover, Member, MemberKind, PrepareReason, WallTime,
+    ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
 };
-use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId, Replica};
 use rhone_consensus::policy::PolicyKind;
-use rhone_consensus::settings::Settings;
+use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
 
@@ -32,13 +32,36 @@ fn id(name: &str) -> NodeId {
     NodeId(name.trim_start_matches('n').parse().expect("a member such as n1"))
 }
 
+/// Each member's data directory: its number, or with `'` behind the name another one.
+fn data_of(name: &str) -> DataId {
+    let number = id(name.trim_end_matches('\'')).0;
+    DataId(if name.ends_with('\'') { number + 100 } else { number })
+}
+
+fn replica(name: &str) -> Replica {
+    Replica { node: id(name.trim_end_matches('\'')), data: data_of(name) }
+}
+
 fn policy(text: &str) -> PolicyKind {
     match text.split_once(' ') {
         Some(("async", lag)) => PolicyKind::Async { max_lag: lag.parse().expect("bytes") },
-        Some(("any1", standbys)) => {
-            PolicyKind::Quorum { required: 1, standbys: standbys.split(' ').map(id).collect() }
-        }
+        Some((any, standbys)) if any.starts_with("any") => PolicyKind::Quorum {
+            required: any.trim_start_matches("any").parse().expect("a number"),
+            standbys: standbys.split(' ').map(replica).collect(),
+        },
         _ => PolicyKind::Alone,
+    }
+}
+
+fn kind_in_words(kind: &PolicyKind) -> String {
+    match kind {
+        PolicyKind::Quorum { required, standbys } => {
+            let mark = |r: &Replica| if r.data.0 > 100 { "'" } else { "" };
+            let names: Vec<String> = standbys.iter().map(|r| format!(" n{}{}", r.node.0, mark(r))).collect();
+            format!("any{required}{}", names.concat())
+        }
+        PolicyKind::Alone => "alone".to_owned(),
+        PolicyKind::Async { max_lag } => format!("async {max_lag}"),
     }
 }
 
@@ -66,7 +89,12 @@ fn established(kind: &str) -> ClusterState {
                 cluster: "main".to_owned(),
                 founder: NodeId(1),
                 members: members.collect(),
-                settings: Settings::default(),
+                settings: match policy(kind) {
+                    PolicyKind::Async { max_lag } => {
+                        Settings { max_lag_on_failover: max_lag, ..Settings::default() }
+                    }
+                    _ => Settings::default(),
+                },
             },
         ),
         (2, ClusterCommand::SetSystemId(SystemId::new(7))),
@@ -94,6 +122,7 @@ fn grant(epoch: u64, owner: u64, base: &str, timeline: u32, kind: &str) -> Clust
     ClusterCommand::Grant(Grant {
         epoch: Epoch(epoch),
         owner: NodeId(owner),
+        data: DataId(owner),
         base: base.parse().expect("a position"),
         timeline: Timeline::new(timeline),
         policy: policy(kind),
@@ -111,6 +140,9 @@ fn report() -> Report {
         leaving: false,
         down: None,
         system_id: None,
+        data: None,
+        streams: BTreeMap::new(),
+        secured: None,
         highest_timeline: Timeline::new(2),
         lease_left_ms: None,
         version: None,
@@ -126,7 +158,15 @@ fn describe(decision: &ClusterDecision) -> String {
     match decision {
         ClusterDecision::Propose(ClusterCommand::Grant(g)) => {
             let lost = g.lost.map(|(from, to)| format!(", lost {from} to {to}")).unwrap_or_default();
-            format!("grant n{} at {}, timeline {}{lost}", g.owner.0, g.base, g.timeline)
+            let kind = kind_in_words(&g.policy);
+            let kind = if kind.starts_with("async") { String::new() } else { format!(", {kind}") };
+            format!("grant n{} at {}, timeline {}{lost}{kind}", g.owner.0, g.base, g.timeline)
+        }
+        ClusterDecision::Propose(ClusterCommand::AddPolicy { kind, .. }) => {
+            format!("add {}", kind_in_words(kind))
+        }
+        ClusterDecision::Propose(ClusterCommand::NarrowPolicies { number, .. }) => {
+            format!("narrow to {number}")
         }
         ClusterDecision::Propose(ClusterCommand::Prepare { reason, .. }) => format!("prepare: {reason}"),
         ClusterDecision::Propose(ClusterCommand::SetHandover(_)) => "hand over".to_owned(),
@@ -184,12 +224,13 @@ fn elect_in(state: &ClusterState, input: &str) -> String {
             name => {
                 let answer = Revoked {
                     epoch,
+                    data: data_of(name),
                     position: words[1].parse().ok(),
                     able: !words.contains(&"unable"),
                     highest_timeline: Timeline::new(2),
                 };
                 let ago = if words.contains(&"late") { 10 } else { 1000 };
-                revoked.insert(id(name), (ms(ago), answer));
+                revoked.insert(id(name.trim_end_matches('\'')), (ms(ago), answer));
             }
         }
     }
@@ -251,13 +292,219 @@ fn evidence_alone_decides_where_commits_wait_for_standbys() {
     check("any1 n2 n3", "n2 2:0/20 | n3 2:0/21 unable | aged", "cannot be promoted holds more, up to 2:0/21");
     check("alone", "n2 2:0/20 | n3 2:0/20 | aged", "they may not hold every commit of epoch 4");
     check("alone", "n1 2:0/20", "grant n1 at 2:0/20, timeline 3");
+    // A directory that was wiped or restored is not the one that acknowledged.
+    check("any1 n2 n3", "n2' 2:0/20 | n3 2:0/21 | aged", "they may not hold every commit of epoch 4");
+    check("alone", "n1' 2:0/20 | aged", "they may not hold every commit of epoch 4");
+    check("any1 n2 n3", "n1' 2:0/20 | n2 2:0/20 | aged", "they may not hold every commit of epoch 4");
+}
+
+/// The settings say `mode`, with five data members of which n5 is never promoted; n1 owns epoch 4 under `kind`.
+fn in_mode(mode: SyncMode, required: Option<u32>, kind: &str) -> ClusterState {
+    let mut state = established(kind);
+    (state.settings.sync, state.settings.sync_required) = (mode, required);
+    state
+}
+
+#[test]
+fn a_grant_begins_with_a_policy_of_those_who_are_there() {
+    let check = |mode, kind, input, expected: &str| {
+        let mut state = in_mode(mode, Some(1), kind);
+        state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 600 }));
+        let found = elect_in(&state, input);
+        assert_eq!(found.rsplit_once("timeline 3").map(|(_, policy)| policy), Some(expected), "{found}");
+    };
+    let quorum = |kind, input, expected| check(SyncMode::Quorum, kind, input, expected);
+    quorum("any1 n2 n3", "n2 2:0/20 | n3 2:0/21", ", any1 n2");
+    quorum("any1 n2 n3", "n2 2:0/20 | n3 2:0/21 | n4 2:0/21", ", any1 n2 n4");
+    quorum("any1 n2", "n2 2:0/20", ", alone"); // one survivor of two and a witness
+    quorum("any1 n2", "n2 2:0/20 | n5 2:0/20", ", alone"); // n5 could not lead with what it holds
+    quorum("any1 n2 n3", "n1 2:0/30 | n2 1:0/18", ", alone"); // n2 is past the fork at 1:0/10
+    quorum("any1 n2 n3", "n1 2:0/30 | n2 1:0/10", ", any1 n2");
+    quorum("any2 n2 n3 n4", "n2 2:0/20 | n3 2:0/21", ", any1 n2");
+    check(SyncMode::Strict, "any1 n2", "n2 2:0/20", ", any1"); // waits
+    check(SyncMode::Strict, "any1 n2 n3", "n1 2:0/20", ", any1 n2 n3"); // for those who are missing
+    check(SyncMode::Strict, "any1 n2 n3", "n2 2:0/20 | n3 2:0/21", ", any1 n2");
+    check(SyncMode::Off, "any1 n2", "n2 2:0/20", "");
+}
+
+#[test]
+fn who_answers_soon_is_waited_for_but_not_an_owner_that_fell_silent() {
+    let mut state = in_mode(SyncMode::Quorum, None, "any1 n2 n3");
+    let silent = state.clone();
+    state.apply(LogIndex(8), &prepare(PrepareReason::OwnerDown { detail: "no".to_owned() }));
+    let window = |count| format!("ask n2 n3 n4 n5; a short while for {count} more members to answer");
+    assert_eq!(elect_in(&state, "n1 2:0/20 late | live n2 | live n3"), window(2));
+    assert!(elect_in(&state, "n1 2:0/20 | live n2 | live n3").starts_with("grant n1"));
+    let mut state = silent;
+    state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 600 }));
+    let found = elect_in(&state, "n2 2:0/20 late | n3 2:0/21 late | live n1");
+    assert_eq!(found, "grant n3 at 2:0/21, timeline 3, any1 n2");
+}
+
+#[test]
+fn an_accepted_loss_replaces_evidence_and_never_the_end_of_the_last_owner() {
+    let mut state = in_mode(SyncMode::Quorum, Some(1), "alone");
+    state.apply(LogIndex(8), &prepare(PrepareReason::OwnerSilent { silent_ms: 600 }));
+    let refused = elect_in(&state, "n2 2:0/20 | n3 2:0/20 | aged");
+    assert!(refused.ends_with("they may not hold every commit of epoch 4"), "{refused}");
+    let accept = |to: Option<&str>| {
+        ClusterCommand::AcceptLoss(rhone_consensus::command::Acceptance {
+            epoch: Epoch(8),
+            to: to.map(id),
+            by: "somebody".to_owned(),
+            at: WallTime(0),
+        })
+    };
+    state.apply(LogIndex(9), &accept(None));
+    let waits = elect_in(&state, "n2 2:0/20 | n3 2:0/20");
+    assert!(waits.ends_with("lease has aged at 0 voters, 2 are needed"), "{waits}");
+    let check = |state: &ClusterState, input, expected: &str| assert_eq!(elect_in(state, input), expected);
+    check(&state, "n2 2:0/20 | n3 2:0/21 | aged", "grant n3 at 2:0/21, timeline 3, any1 n2");
+    let told = "grant n2 at 2:0/20, timeline 3, lost 0/20 to 0/38, alone";
+    check(&state, "n2 2:0/20 | aged | heard 0/38 n2 n3", told);
+    state.apply(LogIndex(10), &accept(Some("n2")));
+    let told = "grant n2 at 2:0/20, timeline 3, lost 0/20 to 0/21, alone"; // n3 is ahead of it
+    check(&state, "n2 2:0/20 | n3 2:0/21 | aged", told);
+    state.apply(LogIndex(12), &prepare(PrepareReason::Operator));
+    let dead = elect_in(&state, "n2 2:0/20 | n3 2:0/21 | aged");
+    assert!(dead.ends_with("they may not hold every commit of epoch 4"), "{dead}");
+}
+
+/// What the primary n1 and the others say: `n1 n2 n3- n4~` is whom n1 hears (`-`: no longer, `~`: far
+/// behind), then `secured N`, and `nX WORD`: `streams` (as `nX'` with another data directory), `away` (its
+/// stream ended just now), `gone` (long ago), `promised`, `silent`.
+fn policy_step(state: &ClusterState, input: &str) -> String {
+    let mut reports: BTreeMap<NodeId, Report> = BTreeMap::new();
+    let mut primary = report();
+    let position = WalPosition::new(Timeline::new(2), Lsn::new(0x30));
+    primary.instance = Instance::Primary { epoch: Epoch(4), position, gate_open: true };
+    for part in input.split(" | ") {
+        let words: Vec<&str> = part.split(' ').collect();
+        match words[0] {
+            "n1" => {
+                for name in &words[1..] {
+                    let live = !name.ends_with('-');
+                    let caught_up = !name.ends_with('~');
+                    let name = name.trim_end_matches(['-', '~']);
+                    primary.streams.insert(data_of(name), Stream { live, caught_up });
+                }
+            }
+            "secured" => primary.secured = Some(LogIndex(words[1].parse().expect("a number"))),
+            "leaving" => primary.leaving = true,
+            name => {
+                let idle_ms = if words[1] == "gone" { 1200 } else { 300 };
+                let streaming = matches!(words[1], "streams" | "promised");
+                let instance = Instance::Standby {
+                    position,
+                    upstream: Some(NodeId(1)),
+                    streaming,
+                    idle_ms,
+                    wal_gone: false,
+                };
+                let promise = Epoch(if words[1] == "promised" { 9 } else { 4 });
+                let data = Some(data_of(name));
+                let member = Report { instance, promise, data, ..report() };
+                reports.insert(id(name.trim_end_matches('\'')), member);
+            }
+        }
+    }
+    reports.insert(NodeId(1), primary);
+    decide(state, &[(1..=3).map(NodeId).collect()], reports, &BTreeMap::new(), 60_000)
+}
+
+#[test]
+fn the_policy_follows_the_standbys_one_step_at_a_time() {
+    let calm = "all is well";
+    let both = "n1 n2 n3 | n2 streams | n3 streams";
+    let check = |kind: &str, input: &str, expected: &str| {
+        let state = in_mode(SyncMode::Quorum, Some(1), kind);
+        assert_eq!(policy_step(&state, input), expected, "{kind}: {input}");
+    };
+    check("alone", both, "add any1 n2 n3");
+    check("any1 n2 n3", both, calm);
+    check("async 1", both, "add any1 n2 n3"); // the setting was changed
+    check("any1 n2 n3", "n1 n2 | n2 streams | n3 gone", "add any1 n2");
+    check("any1 n2 n3", "n1 n2 n3- | n2 streams", "add any1 n2"); // a host that died
+    check("any1 n2 n3", "n1 n2 n3 | n2 streams", calm); // only its supervisor did
+    check("any1 n2 n3", "n1 n2 | n2 streams | n3 away", calm); // it connects again
+    check("any1 n2", "n1 | n2 gone", "add alone");
+    check("any1 n2", "n1 | n2' streams", "add alone"); // a new directory, which n1 does not hear yet
+    check("any1 n2", "n1 n2' | n2' streams", "add any1 n2'");
+    check("alone", "n1 n2~ | n2 streams", calm); // it has not caught up
+    check("alone", "n1 n2 | n2 promised", calm); // it takes part in an election
+    check("alone", "n1 n5 | n5 streams", calm); // never promoted
+    check("any1 n2 n3", "n1 | leaving", "the primary is about to stop and no standby could take over");
+    // Not more than twice as many as are waited for, and who is in stays in.
+    let three = "n1 n2 n3 n4 | n2 streams | n3 streams | n4 streams";
+    check("any1 n3 n4", three, calm);
+    check("alone", three, "add any1 n2 n3");
+}
+
+#[test]
+fn as_many_as_half_the_data_members_acknowledge_and_in_strict_mode_never_fewer() {
+    let three = "n1 n2 n3 n4 | n2 streams | n3 streams | n4 streams";
+    let one = "n1 n2 | n2 streams | n3 gone | n4 gone";
+    let check = |mode, kind: &str, input: &str, expected: &str| {
+        let state = in_mode(mode, None, kind); // 5 data members: 2
+        assert_eq!(policy_step(&state, input), expected, "{kind}: {input}");
+    };
+    check(SyncMode::Quorum, "alone", three, "add any2 n2 n3 n4");
+    check(SyncMode::Quorum, "any2 n2 n3 n4", one, "add any1 n2");
+    check(SyncMode::Strict, "any2 n2 n3 n4", one, "all is well"); // commits wait
+    check(SyncMode::Strict, "any2 n2 n3 n4", "n1 | n2 gone", "all is well");
+    check(SyncMode::Strict, "alone", "n1 | n2 gone", "add any2");
+    check(SyncMode::Strict, "any2 n2 n3", "n1 n4 | n4 streams", "add any2 n2 n3 n4");
+    check(SyncMode::Off, "any2 n2 n3 n4", three, "add async 1048576");
+}
+
+#[test]
+fn older_policies_go_on_the_owners_word_and_on_nothing_else() {
+    let mut state = in_mode(SyncMode::Quorum, Some(1), "alone");
+    let both = "n1 n2 n3 | n2 streams | n3 streams";
+    let kind = policy("any1 n2 n3");
+    assert_eq!(state.apply(LogIndex(9), &ClusterCommand::AddPolicy { epoch: Epoch(4), kind }), Outcome::Done);
+    let check = |state: &ClusterState, more: &str, expected: &str| {
+        assert_eq!(policy_step(state, &format!("{both}{more}")), expected, "{more}");
+    };
+    check(&state, "", "all is well");
+    check(&state, " | secured 5", "all is well"); // the older one's
+    check(&state, " | secured 9", "narrow to 9");
+    // The standbys go before the barrier is passed: back, with the older number no longer there.
+    assert_eq!(policy_step(&state, "n1 | n2 gone | n3 gone"), "add alone");
+    state.apply(LogIndex(10), &ClusterCommand::AddPolicy { epoch: Epoch(4), kind: PolicyKind::Alone });
+    assert_eq!(state.policies.iter().map(|p| p.number.0).collect::<Vec<_>>(), [9, 10]);
+    assert_eq!(policy_step(&state, "n1 | n2 gone | n3 gone | secured 10"), "narrow to 10");
+    state.apply(LogIndex(11), &ClusterCommand::NarrowPolicies { epoch: Epoch(4), number: LogIndex(10) });
+    check(&state, " | secured 10", "add any1 n2 n3");
+}
+
+#[test]
+fn a_handover_waits_for_the_one_that_was_asked_for_while_it_lives() {
+    let check = |input, expected: &str| {
+        let mut state = established("async 16");
+        let handover = Handover { epoch: Epoch(4), to: Some(NodeId(2)), leaving: false };
+        state.apply(LogIndex(7), &ClusterCommand::SetHandover(Some(handover)));
+        state.apply(LogIndex(8), &prepare(PrepareReason::Switchover));
+        let found = elect_in(&state, input);
+        assert!(found.ends_with(expected), "{input}: {found}");
+    };
+    // The others answered a second ago: longer than unplanned elections wait.
+    check("n1 2:0/20 | n3 2:0/20 | live n2", "a short while for 1 more members to answer");
+    check("n1 2:0/20 | n3 2:0/20", "grant n3 at 2:0/20, timeline 3"); // nothing is heard of it
+    check("n1 2:0/20 | n3 2:0/20 | n2 2:0/20 late", "grant n2 at 2:0/20, timeline 3");
 }
 
 #[test]
 fn an_answer_that_was_of_no_use_is_asked_for_again() {
     let mut state = established("async 16");
     state.apply(LogIndex(8), &prepare(PrepareReason::Switchover));
-    let answer = Revoked { epoch: Epoch(8), position: None, able: true, highest_timeline: Timeline::new(2) };
+    let answer = Revoked {
+        epoch: Epoch(8),
+        position: None,
+        data: DataId(0),
+        able: true,
+        highest_timeline: Timeline::new(2),
+    };
     let ask = |ago| {
         let revoked = (1..=5).map(|n| (NodeId(n), (ms(ago), answer.clone()))).collect();
         decide(&state, &[(1..=3).map(NodeId).collect()], BTreeMap::new(), &revoked, 0)

@@ -15,10 +15,10 @@ use std::fmt::Write as _;
 use expect_test::expect_file;
 use rhone::decide::{self, Effect, NodeDecision};
 use rhone::view::{Instance, Moment, NodeView};
-use rhone_consensus::command::{
+use rhone_consensus::command::{Outcome, 
     ClusterCommand, Grant, Handover, Member, MemberKind, PrepareReason, WallTime,
 };
-use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::policy::PolicyKind;
 use rhone_consensus::settings::Settings;
 use rhone_consensus::state::{ClusterState, Phase};
@@ -69,6 +69,7 @@ fn state(case: &str) -> ClusterState {
         ClusterCommand::Grant(Grant {
             epoch: Epoch(epoch),
             owner,
+            data: DataId(owner.0),
             base,
             timeline: Timeline::new(timeline),
             policy: PolicyKind::Async { max_lag: 0 },
@@ -97,18 +98,22 @@ fn state(case: &str) -> ClusterState {
         return state;
     }
     apply(10, established(8, 3, 0x20));
+    if case.ends_with("widened") {
+        apply(11, ClusterCommand::AddPolicy { epoch: Epoch(8), kind: PolicyKind::Alone });
+    }
     if case.ends_with("handover") {
         apply(11, ClusterCommand::SetHandover(Some(Handover { epoch: Epoch(8), to: None, leaving: false })));
     }
     state
 }
 
-const STATES: [&str; 8] = [
+const STATES: [&str; 9] = [
     "not founded",
     "founded",
     "preparing",
     "mine, granted",
     "mine, established",
+    "mine, widened",
     "mine, handover",
     "other's, granted",
     "other's, established",
@@ -153,6 +158,7 @@ fn instances() -> Vec<(&'static str, Instance)> {
     ]
 }
 
+#[derive(Clone, Copy, PartialEq)]
 struct Case {
     promise: u64,
     revoke: Option<u64>,
@@ -160,6 +166,9 @@ struct Case {
     guardian: bool,
     unfinished: bool,
     copied: bool,
+    stranger: bool,
+    /// The policies that the instance is set to, and that are in force.
+    policies: (u64, u64),
 }
 
 /// What must hold of every row.
@@ -181,7 +190,7 @@ fn properties(view: &NodeView<'_>, decision: &NodeDecision, row: &str) {
     }
     let NodeDecision::Act(effect, epoch, _) = decision else { return };
     match effect {
-        Effect::Promote | Effect::OpenGate | Effect::Start(None) => {
+        Effect::Promote | Effect::OpenGate | Effect::SetPolicy | Effect::Start(None) => {
             assert!(mine && view.guardian, "{row}");
             assert_eq!((*epoch, state.epoch), (view.promise, view.promise), "{row}");
         }
@@ -213,6 +222,9 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
         promise: Epoch(case.promise),
         unfinished: case.unfinished.then_some(Epoch(4)),
         copied: case.copied,
+        stranger: case.stranger,
+        policy: Some(LogIndex(case.policies.0)),
+        secured: Some(LogIndex(case.policies.1)),
         revoke: case.revoke.map(Epoch),
         running: None,
         leaving: case.leaving,
@@ -230,9 +242,16 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
         ("no-guardian ", !case.guardian),
         ("unfinished ", case.unfinished),
         ("copied ", case.copied),
+        ("stranger ", case.stranger),
     ] {
         text += if holds { word } else { "" };
     }
+    text += match case.policies {
+        (9, 9) => "",
+        (11, 9) => "set ",
+        (11, 11) => "secured ",
+        _ => "ahead ",
+    };
     properties(&view, &decision, &text);
     let made = match decision {
         NodeDecision::Act(effect, epoch, reason) => {
@@ -250,6 +269,40 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
     format!("{text:<62} {made}{down}")
 }
 
+/// An operator's fence holds whatever Postgres is, and never the newest owner's.
+#[test]
+fn a_fenced_member_is_stopped_and_rests() {
+    let case = |revoke| Case {
+        promise: 8,
+        revoke,
+        leaving: false,
+        guardian: true,
+        unfinished: false,
+        copied: false,
+        stranger: false,
+        policies: (9, 9),
+    };
+    for (state_name, owned) in [("other's, established", false), ("other's, granted", false), ("mine, established", true)] {
+        let mut state = state(state_name);
+        let mut fence = |node| state.apply(LogIndex(11), &ClusterCommand::SetFenced { node, fenced: true });
+        let refused = matches!(fence(ME), Outcome::Refused(_));
+        assert_eq!(refused, owned, "{state_name}");
+        for (name, instance) in instances() {
+            let text = row(&state, name, &instance, &case(None));
+            let fenced = text.contains("stop in 8: fenced") || text.contains("- fenced");
+            let primary = text.contains("fence in");
+            let looks = matches!(instance, Instance::Unknown | Instance::Unusable(_)) || name == "primary of 12";
+            assert_eq!(fenced, !owned && !primary && !looks, "{state_name}: {text}");
+            if matches!(instance, Instance::Standby { .. } | Instance::Starting) && !owned {
+                assert!(text.contains("stop in 8: fenced"), "{text}");
+                // Its word about its WAL counts as before, and comes first.
+                let text = row(&state, name, &instance, &case(Some(12)));
+                assert!(text.contains("revoke in 12: revoke_asked"), "{text}");
+            }
+        }
+    }
+}
+
 #[test]
 fn each_combination_is_decided_as_the_golden_table_says() {
     let mut table = String::new();
@@ -259,18 +312,36 @@ fn each_combination_is_decided_as_the_golden_table_says() {
         for (name, instance) in instances() {
             for promise in [0, 4, 8, 12] {
                 for revoke in [None, Some(8), Some(12)] {
-                    for (leaving, guardian, unfinished, copied) in [
-                        (false, true, false, false),
-                        (true, true, false, false),
-                        (false, false, false, false),
-                        (false, true, true, false),
-                        (false, true, false, true),
+                    let plain = Case {
+                        promise,
+                        revoke,
+                        leaving: false,
+                        guardian: true,
+                        unfinished: false,
+                        copied: false,
+                        stranger: false,
+                        policies: (9, 9),
+                    };
+                    for case in [
+                        plain,
+                        Case { leaving: true, ..plain },
+                        Case { guardian: false, ..plain },
+                        Case { unfinished: true, ..plain },
+                        Case { copied: true, ..plain },
+                        Case { stranger: true, ..plain },
+                        Case { policies: (11, 9), ..plain },
+                        Case { policies: (11, 11), ..plain },
+                        Case { policies: (13, 13), ..plain },
                     ] {
-                        let case = Case { promise, revoke, leaving, guardian, unfinished, copied };
                         let row = row(&state, name, &instance, &case);
                         // All are checked; those that differ from the plain case in one thing are kept.
-                        let plain = !leaving && guardian && !unfinished && !copied;
-                        let kept = plain || case.revoke.is_none() && (!copied || name == "stopped at ?");
+                        let kept = case == plain
+                            || case.revoke.is_none()
+                                && (!case.copied || name == "stopped at ?")
+                                && (case.policies == plain.policies
+                                    || promise == 8
+                                        && state.policy_changes()
+                                        && name.starts_with("primary of 8,"));
                         if kept {
                             writeln!(table, "{}", row.trim_end()).expect("write");
                         }

@@ -12,11 +12,12 @@
 
 mod world;
 
+use rhone_consensus::settings::SyncMode;
 use world::{Mutant, World};
 
 /// Runs one seed; returns what went wrong.
-fn walk(sync: bool, mutant: Mutant, seed: u64) -> Result<(), (String, Vec<String>)> {
-    let mut world = World::new(sync, mutant, Some(seed));
+fn walk(mode: SyncMode, mutant: Mutant, seed: u64) -> Result<(), (String, Vec<String>)> {
+    let mut world = World::with(mode, mutant, Some(seed));
     for _ in 0..60 {
         world.tick();
     }
@@ -76,44 +77,60 @@ fn fault(world: &mut World) {
         22..27 => world.cut.clear(),
         27..30 => world.lead_by(node),
         30 => world.fail_over(),
+        31 => world.lose_data(node, None),
+        32 => {
+            let lost = world.draw(4) + 1;
+            world.lose_data(node, Some(lost));
+        }
         _ => {}
     }
 }
 
-fn explore(sync: bool, mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<(u64, String, Vec<String>)> {
-    seeds.into_iter().find_map(|seed| walk(sync, mutant, seed).err().map(|(what, trace)| (seed, what, trace)))
+fn explore(
+    mode: SyncMode,
+    mutant: Mutant,
+    seeds: std::ops::Range<u64>,
+) -> Option<(u64, String, Vec<String>)> {
+    seeds.into_iter().find_map(|seed| walk(mode, mutant, seed).err().map(|(what, trace)| (seed, what, trace)))
 }
 
 #[track_caller]
-fn check(sync: bool) {
+fn check(mode: SyncMode) {
     let seeds = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds = seeds.map_or(1..1000, |seed: u64| seed..seed + 1);
-    if let Some((seed, what, trace)) = explore(sync, Mutant::None, seeds) {
+    if let Some((seed, what, trace)) = explore(mode, Mutant::None, seeds) {
         panic!("SEED={seed}: {what}\n{}", trace.join("\n"));
     }
 }
 
 #[test]
 fn nothing_beyond_the_bound_is_lost_in_asynchronous_mode() {
-    check(false);
+    check(SyncMode::Off);
 }
 
 #[test]
 fn no_acknowledged_commit_is_lost_in_synchronous_mode() {
-    check(true);
+    check(SyncMode::Quorum);
+}
+
+#[test]
+fn no_acknowledged_commit_is_lost_in_strict_mode() {
+    check(SyncMode::Strict);
 }
 
 #[test]
 fn each_rule_left_out_is_noticed() {
     let mut unnoticed = Vec::new();
-    for (sync, mutant) in [
-        (false, Mutant::LeaseIgnored),
-        (false, Mutant::NoLagGate),
-        (false, Mutant::AnswersStay),
-        (true, Mutant::NoCover),
-        (true, Mutant::StreamsOn),
+    for (mode, mutant) in [
+        (SyncMode::Off, Mutant::LeaseIgnored),
+        (SyncMode::Off, Mutant::NoLagGate),
+        (SyncMode::Off, Mutant::AnswersStay),
+        (SyncMode::Quorum, Mutant::NoCover),
+        (SyncMode::Quorum, Mutant::StreamsOn),
+        (SyncMode::Quorum, Mutant::NarrowsEarly),
+        (SyncMode::Quorum, Mutant::NoIncarnation),
     ] {
-        match explore(sync, mutant, 1..600) {
+        match explore(mode, mutant, 1..2000) {
             Some((seed, what, _)) => println!("{mutant:?}: seed {seed}: {what}"),
             None => unnoticed.push(mutant),
         }

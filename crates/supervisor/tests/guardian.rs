@@ -420,10 +420,12 @@ async fn a_postmaster_inherits_nothing_of_the_guardian() {
     assert_eq!(line("PPid:"), guardian.pid().to_string());
     let own = std::fs::read_to_string("/proc/self/oom_score_adj").expect("read /proc");
     assert_eq!(proc("oom_score_adj"), own);
-    let stat = proc("stat");
-    let fields: Vec<&str> = stat.rsplit_once(") ").expect("a stat").1.split(' ').collect();
-    assert_eq!(fields[16], "0", "nice");
-    assert_eq!(fields[38], "0", "policy");
+    let own = std::fs::read_to_string("/proc/self/stat").expect("read /proc");
+    let field = |stat: &str, at: usize| {
+        stat.rsplit_once(") ").expect("a stat").1.split(' ').nth(at).expect("a field").to_owned()
+    };
+    assert_eq!(field(&proc("stat"), 16), field(&own, 16), "nice, as before the guardian");
+    assert_eq!(field(&proc("stat"), 38), "0", "policy");
     assert_eq!(proc("environ"), "PATH=/usr/bin:/bin\0LC_ALL=C\0");
     guardian.kill().await.expect("kill");
 }

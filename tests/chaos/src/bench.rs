@@ -158,7 +158,12 @@ pub fn run(order: &Order) -> Result<Findings> {
         findings.figures.extend(measure(order, fault)?);
     }
     if !order.idle.is_zero() {
-        findings.idle = idle(order, &mut findings.skipped)?;
+        findings.idle = idle(order, &order.spec, &mut findings.skipped)?;
+        if !order.spec.witness {
+            let two_and_a_witness = Spec::asynchronous(3).with_witness();
+            let mut rows = idle(order, &two_and_a_witness, &mut Vec::new())?;
+            findings.idle.extend(rows.pop());
+        }
     }
     Ok(findings)
 }
@@ -211,7 +216,7 @@ fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Durat
         Fault::PowerLossResets => cluster.power_loss(primary, PowerLoss::Resets)?,
         Fault::PowerLossBlackHole => cluster.power_loss(primary, PowerLoss::BlackHole)?,
         Fault::PostmasterKilled => cluster.node(primary)?.kill_postmaster()?,
-        Fault::Switchover => cluster.switchover((primary + 1) % cluster.members())?,
+        Fault::Switchover => cluster.switchover((primary + 1) % cluster.data_members())?,
     }
     wait_for_both(&workload, at).with_context(|| cluster.dump())?;
     let down = matches!(fault, Fault::PowerLossResets | Fault::PowerLossBlackHole);
@@ -256,8 +261,8 @@ fn wait_for_both(workload: &Workload, at: Moment) -> Result<()> {
 }
 
 /// Watches an idle cluster: memory, CPU and bytes first, then system calls, since strace costs CPU.
-fn idle(order: &Order, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
-    let mut cluster = Cluster::start(&order.spec)?;
+fn idle(order: &Order, spec: &Spec, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
+    let mut cluster = Cluster::start(spec)?;
     let primary = cluster.wait_whole()?;
     // Founding and cloning have settled.
     hold(Duration::from_secs(15));
@@ -268,7 +273,7 @@ fn idle(order: &Order, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
         let node = cluster.node_mut(index)?;
         let supervisor = node.supervisor().with_context(|| format!("{} has no supervisor", node.name()))?;
         let guardians = node.guardians();
-        if guardians.is_empty() {
+        if guardians.is_empty() && !node.is_witness() {
             bail!("{} has no guardian", node.name());
         }
         pids.push([vec![supervisor], guardians].concat());
@@ -284,7 +289,11 @@ fn idle(order: &Order, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
         let used = sum(pair, ticks).saturating_sub(ticks_before);
         #[expect(clippy::cast_precision_loss, reason = "a count of clock ticks")]
         let seconds_used = used as f64 / rustix::param::clock_ticks_per_second() as f64;
-        let role = if index == primary { "primary" } else { "standby" };
+        let role = match (index == primary, cluster.node(index)?.is_witness()) {
+            (true, _) => "primary",
+            (false, true) => "witness",
+            (false, false) => "standby",
+        };
         found.push(Idle {
             member: cluster.node(index)?.name(),
             role: if leader == Some(index) { format!("{role}, Raft leader") } else { role.to_owned() },

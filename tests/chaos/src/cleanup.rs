@@ -12,6 +12,7 @@ use std::thread;
 
 use crate::cgroup::{self, Group};
 use crate::process;
+use crate::{disk, limits};
 
 /// All that one cluster has put into the machine.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +78,8 @@ pub fn remove(id: &str, keep_files: bool) {
 }
 
 fn erase(leftovers: &Leftovers, keep_files: bool) {
+    // What hangs in a frozen file system cannot be killed.
+    disk::erase_below(&leftovers.folder, false);
     if let Some(group) = &leftovers.group {
         let group = Group::at(group.clone());
         drop(group.freeze(false));
@@ -84,6 +87,8 @@ fn erase(leftovers: &Leftovers, keep_files: bool) {
         group.remove();
     }
     process::kill_of_folder(&leftovers.folder);
+    disk::erase_below(&leftovers.folder, true);
+    limits::remove_of(&leftovers.id);
     for file in &leftovers.shared_files {
         drop(fs::remove_file(file));
     }

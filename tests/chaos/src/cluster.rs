@@ -15,9 +15,9 @@ use crate::cleanup::{self, Leftovers};
 use crate::clock::Moment;
 use crate::history::Key;
 use crate::namespace::{Means, Network, Place};
-use crate::node::{GRPC_PORT, Node, POSTGRES_PORT};
+use crate::node::{Extras, GRPC_PORT, Node, POSTGRES_PORT};
 use crate::process::{self, Output, Signal};
-use crate::sql::{Rows, ask};
+use crate::sql::{Door, Rows, ask};
 use crate::workload::{DATABASE, Plan, TABLE, Workload};
 
 /// What is generous for any change of state on a loaded two-core machine.
@@ -25,7 +25,8 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: Duration = Duration::from_secs(2);
 
 /// The replicated `sync` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Sync {
     /// Asynchronous: a bounded loss.
     Off,
@@ -38,12 +39,20 @@ pub enum Sync {
 /// What kind of cluster.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// How many data members.
+    /// How many members, a witness too.
     pub members: usize,
+    /// What each node is given.
+    pub extras: Extras,
+    /// Whether the last member is a witness.
+    pub witness: bool,
     /// The `sync` setting.
     pub sync: Sync,
     /// Further lines under `[bootstrap]`.
     pub bootstrap: String,
+    /// Further tables of each member's file; `{address}` and `{folder}` are the member's.
+    pub tables: String,
+    /// Further Postgres parameters.
+    pub postgres: String,
     /// The program under test instead of `rhone`, for tests of the harness itself.
     pub program: Option<PathBuf>,
 }
@@ -51,7 +60,21 @@ pub struct Spec {
 impl Spec {
     /// An asynchronous cluster.
     pub fn asynchronous(members: usize) -> Self {
-        Self { members, sync: Sync::Off, bootstrap: String::new(), program: None }
+        Self {
+            members,
+            witness: false,
+            extras: Extras::default(),
+            sync: Sync::Off,
+            bootstrap: String::new(),
+            tables: String::new(),
+            postgres: String::new(),
+            program: None,
+        }
+    }
+
+    /// The same with a witness as its last member.
+    pub fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
     }
 
     fn bootstrap(&self, clients: &str) -> String {
@@ -62,8 +85,8 @@ impl Spec {
         };
         format!(
             "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
-             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n",
-            self.bootstrap
+             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",
+            self.bootstrap, self.postgres
         )
     }
 }
@@ -97,6 +120,7 @@ pub struct Cluster {
     folder: PathBuf,
     network: Network,
     group: Option<Group>,
+    /// The data members, then the witness.
     nodes: Vec<Node>,
     keep: bool,
     /// Something went wrong: the logs are worth keeping.
@@ -145,12 +169,17 @@ impl Cluster {
             Some(program) => program.clone(),
             None => crate::binary::rhone()?,
         };
-        let nodes = (0..spec.members)
-            .map(|index| Node::create(index, folder, group.as_ref(), &network, &program))
+        let mut nodes = (0..spec.members)
+            .map(|index| Node::create(index, spec.extras, folder, group.as_ref(), (&network, &program)))
             .collect::<Result<Vec<_>>>()?;
+        if let Some(last) = nodes.last_mut().filter(|_| spec.witness) {
+            last.be_witness();
+        }
         let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
         for node in &nodes {
-            node.configure(&peers, id, &spec.bootstrap(network.client_range()))?;
+            let tables = spec.tables.replace("{address}", &node.address().to_string());
+            let tables = tables.replace("{folder}", &node.folder().display().to_string());
+            node.configure(&peers, id, &format!("{tables}\n{}", spec.bootstrap(network.client_range())))?;
         }
         Ok((network, group, nodes))
     }
@@ -158,7 +187,7 @@ impl Cluster {
     /// Builds and starts a cluster, waits until it is whole, and makes the clients' database.
     pub fn start(spec: &Spec) -> Result<Self> {
         let mut cluster = Self::create(spec)?;
-        for index in 0..spec.members {
+        for index in 0..cluster.nodes.len() {
             cluster.start_node(index)?;
         }
         cluster.prepare_database()?;
@@ -186,6 +215,11 @@ impl Cluster {
     /// How many members there are.
     pub fn members(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// How many of them run Postgres: the first ones.
+    pub fn data_members(&self) -> usize {
+        self.nodes.iter().filter(|node| !node.is_witness()).count()
     }
 
     /// The network.
@@ -217,8 +251,14 @@ impl Cluster {
     /// Starts clients.
     pub fn workload(&self, plan: &Plan) -> Workload {
         let servers: Vec<(Ipv4Addr, u16)> =
-            self.nodes.iter().map(|node| (node.address(), POSTGRES_PORT)).collect();
+            self.data_nodes().map(|(_, node)| (node.address(), POSTGRES_PORT)).collect();
         Workload::start(&self.network, &servers, plan)
+    }
+
+    /// How clients reach each data member, with its index.
+    pub fn doors(&self) -> Vec<(usize, Door)> {
+        let door = |node: &Node| Door::Tcp { address: node.address(), port: POSTGRES_PORT };
+        self.data_nodes().map(|(index, node)| (index, door(node))).collect()
     }
 
     /// Takes the power from a node. In a black hole the node stays cut until [`Network::heal`].
@@ -315,9 +355,7 @@ impl Cluster {
     /// Asks every Postgres for its role; those that do not answer are missing.
     pub fn roles(&self) -> BTreeMap<usize, Role> {
         let asked: Vec<_> = self
-            .nodes
-            .iter()
-            .enumerate()
+            .data_nodes()
             .map(|(index, node)| {
                 let door = node.door();
                 thread::spawn(move || Some((index, role(&ask(&door, "postgres", ROLE, QUESTION).ok()?)?)))
@@ -334,11 +372,15 @@ impl Cluster {
         first.filter(|_| primaries.next().is_none())
     }
 
-    /// Says why the cluster is not whole: all members answer, one is primary, all others stream
+    fn data_nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(|(_, node)| !node.is_witness())
+    }
+
+    /// Says why the cluster is not whole: all data members answer, one is primary, all others stream
     /// from it. Members in `absent` need not be there.
     fn whole(&self, absent: &[usize]) -> Result<usize> {
         let roles = self.roles();
-        let expected: Vec<usize> = (0..self.members()).filter(|index| !absent.contains(index)).collect();
+        let expected: Vec<usize> = (0..self.data_members()).filter(|index| !absent.contains(index)).collect();
         for index in &expected {
             if !roles.contains_key(index) {
                 bail!("{} does not answer", self.node(*index)?.name());
@@ -374,13 +416,23 @@ impl Cluster {
         self.wait_until("one primary, all others streaming", || self.whole(absent))
     }
 
+    /// Waits until all data members answer, one is primary, and all others stream from it.
+    pub fn wait_whole_up_to(&self, limit: Duration) -> Result<usize> {
+        self.wait_up_to(limit, "one primary, all others streaming", || self.whole(&[]))
+    }
+
     /// Waits for a condition; when it does not come, says what the nodes said last.
     pub fn wait_until<T>(&self, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
+        self.wait_up_to(LIMIT, what, condition)
+    }
+
+    /// The same with another limit.
+    pub fn wait_up_to<T>(&self, limit: Duration, what: &str, condition: impl Fn() -> Result<T>) -> Result<T> {
         let start = Moment::now();
         loop {
             match condition() {
                 Ok(value) => return Ok(value),
-                Err(reason) if start.elapsed() > LIMIT => {
+                Err(reason) if start.elapsed() > limit => {
                     return Err(reason.context(format!("wait for: {what}; {}", self.dump())));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(50)),
@@ -397,7 +449,7 @@ impl Cluster {
         let end = end.into_iter().flatten().flatten().next().context("the primary's LSN")?;
         let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
         let mut found = BTreeMap::new();
-        for (index, node) in self.nodes.iter().enumerate().filter(|(index, _)| !absent.contains(index)) {
+        for (index, node) in self.data_nodes().filter(|(index, _)| !absent.contains(index)) {
             let door = node.door();
             if index != primary {
                 self.wait_until(&format!("{} has replayed {end}", node.name()), || {
@@ -411,6 +463,12 @@ impl Cluster {
             found.insert(index, keys(&ask(&door, DATABASE, "SELECT client, seq FROM writes", limit)?));
         }
         Ok(found)
+    }
+
+    /// Reads the rows of one member now.
+    pub fn rows_of(&self, index: usize) -> Result<BTreeSet<Key>> {
+        let limit = Duration::from_secs(30);
+        Ok(keys(&ask(&self.node(index)?.door(), DATABASE, "SELECT client, seq FROM writes", limit)?))
     }
 
     /// Says what the nodes said last, for a failure's message; the whole logs are kept.
@@ -443,6 +501,12 @@ impl Cluster {
                 drop(std::fs::copy(&from, to.join(name)));
             }
         }
+    }
+
+    /// Where the logs of a cluster that failed are.
+    pub fn kept_logs(&self) -> PathBuf {
+        self.failed.store(true, Ordering::Relaxed);
+        self.kept()
     }
 
     /// Lets all supervisors, guardians and nodes that were stopped go on. What a guardian has

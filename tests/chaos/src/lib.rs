@@ -7,20 +7,31 @@
 //! faults, and the report says so.
 
 pub mod bench;
+pub mod bench_proxy;
 pub mod binary;
+pub mod campaign;
 pub mod cgroup;
 pub mod checker;
 pub mod cleanup;
 pub mod clock;
 pub mod cluster;
+pub mod disk;
+pub mod fault;
 pub mod history;
+pub mod leak;
+pub mod limits;
 pub mod lock;
 pub mod namespace;
-pub mod nemesis;
 pub mod node;
+pub mod pki;
+pub mod ports;
 pub mod process;
 pub mod random;
 pub mod scenario;
+pub mod script;
 pub mod sql;
 pub mod stats;
+pub mod strike;
+pub mod transactions;
+pub mod walltime;
 pub mod workload;

@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::take_turn;
-use rhone_chaos::{cleanup, clock, nemesis};
+use rhone_chaos::script::Script;
+use rhone_chaos::{bench_proxy, campaign, cleanup, clock, fault};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -23,15 +24,20 @@ struct Cli {
 enum Action {
     /// Measure write gaps and the cost of idling, with a release binary in `RHONE_BIN`.
     Bench(Bench),
+    /// Measure what the rw port costs beside a direct connection and HAProxy, with a release binary in `RHONE_BIN`.
+    BenchProxy(BenchProxy),
     /// Run random faults under clients and judge what the clients saw.
     Run(Run),
 }
 
 #[derive(Args)]
 struct Common {
-    /// Data members.
+    /// Members.
     #[arg(long, default_value_t = 3)]
     members: usize,
+    /// The last of them is a witness.
+    #[arg(long)]
+    witness: bool,
     /// The replicated `sync` setting.
     #[arg(long, value_enum, default_value_t = SyncMode::Off)]
     sync: SyncMode,
@@ -56,18 +62,47 @@ struct Bench {
 }
 
 #[derive(Args)]
+struct BenchProxy {
+    /// Runs of each load on each way.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// pgbench's clients.
+    #[arg(long, default_value_t = 8)]
+    clients: u32,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Args)]
 struct Run {
-    #[command(flatten)]
-    common: Common,
-    /// Which faults: all, power, network, process, switchover.
+    /// A scenario that comes with the harness, or a TOML file.
     #[arg(long, default_value = "all")]
     scenario: String,
     /// The seed; drawn from the clock when absent, and printed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Minutes of faults.
-    #[arg(long, default_value_t = 5)]
-    minutes: u64,
+    /// Minutes of rounds, instead of what the scenario says.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Rounds, instead of what the scenario says.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// The replicated `sync` setting, instead of what the scenario says.
+    #[arg(long, value_enum)]
+    sync: Option<SyncMode>,
+    /// Only rounds of these faults.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<fault::Fault>,
+    /// Judge the scenario's durations too: on a machine that does nothing else.
+    #[arg(long)]
+    strict: bool,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -83,14 +118,19 @@ enum Format {
     Json,
 }
 
+impl SyncMode {
+    fn setting(self) -> Sync {
+        match self {
+            Self::Off => Sync::Off,
+            Self::Quorum => Sync::Quorum,
+            Self::Strict => Sync::Strict,
+        }
+    }
+}
+
 impl Common {
     fn spec(&self) -> Spec {
-        let sync = match self.sync {
-            SyncMode::Off => Sync::Off,
-            SyncMode::Quorum => Sync::Quorum,
-            SyncMode::Strict => Sync::Strict,
-        };
-        Spec { sync, ..Spec::asynchronous(self.members) }
+        Spec { sync: self.sync.setting(), witness: self.witness, ..Spec::asynchronous(self.members) }
     }
 }
 
@@ -110,16 +150,29 @@ fn act(cli: &Cli) -> Result<bool> {
     let _turn = take_turn()?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
+        Action::BenchProxy(asked) => measure_proxy(asked),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
-            let outcome = nemesis::run(&nemesis::Order {
-                scenario: run.scenario.clone(),
+            let mut script = Script::load(&run.scenario)?;
+            if let Some(sync) = run.sync {
+                script.topology.sync = sync.setting();
+            }
+            let outcome = campaign::run(&campaign::Order {
+                name: run.scenario.clone(),
+                script,
                 seed,
-                time: Duration::from_secs(run.minutes * 60),
-                spec: run.common.spec(),
+                rounds: run.rounds,
+                time: run.minutes.map(|minutes| Duration::from_secs(minutes * 60)),
+                strict: run.strict,
+                only: run.only.clone(),
             })
             .with_context(|| format!("seed {seed}"))?;
-            print(&format!("{outcome}\n"))?;
+            match run.output {
+                Format::Text => print(&format!("{outcome}\n"))?,
+                Format::Json => {
+                    print(&format!("{}\n", serde_json::to_string(&outcome).context("print JSON")?))?;
+                }
+            }
             Ok(outcome.passed())
         }
     }
@@ -133,6 +186,17 @@ fn measure(asked: &Bench) -> Result<bool> {
         spec: asked.common.spec(),
         idle: Duration::from_secs(asked.idle),
     })?;
+    match asked.output {
+        Format::Text => print(&findings.text())?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
+    }
+    Ok(true)
+}
+
+fn measure_proxy(asked: &BenchProxy) -> Result<bool> {
+    let order =
+        bench_proxy::Order { rounds: asked.rounds, seconds: asked.seconds, clients: asked.clients };
+    let findings = bench_proxy::run(order)?;
     match asked.output {
         Format::Text => print(&findings.text())?,
         Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,

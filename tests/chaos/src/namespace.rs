@@ -71,12 +71,18 @@ pub struct Network {
 const TABLE: &str = "table bridge chaos {
  set gone { type ifname; }
  set cut { type ipv4_addr . ipv4_addr; }
+ set ports { type ifname . inet_service; }
  chain fw {
   type filter hook forward priority 0; policy accept;
   iifname @gone drop
   oifname @gone drop
   ip saddr . ip daddr @cut drop
+  iifname . tcp dport @ports drop
+  iifname . tcp sport @ports drop
+  oifname . tcp dport @ports drop
+  oifname . tcp sport @ports drop
  }
+ chain noise { type filter hook forward priority 10; policy accept; }
 }
 ";
 
@@ -229,9 +235,7 @@ impl Network {
 
     /// Drops what `from` sends to `to`, and nothing else.
     pub fn cut_one_way(&self, from: Place, to: Place) -> Result<()> {
-        if self.means != Means::Filter {
-            bail!("cannot cut one way: {}", self.means.missing().unwrap_or_default());
-        }
+        self.filter("cut one way")?;
         let (from, to) = (self.address(from), self.address(to));
         self.nft(&format!("add element bridge chaos cut {{ {from} . {to} }}"))
     }
@@ -242,12 +246,45 @@ impl Network {
         self.cut_one_way(other, one)
     }
 
-    /// Ends all cuts.
+    /// Drops what belongs to one TCP port, in whichever direction, on a place's link.
+    pub fn cut_port(&self, place: Place, port: u16) -> Result<()> {
+        self.filter("cut a port")?;
+        self.nft(&format!("add element bridge chaos ports {{ \"{}\" . {port} }}", Self::port(place)))
+    }
+
+    /// Drops so many of a hundred frames, in both directions of a place's link.
+    pub fn lose(&self, place: Place, percent: u8) -> Result<()> {
+        self.filter("lose frames")?;
+        self.noise(place, &format!("numgen random mod 100 < {percent} drop"))
+    }
+
+    /// Drops what exceeds so many kilobytes a second, in each direction of a place's link.
+    pub fn throttle(&self, place: Place, kilobytes: u32) -> Result<()> {
+        self.filter("limit the bandwidth")?;
+        self.noise(place, &format!("limit rate over {kilobytes} kbytes/second burst 64 kbytes drop"))
+    }
+
+    fn noise(&self, place: Place, rule: &str) -> Result<()> {
+        let port = Self::port(place);
+        self.nft(&format!("add rule bridge chaos noise iifname {port} {rule}"))?;
+        self.nft(&format!("add rule bridge chaos noise oifname {port} {rule}"))
+    }
+
+    fn filter(&self, what: &str) -> Result<()> {
+        if self.means == Means::Filter {
+            return Ok(());
+        }
+        bail!("cannot {what}: {}", self.means.missing().unwrap_or_default())
+    }
+
+    /// Ends all cuts and all noise.
     pub fn heal(&self) -> Result<()> {
         match self.means {
             Means::Filter => {
                 self.nft("flush set bridge chaos gone")?;
-                self.nft("flush set bridge chaos cut")
+                self.nft("flush set bridge chaos cut")?;
+                self.nft("flush set bridge chaos ports")?;
+                self.nft("flush chain bridge chaos noise")
             }
             Means::Port => self.places().into_iter().try_for_each(|place| {
                 ip(&format!("-n {} link set {} master br0", self.namespace_of_switch(), Self::port(place)))

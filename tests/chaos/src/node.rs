@@ -10,9 +10,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cgroup::Group;
+use crate::disk::Disk;
+use crate::limits::Limits;
 use crate::namespace::{Network, Place};
 use crate::process::{self, Owned, Signal};
 use crate::sql::Door;
+use crate::walltime::WallTime;
 
 /// Port of Postgres on every member.
 pub const POSTGRES_PORT: u16 = 5432;
@@ -23,14 +26,34 @@ pub const HTTP_PORT: u16 = 8008;
 /// Marks all that descends from a node's supervisor, for those that keep their environment.
 const MARK: &str = "CHAOS_NODE";
 
+/// What a node is given beyond processes and a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// File systems of its own, so that power cuts and disk faults are real.
+    pub disks: bool,
+    /// Control groups that limit CPU and memory.
+    pub limits: bool,
+    /// A wall clock of its own.
+    pub clock: bool,
+}
+
+/// Size of the file system for the data directory, MiB (sparse).
+const DATA_DISK: u64 = 2048;
+/// Size of the file system for the Raft store, MiB (sparse).
+const STATE_DISK: u64 = 128;
+
 /// A member's node.
 #[derive(Debug)]
 pub struct Node {
     index: usize,
+    disks: Option<(Disk, Disk)>,
+    limits: Limits,
+    clock: Option<WallTime>,
     folder: PathBuf,
     address: Ipv4Addr,
     group: Option<Group>,
     program: PathBuf,
+    witness: bool,
     supervisor: Option<Owned>,
 }
 
@@ -38,10 +61,10 @@ impl Node {
     /// Makes the node's folder and cgroup.
     pub fn create(
         index: usize,
+        extras: Extras,
         cluster: &Path,
         parent: Option<&Group>,
-        network: &Network,
-        program: &Path,
+        (network, program): (&Network, &Path),
     ) -> Result<Self> {
         let folder = cluster.join(format!("n{}", index + 1));
         let group = match parent {
@@ -52,6 +75,17 @@ impl Node {
             let path = folder.join(name);
             fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         }
+        let disks = if extras.disks {
+            let make =
+                |name: &str, size| Disk::create(folder.join(format!("{name}.ext4")), folder.join(name), size);
+            Some((make("pg", DATA_DISK)?, make("state", STATE_DISK)?))
+        } else {
+            None
+        };
+        let id = cluster.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let limits =
+            if extras.limits { Limits::create(&format!("{id}-n{}", index + 1))? } else { Limits::default() };
+        let clock = if extras.clock { Some(WallTime::create(&folder)?) } else { None };
         if let Some((user, owner_group)) = postgres_user() {
             for name in ["pg", "s"] {
                 rustix::fs::chown(folder.join(name), Some(user), Some(owner_group))
@@ -60,10 +94,14 @@ impl Node {
         }
         Ok(Self {
             index,
+            disks,
+            limits,
+            clock,
             folder,
             address: network.address(Place::Node(index)),
             group,
             program: program.to_owned(),
+            witness: false,
             supervisor: None,
         })
     }
@@ -71,6 +109,36 @@ impl Node {
     /// The member's name, `pg-1` and so on.
     pub fn name(&self) -> String {
         format!("pg-{}", self.index + 1)
+    }
+
+    /// The file systems of data directory and Raft store.
+    pub fn disks(&self) -> Result<&(Disk, Disk)> {
+        self.disks.as_ref().with_context(|| format!("{} has no disks of its own", self.name()))
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Its wall clock.
+    pub fn clock(&self) -> Result<&WallTime> {
+        self.clock.as_ref().with_context(|| format!("{} has no clock of its own", self.name()))
+    }
+
+    /// The folder of the Raft store.
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Makes the member a witness, before it is configured.
+    pub fn be_witness(&mut self) {
+        self.witness = true;
+    }
+
+    /// Whether the member runs no Postgres.
+    pub fn is_witness(&self) -> bool {
+        self.witness
     }
 
     /// The member's address.
@@ -107,18 +175,29 @@ impl Node {
     pub fn configure(&self, peers: &[Ipv4Addr], cluster: &str, bootstrap: &str) -> Result<()> {
         let peers: Vec<String> = peers.iter().map(|peer| format!("\"{peer}:{GRPC_PORT}\"")).collect();
         let (address, folder) = (self.address, self.folder.display());
-        let text = format!(
+        let real = crate::binary::postgres_folder()?;
+        let bin = match &self.clock {
+            Some(clock) => clock.programs(&real, &self.folder)?,
+            None => real,
+        };
+        let kind = if self.witness { "witness" } else { "data" };
+        let mut text = format!(
             "cluster = \"{cluster}\"\n\n\
-             [node]\nname = \"{name}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
+             [node]\nname = \"{name}\"\nkind = \"{kind}\"\nstate-dir = \"{folder}/state\"\nlisten = \"{address}:{GRPC_PORT}\"\n\
              advertise = \"{address}:{GRPC_PORT}\"\nhttp = \"{address}:{HTTP_PORT}\"\npeers = [{peers}]\n\n\
-             [postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
-             listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
-             socket-dir = \"{folder}/s\"\n\n\
-             [tls]\ninsecure = true\n\n{bootstrap}",
+             [tls]\ninsecure = true\n\n",
             name = self.name(),
             peers = peers.join(", "),
-            bin = crate::binary::postgres_folder()?.display(),
         );
+        if self.witness {
+            return fs::write(self.config(), text).context("write rhone.toml");
+        }
+        text.push_str(&format!(
+            "[postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
+             listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
+             socket-dir = \"{folder}/s\"\n\n{bootstrap}",
+            bin = bin.display(),
+        ));
         fs::write(self.config(), text).context("write rhone.toml")
     }
 
@@ -130,10 +209,8 @@ impl Node {
         let log = OpenOptions::new().create(true).append(true).open(self.log()).context("open the log")?;
         let mut command = network.command(Place::Node(self.index), Path::new("/bin/sh"));
         // The shell joins the cgroup and becomes the supervisor: the pid stays the child's.
-        let join = match &self.group {
-            Some(group) => format!("echo $$ > '{}' && ", group.door().display()),
-            None => String::new(),
-        };
+        let doors = self.group.iter().map(Group::door).chain(self.limits.doors());
+        let join: String = doors.map(|door| format!("echo $$ > '{}' && ", door.display())).collect();
         command
             .arg("-c")
             .arg(format!("{join}exec \"$0\" \"$@\""))
@@ -142,6 +219,7 @@ impl Node {
             .arg(self.config())
             .env(MARK, &self.folder)
             .env("NO_COLOR", "1")
+            .envs(self.clock.iter().flat_map(WallTime::environment))
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share the log")?)
             .stderr(log)
@@ -212,6 +290,16 @@ impl Node {
             .iter()
             .copied()
             .find(|&pid| process::stat(pid).is_some_and(|stat| !servers.contains(&stat.parent)))
+    }
+
+    /// The pids of Postgres's own processes whose title holds `word`: `walreceiver`, `checkpointer`,
+    /// ` chaos chaos ` for clients' backends.
+    pub fn servers(&self, word: &str) -> Vec<u32> {
+        let data = self.data();
+        let here = |&pid: &u32| process::working_directory(pid).as_deref() == Some(&data);
+        let mut found = process::pids();
+        found.retain(|pid| here(pid) && process::alive(*pid) && process::command_line(*pid).contains(word));
+        found
     }
 
     /// Sends a signal to the supervisor.

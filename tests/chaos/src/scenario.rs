@@ -29,17 +29,34 @@ pub struct Excuse {
     pub at: Moment,
     /// For so long after it the old primary may go on acknowledging.
     pub lease: Duration,
+    /// Whether a second primary within that time is a stated limit.
+    pub unfenced: bool,
 }
 
 impl Excuse {
     /// A node that lost its power: nothing is acknowledged after it.
     pub fn power_loss(at: Moment) -> Self {
-        Self { at, lease: Duration::from_millis(500) }
+        Self { at, lease: Duration::from_millis(500), unfenced: false }
+    }
+
+    /// Whether it covers the loss of what was sent and acknowledged at these moments.
+    pub fn covers(&self, invoked: Moment, finished: Moment) -> bool {
+        finished >= self.at.before(TAIL) && invoked <= self.at.after(self.lease)
+    }
+
+    /// Whether a proof of two primaries is the stated limit: the old one was asked while nobody fenced it.
+    pub fn limits(&self, proof: &TwoPrimaries) -> bool {
+        match proof {
+            TwoPrimaries::OldStillServed { old, .. } => {
+                self.unfenced && self.covers(old.invoked, old.finished)
+            }
+            TwoPrimaries::SharedTimeline { .. } => false,
+        }
     }
 
     /// A primary that was cut off or stopped: it serves until its lease ends.
     pub fn lease(at: Moment) -> Self {
-        Self { at, lease: LEASE }
+        Self { at, lease: LEASE, unfenced: false }
     }
 }
 
@@ -52,6 +69,8 @@ pub struct Verdict {
     pub beyond: Vec<Operation>,
     /// Proofs of two primaries.
     pub two_primaries: Vec<TwoPrimaries>,
+    /// Proofs of two primaries that are a stated limit of asynchronous mode.
+    pub limited: Vec<TwoPrimaries>,
     /// Members with other rows than the primary.
     pub differing: Vec<String>,
 }
@@ -67,12 +86,10 @@ impl Verdict {
             let covered = Loss { lost: left, ..Loss::default() };
             covered.beyond(&[excuse.at], TAIL, excuse.lease)
         });
-        Ok(Self {
-            loss,
-            beyond,
-            two_primaries: checker::two_primaries(history),
-            differing: checker::differing(&rows),
-        })
+        let (limited, two_primaries) = checker::two_primaries(history)
+            .into_iter()
+            .partition(|proof| excuses.iter().any(|excuse| excuse.limits(proof)));
+        Ok(Self { loss, beyond, two_primaries, limited, differing: checker::differing(&rows) })
     }
 
     /// Whether nothing was violated.
@@ -107,6 +124,9 @@ impl fmt::Display for Verdict {
             )?;
         }
         write!(f, "; {} proofs of two primaries", self.two_primaries.len())?;
+        if !self.limited.is_empty() {
+            write!(f, " and {} within the stated limit", self.limited.len())?;
+        }
         for proof in self.two_primaries.iter().take(3) {
             write!(f, "; {proof}")?;
         }

@@ -69,7 +69,8 @@ pub fn readable(error: tokio_postgres::Error) -> anyhow::Error {
     }
 }
 
-fn rows(messages: &[SimpleQueryMessage]) -> Rows {
+/// The rows of an answer.
+pub fn rows(messages: &[SimpleQueryMessage]) -> Rows {
     messages
         .iter()
         .filter_map(|message| match message {

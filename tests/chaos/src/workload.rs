@@ -35,7 +35,6 @@ const INSERT: &str = "INSERT INTO writes (client, seq) VALUES ($1, $2) \
      RETURNING ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int";
 const RECOVERING: &str = "SELECT pg_is_in_recovery()";
 
-/// Between two inserts of one client: enough rows to see a gap to a few ms, on two cores.
 const PACE: Duration = Duration::from_millis(3);
 /// Between two tries that found no primary. Each costs the server a fork: seven clients that tried
 /// every 5 ms took most of two cores just while one was to be promoted.
@@ -54,11 +53,13 @@ pub struct Plan {
     pub multi_host: u32,
     /// A client inside each of these nodes.
     pub inside: Vec<usize>,
+    /// Between two inserts of one client: short enough to see a gap to a few ms, on two cores.
+    pub pace: Duration,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { member: true, patient: true, multi_host: 1, inside: Vec::new() }
+        Self { member: true, patient: true, multi_host: 1, inside: Vec::new(), pace: PACE }
     }
 }
 
@@ -102,6 +103,7 @@ struct Profile {
     servers: Vec<(usize, Door)>,
     connect: Duration,
     answer: Duration,
+    pace: Duration,
 }
 
 impl Workload {
@@ -206,7 +208,7 @@ fn profiles(servers: &[(Ipv4Addr, u16)], plan: &Plan) -> Vec<(Place, Profile)> {
     let mut found = Vec::new();
     let mut add = |place, base: u32, kind, servers: Vec<(usize, Door)>, connect, answer| {
         let number = u32::try_from(found.len()).unwrap_or(u32::MAX);
-        found.push((place, Profile { id: base + number, kind, servers, connect, answer }));
+        found.push((place, Profile { id: base + number, kind, servers, connect, answer, pace: plan.pace }));
     };
     for door in &doors {
         let short = Duration::from_millis(500);
@@ -281,7 +283,7 @@ async fn serve(shared: &Shared, profile: &Profile, server: usize, session: &Sess
         match outcome {
             Outcome::Answered(answer) => {
                 shared.note(operation(answer));
-                sleep(PACE).await;
+                sleep(profile.pace).await;
             }
             Outcome::Refused => {
                 shared.history().refused += 1;

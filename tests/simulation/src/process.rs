@@ -17,6 +17,7 @@ use rhone::runtime::secret::Secret;
 use rhone::runtime::shared::{RevokeAsk, Shared};
 use rhone::runtime::voter::VoterLease;
 use rhone::runtime::{found, leader, report};
+use rhone::tls::Dialer;
 use rhone_consensus::identity::Identity;
 use rhone_consensus::observer::{LogCause, LogHeld, LogObserver};
 use rhone_consensus::settings::Settings;
@@ -259,9 +260,9 @@ async fn run(
         started => started.map_err(text)?,
     };
     let page = plant.machine(index).page().map_err(|error| error.to_string())?;
-    let connector = Arc::new(cable.clone());
+    let dialer = Dialer::Other(Arc::new(cable.clone()));
     let clock = Timepiece::simulated(clock);
-    let lease = Lease::start_task(page.clone(), Arc::clone(&voter), clock, connector.clone());
+    let lease = Lease::start_task(page.clone(), Arc::clone(&voter), clock, dialer.clone());
     let (revokes, asked) = mpsc::channel::<RevokeAsk>(16);
     let secret = Secret::open(None, std::path::Path::new("/nonexistent/rhone-simulation"));
     let shared = Arc::new(Shared {
@@ -270,12 +271,15 @@ async fn run(
         hard,
         voter,
         consensus,
-        peers: Peers::new(connector),
+        peers: Peers::new(dialer),
+        security: None,
         own: watch::Sender::new(None),
         table: watch::Sender::new(BTreeMap::new()),
         revokes,
         secret: secret.map_err(|error| error.to_string())?,
-        strangers: AtomicU64::new(0),
+        strangers: Arc::default(),
+        proxy: rhone::proxy::Counters::default(),
+        pooler: rhone::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
     });
     lying.back.store(0, Ordering::Relaxed);

@@ -20,7 +20,7 @@ use super::slot::{self, SLOT_SIZE};
 use super::sync_dir;
 use crate::error::ConsensusError;
 use crate::identity::{Generation, Session};
-use crate::ids::{Epoch, Incarnation, NodeId};
+use crate::ids::{DataId, Epoch, Incarnation, NodeId};
 use crate::raft::{LogId, Vote};
 
 /// The file's name within the state directory.
@@ -55,6 +55,20 @@ pub struct Sentinel {
     pub kind: SentinelKind,
     /// From which member.
     pub source: String,
+}
+
+/// The data directory that this member has: what its file `rhone.id` must say, and which file it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataRecord {
+    /// The directory's id.
+    pub id: DataId,
+    /// Drawn anew at each start of Postgres: a copy made before knows an older one.
+    pub nonce: u64,
+    /// The nonce that is being written.
+    pub next: Option<u64>,
+    /// The file itself, once it is known: its inode, and its birth in nanoseconds since 1970 (0 where
+    /// the file system keeps none). A copy has others.
+    pub file: Option<(u64, u64)>,
 }
 
 /// The vote this member last acknowledged.
@@ -120,6 +134,8 @@ pub struct HardState {
     pub system_id: Option<SystemId>,
     /// The newest epoch this member owned.
     pub was_owner: Option<Epoch>,
+    /// The data directory.
+    pub data: Option<DataRecord>,
 }
 
 impl HardState {

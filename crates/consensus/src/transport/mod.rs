@@ -25,6 +25,33 @@ pub use wire::{Answer, Calls, Wire};
 /// The most bytes of one message.
 pub const MESSAGE_LIMIT: usize = 4 << 20;
 
+/// Whom the certificate of a call's connection names, as an extension of the request: put there by
+/// the listener, for members only. Absent where there is no TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certified {
+    /// The member's name.
+    pub name: String,
+}
+
+impl Certified {
+    /// Refuses a call in another member's name; `recorded` is the name that the membership has for the
+    /// node that the call says it comes from, where it is known.
+    ///
+    /// # Errors
+    /// A status with a clear text.
+    pub fn speaks_for(caller: Option<&Self>, recorded: Option<&str>) -> Result<(), tonic::Status> {
+        match (caller, recorded) {
+            (Some(caller), Some(recorded)) if caller.name != recorded => {
+                Err(tonic::Status::permission_denied(format!(
+                    "the certificate is for {}, which may not speak for {recorded}",
+                    caller.name
+                )))
+            }
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+}
+
 /// Where members listen, where that differs from what the membership records.
 #[derive(Clone, Debug, Default)]
 pub struct AddressBook(Arc<RwLock<BTreeMap<NodeId, String>>>);

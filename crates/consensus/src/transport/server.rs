@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use tonic::{Request, Response, Status};
 
 use super::guard::Guard;
-use super::{MESSAGE_LIMIT, Me, PreVoteRequest, PreVoteResponse};
+use super::{Certified, MESSAGE_LIMIT, Me, PreVoteRequest, PreVoteResponse};
 use crate::codec;
 use crate::contact::Contacts;
 use crate::ids::{Incarnation, NodeId};
@@ -64,15 +64,25 @@ pub(crate) fn recorded(raft: &RaftHandle, id: NodeId) -> Option<Incarnation> {
     server.membership_config.membership().get_node(&id).map(|node| node.incarnation)
 }
 
+/// Returns the name that the membership knows for a node id.
+pub(crate) fn recorded_name(raft: &RaftHandle, id: NodeId) -> Option<String> {
+    let server = raft.server_metrics();
+    let server = server.borrow();
+    server.membership_config.membership().get_node(&id).map(|node| node.name.clone())
+}
+
 impl Service {
     fn answer<T: Serialize>(&self, value: &T) -> Result<Response<RaftResponse>, Status> {
         let payload = codec::encode(value).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(RaftResponse { payload: payload.into(), from: Some(self.me.message()) }))
     }
 
-    fn open<T: DeserializeOwned>(&self, request: &RaftRequest) -> Result<(NodeId, T), Status> {
+    fn open<T: DeserializeOwned>(&self, call: &Request<RaftRequest>) -> Result<(NodeId, T), Status> {
+        let request = call.get_ref();
         let recorded = |id| recorded(&self.raft, id);
         let from = self.guard.admit(request.from.as_ref(), Some(NodeId(request.to)), recorded)?;
+        let name = recorded_name(&self.raft, from);
+        Certified::speaks_for(call.extensions().get(), name.as_deref())?;
         let value = codec::decode(&request.payload)
             .map_err(|error| Status::invalid_argument(format!("cannot read the message: {error}")))?;
         Ok((from, value))
@@ -96,7 +106,7 @@ impl Service {
 #[tonic::async_trait]
 impl Raft for Service {
     async fn append(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
-        let (from, message): (_, AppendRequest) = self.open(request.get_ref())?;
+        let (from, message): (_, AppendRequest) = self.open(&request)?;
         own(from, &message.vote)?;
         let result = self.raft.append_entries(message).await;
         if matches!(
@@ -109,7 +119,7 @@ impl Raft for Service {
     }
 
     async fn vote(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
-        let (from, message): (_, VoteRequest) = self.open(request.get_ref())?;
+        let (from, message): (_, VoteRequest) = self.open(&request)?;
         own(from, &message.vote)?;
         if self.bound() {
             tracing::debug!(node = %from, "no vote while a leader is alive");
@@ -123,7 +133,7 @@ impl Raft for Service {
     }
 
     async fn snapshot(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
-        let (from, message): (_, SnapshotRequest) = self.open(request.get_ref())?;
+        let (from, message): (_, SnapshotRequest) = self.open(&request)?;
         own(from, &message.vote)?;
         let size = u64::try_from(message.data.len()).unwrap_or(u64::MAX);
         if message.offset.saturating_add(size) > SNAPSHOT_LIMIT {
@@ -138,7 +148,7 @@ impl Raft for Service {
     }
 
     async fn pre_vote(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
-        let (_, message): (_, PreVoteRequest) = self.open(request.get_ref())?;
+        let (_, message): (_, PreVoteRequest) = self.open(&request)?;
         let mine = self.raft.data_metrics().borrow().last_log;
         self.answer(&PreVoteResponse { granted: !self.bound() && message.last_log >= mine })
     }

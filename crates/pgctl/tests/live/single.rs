@@ -40,7 +40,7 @@ async fn a_new_server_is_made_observed_and_stopped() {
     assert_eq!(state.probe().unwrap().system_id, server.identify().await.system_id);
     assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap() >= facts.flushed.lsn);
     let session = server.session().await;
-    let marker = write_marker(&session, 7, LIMIT).await.unwrap();
+    let marker = write_marker(&session, "7", LIMIT).await.unwrap();
     checkpoint(&session, LIMIT).await.unwrap();
     assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap() > marker);
     let slots = BTreeSet::from([slot_name("pg-2")]);

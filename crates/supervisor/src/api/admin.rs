@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::convert::to_change_reply;
 use super::proto::v1;
 use super::proto::v1::admin_server::{Admin, AdminServer};
-use crate::status::{FailoverRequest, Operator, OperatorError, SwitchoverReply, SwitchoverRequest};
+use crate::status::{FailoverRequest, FenceRequest, Operator, OperatorError, SwitchoverReply, SwitchoverRequest};
 
 /// A request to `Admin` larger than this is refused: each holds a few names.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -50,6 +50,13 @@ impl<O: Operator> AdminService<O> {
         let reply =
             to_change_reply(outcome.map(|()| SwitchoverReply { finished: true, ..Default::default() }))?;
         Ok(Response::new(reply))
+    }
+}
+
+impl<O: Operator> AdminService<O> {
+    async fn hold(&self, request: FenceRequest) -> Result<Response<v1::ChangeReply>, Status> {
+        self.check_epoch(request.expected_epoch).await?;
+        Ok(Response::new(to_change_reply(self.operator.fence(request).await)?))
     }
 }
 
@@ -106,6 +113,7 @@ impl<O: Operator> Admin for AdminService<O> {
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
             accept_data_loss: request.accept_data_loss,
+            by: request.by,
             no_wait: request.no_wait,
         });
         Ok(Response::new(to_change_reply(outcome.await)?))
@@ -117,6 +125,33 @@ impl<O: Operator> Admin for AdminService<O> {
 
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ChangeReply>, Status> {
         self.set_paused(request.into_inner().expected_epoch, false).await
+    }
+
+    async fn fence(&self, request: Request<v1::FenceRequest>) -> Result<Response<v1::ChangeReply>, Status> {
+        let request = request.into_inner();
+        self.hold(FenceRequest {
+            name: request.name,
+            fenced: true,
+            hand_over: request.hand_over,
+            expected_epoch: request.expected_epoch.map(Epoch),
+            idempotency_key: request.idempotency_key,
+        })
+        .await
+    }
+
+    async fn unfence(
+        &self,
+        request: Request<v1::UnfenceRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let request = request.into_inner();
+        self.hold(FenceRequest {
+            name: request.name,
+            fenced: false,
+            hand_over: false,
+            expected_epoch: request.expected_epoch.map(Epoch),
+            idempotency_key: request.idempotency_key,
+        })
+        .await
     }
 
     async fn dsn(&self, request: Request<v1::DsnRequest>) -> Result<Response<v1::DsnReply>, Status> {

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rhone_consensus::command::{ClusterCommand, Member, Outcome};
+use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
 use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::store::hard::Founder;
+use rhone_consensus::transport::Certified;
 use rhone_pgctl::wal::{Lsn, SystemId};
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
 use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
-    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, RenewReply,
-    RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
+    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, PausePoolerReply,
+    PausePoolerRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply, RevokeRequest, StoreState,
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
@@ -38,8 +39,12 @@ impl AgentService {
 
     /// Turns strangers away: another cluster or generation, an old image or a copy of a store, a
     /// member under another store than the recorded one.
-    fn known(&self, from: Option<&Identity>) -> Result<NodeId, Status> {
-        self.shared.consensus.admit(from, None).inspect_err(|_| {
+    fn known(&self, from: Option<&Identity>, caller: Option<&Certified>) -> Result<NodeId, Status> {
+        let admitted = self.shared.consensus.admit(from, None).and_then(|node| {
+            self.shared.consensus.vouched(caller, node)?;
+            Ok(node)
+        });
+        admitted.inspect_err(|_| {
             self.shared.strangers.fetch_add(1, Ordering::Relaxed);
         })
     }
@@ -66,14 +71,27 @@ impl AgentService {
     }
 
     /// Like `known`, and only members that the state names: what they say counts in decisions.
-    fn member(&self, from: Option<&Identity>) -> Result<NodeId, Status> {
-        let node = self.known(from)?;
+    fn member(&self, from: Option<&Identity>, caller: Option<&Certified>) -> Result<NodeId, Status> {
+        let node = self.known(from, caller)?;
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         if applied.state.is_founded() && !applied.state.members.contains_key(&node) {
             return Err(Status::failed_precondition(format!("{node} is no member (yet)")));
         }
         Ok(node)
     }
+}
+
+/// Names a kind of member as [`HelloReply`] has it.
+fn kind_name(kind: MemberKind) -> &'static str {
+    match kind {
+        MemberKind::Data => "data",
+        MemberKind::Witness => "witness",
+    }
+}
+
+/// Takes a call apart: whom its connection's certificate names, and the message.
+fn opened<T>(request: Request<T>) -> (Option<Certified>, T) {
+    (request.extensions().get::<Certified>().cloned(), request.into_inner())
 }
 
 /// Says who this member is and what its store holds.
@@ -97,7 +115,7 @@ pub fn hello(shared: &Shared) -> HelloReply {
             .map(|f| f.incarnation.0.to_be_bytes().to_vec())
             .unwrap_or_default(),
         peers,
-        kind: "data".to_owned(),
+        kind: kind_name(member.kind).to_owned(),
         address: member.address,
         postgres: member.postgres,
         http: member.http,
@@ -110,11 +128,12 @@ pub fn hello(shared: &Shared) -> HelloReply {
 #[tonic::async_trait]
 impl Agent for AgentService {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = opened(request);
         // A member of an older generation, or one that has no store yet, may still ask who is here.
         if request.from.as_ref().is_none_or(|from| from.cluster != self.shared.config.cluster) {
-            self.known(request.from.as_ref())?;
+            self.known(request.from.as_ref(), caller.as_ref())?;
         }
+        Certified::speaks_for(caller.as_ref(), Some(&request.name))?;
         if self.shared.own.borrow().is_none() {
             return Err(Status::unavailable("this member has not looked at its data directory yet"));
         }
@@ -125,8 +144,9 @@ impl Agent for AgentService {
         &self,
         request: Request<AcceptFounderRequest>,
     ) -> Result<Response<AcceptFounderReply>, Status> {
-        let request = request.into_inner();
-        self.known(request.from.as_ref())?;
+        let (caller, request) = opened(request);
+        self.known(request.from.as_ref(), caller.as_ref())?;
+        Certified::speaks_for(caller.as_ref(), Some(&request.founder))?;
         let from = request.from.unwrap_or_default();
         let refuse = |reason: &str| {
             Ok(Response::new(AcceptFounderReply { accepted: false, reason: reason.to_owned() }))
@@ -155,19 +175,20 @@ impl Agent for AgentService {
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = opened(request);
         if request.from.as_ref().is_none_or(|from| from.cluster != self.shared.config.cluster) {
-            self.known(request.from.as_ref())?;
+            self.known(request.from.as_ref(), caller.as_ref())?;
         }
         let Some(member) = codec::unpack::<Member>(&request.member) else {
             return Err(Status::invalid_argument("the member's description cannot be read"));
         };
+        Certified::speaks_for(caller.as_ref(), Some(&member.name))?;
         Ok(Response::new(self.admit(member).await))
     }
 
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
-        let request = request.into_inner();
-        let node = self.member(request.from.as_ref())?;
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
         let Some(report) = codec::unpack::<Report>(&request.report) else {
             return Err(Status::invalid_argument("the report cannot be read"));
         };
@@ -189,8 +210,8 @@ impl Agent for AgentService {
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
-        let request = request.into_inner();
-        let node = self.member(request.from.as_ref())?;
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
         self.leader_at_most(node, Epoch(request.epoch))?;
         let (answer, told) = oneshot::channel();
         let ask = RevokeAsk { epoch: Epoch(request.epoch), answer };
@@ -206,8 +227,8 @@ impl Agent for AgentService {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
-        let request = request.into_inner();
-        let node = self.member(request.from.as_ref())?;
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
         self.owner_at_most(node, Epoch(request.epoch))?;
         let result = self.shared.voter.renew(
             Epoch(request.epoch),
@@ -215,6 +236,19 @@ impl Agent for AgentService {
             LogIndex(request.membership),
         );
         Ok(Response::new(renew_reply(request.seq, result)))
+    }
+
+    async fn pause_pooler(
+        &self,
+        request: Request<PausePoolerRequest>,
+    ) -> Result<Response<PausePoolerReply>, Status> {
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
+        let epoch = Epoch(request.epoch);
+        self.owner_at_most(node, epoch)?;
+        let pooler = self.shared.config.pooler.as_ref();
+        let paused = crate::pooler::pause_here(&self.shared.pooler, pooler, epoch).await;
+        Ok(Response::new(PausePoolerReply { paused }))
     }
 }
 

@@ -362,12 +362,7 @@ impl From<OperatorError> for Status {
     fn from(error: OperatorError) -> Self {
         match error {
             OperatorError::Refused { reason, hint } => {
-                let mut status = Self::failed_precondition(reason);
-                annotate(&mut status, KIND_KEY, "refused");
-                if let Some(hint) = hint {
-                    annotate(&mut status, HINT_KEY, &hint);
-                }
-                status
+                refusal(Code::FailedPrecondition, &reason, hint.as_deref())
             }
             OperatorError::NotLeader { leader } => {
                 let mut status = Self::failed_precondition("this member does not lead");
@@ -389,6 +384,16 @@ impl From<OperatorError> for Status {
     }
 }
 
+/// Says no, with a hint, so that the command line knows that nothing was changed.
+pub(super) fn refusal(code: Code, reason: &str, hint: Option<&str>) -> Status {
+    let mut status = Status::new(code, reason);
+    annotate(&mut status, KIND_KEY, "refused");
+    if let Some(hint) = hint {
+        annotate(&mut status, HINT_KEY, hint);
+    }
+    status
+}
+
 /// Adds a value to a status' metadata; a text that gRPC cannot carry there is left out.
 fn annotate(status: &mut Status, key: &'static str, value: &str) {
     if let Ok(value) = value.parse() {
@@ -398,10 +403,16 @@ fn annotate(status: &mut Status, key: &'static str, value: &str) {
 
 impl From<Status> for OperatorError {
     fn from(status: Status) -> Self {
+        if let Some(alert) = crate::tls::trouble(&status) {
+            let hint =
+                "`rhone certs show` shows for whom and until when the certificate is, and who signed it";
+            let reason = format!("the member does not accept this certificate: {alert}");
+            return Self::Refused { reason, hint: Some(hint.to_owned()) };
+        }
         let field = |key| status.metadata().get(key).and_then(|v| v.to_str().ok()).map(str::to_owned);
         match (status.code(), field(KIND_KEY).as_deref()) {
             (Code::FailedPrecondition, Some("not-leader")) => Self::NotLeader { leader: field(LEADER_KEY) },
-            (Code::FailedPrecondition, _) => {
+            (Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated, _) => {
                 Self::Refused { reason: status.message().to_owned(), hint: field(HINT_KEY) }
             }
             (Code::Unavailable, Some("no-quorum")) => Self::NoQuorum,

@@ -52,6 +52,7 @@ pub(super) fn render(view: &LocalView, now: Duration) -> String {
     own(&mut page, view, now);
     counters(&mut page, view);
     members(&mut page, view);
+    proxy(&mut page, view);
     page.labels = format!("scope=\"{}\",name=\"{}\"", label(&view.scope), label(&view.name));
     patroni(&mut page, view, now);
     patroni_wal(&mut page, view);
@@ -103,6 +104,24 @@ fn own(page: &mut Page, view: &LocalView, now: Duration) {
     if let Some(lag) = view.lag_bytes {
         page.gauge("rhone_lag_bytes", "WAL behind the primary.", lag);
     }
+    if let Some(certificates) = view.certificates {
+        let name = "rhone_certificate_expiry_seconds";
+        page.family("gauge", name, "Seconds until a certificate expires; negative afterwards.");
+        for (which, left) in [("member", certificates.own_left), ("ca", certificates.authority_left)] {
+            let labels = format!("{},certificate=\"{which}\"", page.labels);
+            page.line(name, &labels, left);
+        }
+        page.flag(
+            "rhone_certificate_files_broken",
+            "Whether newer certificate files are there that cannot be used.",
+            certificates.stale,
+        );
+        page.counter(
+            "rhone_tls_handshakes_total",
+            "TLS handshakes, of either side.",
+            certificates.handshakes,
+        );
+    }
     page.gauge("rhone_sync_required", "Standbys that each commit waits for.", view.sync.required);
 }
 
@@ -138,6 +157,39 @@ fn members(page: &mut Page, view: &LocalView) {
         if let Some(lag) = status.lag_bytes {
             page.line("rhone_member_lag_bytes", labels, lag);
         }
+    }
+}
+
+/// What the proxy ports count.
+fn proxy(page: &mut Page, view: &LocalView) {
+    let Some(first) = view.proxy.first() else { return };
+    let labels = |port: &str| format!("{},port=\"{port}\"", page.labels);
+    let lines: Vec<_> = view.proxy.iter().map(|figures| (labels(figures.port), figures)).collect();
+    page.family("gauge", "rhone_proxy_connections", "Connections through this member that have a server.");
+    for (labels, figures) in &lines {
+        page.line("rhone_proxy_connections", labels, figures.open[0]);
+    }
+    page.family("gauge", "rhone_proxy_waiting", "Connections through this member that have no server yet.");
+    for (labels, figures) in &lines {
+        page.line("rhone_proxy_waiting", labels, figures.open[1]);
+    }
+    for (index, (name, help, _)) in first.totals.iter().enumerate() {
+        page.family("counter", name, help);
+        for (labels, figures) in &lines {
+            if let Some((_, _, value)) = figures.totals.get(index) {
+                page.line(name, labels, value);
+            }
+        }
+    }
+    page.family("counter", "rhone_proxy_ended_total", "Connections turned away or ended by the proxy.");
+    for (labels, figures) in &lines {
+        for (reason, value) in &figures.ended {
+            page.line("rhone_proxy_ended_total", &format!("{labels},reason=\"{reason}\""), value);
+        }
+    }
+    page.family("counter", "rhone_proxy_wait_seconds_total", "How long those waited that got a server.");
+    for (labels, figures) in &lines {
+        page.line("rhone_proxy_wait_seconds_total", labels, figures.waited.as_secs_f64());
     }
 }
 

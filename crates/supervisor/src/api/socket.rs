@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rhone_pgctl::user::OsUser;
 use rustix::fs::{Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -36,7 +37,8 @@ fn short_path(state_dir: &Path) -> io::Result<ShortPath> {
     Ok(ShortPath { path, _folder: Some(folder) })
 }
 
-/// Listens on the local socket, for the owner only (mode 0600).
+/// Listens on the local socket, which belongs to `owner`, the owner of the data directory (mode 0600);
+/// root may use it as well.
 ///
 /// A socket that a dead supervisor left behind is replaced; the caller makes sure, by its lock
 /// on the state directory, that no other supervisor lives.
@@ -44,7 +46,7 @@ fn short_path(state_dir: &Path) -> io::Result<ShortPath> {
 /// # Errors
 ///
 /// When the folder is missing or cannot be written.
-pub fn bind(state_dir: &Path) -> io::Result<UnixListenerStream> {
+pub fn bind(state_dir: &Path, owner: &OsUser) -> io::Result<UnixListenerStream> {
     let short = short_path(state_dir)?;
     match std::fs::remove_file(&short.path) {
         Ok(()) => {}
@@ -53,6 +55,10 @@ pub fn bind(state_dir: &Path) -> io::Result<UnixListenerStream> {
     }
     let listener = UnixListener::bind(&short.path)?;
     std::fs::set_permissions(&short.path, Permissions::from_mode(0o600))?;
+    let me = OsUser::current();
+    if me.uid == 0 && owner.uid != 0 {
+        std::os::unix::fs::chown(&short.path, Some(owner.uid), Some(owner.gid))?;
+    }
     Ok(UnixListenerStream::new(listener))
 }
 

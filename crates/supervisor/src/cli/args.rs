@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::certs::Certs;
+use super::exit::{CliError, Exit};
 use crate::demo::DemoOptions;
 use crate::status::DsnRole;
 use crate::telemetry::LogFormat;
+use crate::tls::TlsFiles;
 
 /// High availability for `PostgreSQL`, with Raft built in.
 #[derive(Debug, Parser)]
@@ -45,12 +48,46 @@ pub struct Global {
     /// The same as `-o json`
     #[arg(long = "json", global = true)]
     pub as_json: bool,
+    /// The certificate for other machines.
+    #[command(flatten)]
+    pub tls: TlsFlags,
 }
 
 impl Global {
     /// Says whether data is printed as JSON.
     pub fn json(&self) -> bool {
         self.as_json || self.output == Output::Json
+    }
+}
+
+/// The certificate to show to members on other machines.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TlsFlags {
+    /// The CAs that members' certificates are signed by [default: that of the configuration]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CA", hide_short_help = true)]
+    pub ca: Option<PathBuf>,
+    /// The certificate to show to members [default: that of the configuration]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CERT", hide_short_help = true)]
+    pub cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_KEY", hide_short_help = true)]
+    pub key: Option<PathBuf>,
+}
+
+impl TlsFlags {
+    /// Returns the files, when any was named.
+    ///
+    /// # Errors
+    /// Not all three were named.
+    pub(crate) fn files(&self) -> Result<Option<TlsFiles>, CliError> {
+        match (&self.ca, &self.cert, &self.key) {
+            (None, None, None) => Ok(None),
+            (Some(ca), Some(cert), Some(key)) => {
+                Ok(Some(TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() }))
+            }
+            (_, _, _) => Err(CliError::new(Exit::Usage, "--ca, --cert and --key go together")
+                .hint("name all three, or set RHONE_TLS_CA, RHONE_TLS_CERT and RHONE_TLS_KEY")),
+        }
     }
 }
 
@@ -78,6 +115,7 @@ pub enum Command {
     /// Says all that is wrong with a configuration; starts nothing
     Check,
     /// Shows the cluster at a glance, and what a failover now would lose
+    #[command(aliases = ["list", "topology"])]
     Status {
         /// Show it again every second until Ctrl-C
         #[arg(short, long)]
@@ -99,6 +137,49 @@ pub enum Command {
         /// Return as soon as it has begun
         #[arg(long)]
         no_wait: bool,
+    },
+    /// Fails over by hand, without the old primary; refused where acknowledged commits would be lost
+    Failover {
+        /// The next primary [default: whoever has the most]
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        /// Go on although acknowledged commits may be lost; the history records who said so
+        #[arg(long)]
+        accept_data_loss: bool,
+        /// Return as soon as it has begun
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// A private CA for TLS between members and with operators
+    #[command(subcommand)]
+    Certs(Certs),
+    /// Turns automatic failover off; fencing stays on
+    Pause,
+    /// Turns automatic failover on again
+    Resume,
+    /// Stops a member's Postgres and keeps it stopped, also over restarts and failovers
+    Fence {
+        /// The member
+        name: String,
+        /// If it is the primary, hand over to a standby first
+        #[arg(long)]
+        yes: bool,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Lets a fenced member's Postgres go
+    Unfence {
+        /// The member
+        name: String,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Prints what a shell needs to complete commands
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
     },
     /// Prints libpq's connection string of the cluster
     Dsn {

@@ -1,18 +1,24 @@
 //! Finds a member that answers: the local socket first, then its peers, then whoever leads.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use super::args::Global;
 use super::exit::{CliError, Exit};
+use crate::api::access::PASSED_ON_KEY;
 use crate::api::proto::v1::admin_client::AdminClient;
 use crate::api::socket;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Tls};
 use crate::status::OperatorError;
+use crate::tls::{DialError, Dialer, Security, TlsError};
 
 /// A member that does not accept a connection in so long is passed over.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -58,23 +64,71 @@ impl Target {
         }
     }
 
-    async fn connect(&self) -> Result<AdminClient<Channel>, String> {
-        let channel = match self {
-            Self::Remote(address) => {
-                let endpoint =
-                    Endpoint::from_shared(format!("http://{address}")).map_err(|error| chain(&error))?;
-                endpoint.connect_timeout(CONNECT_LIMIT).connect().await
-            }
+    async fn connect(&self, dialer: &Dialer) -> Result<Channel, DialError> {
+        match self {
+            Self::Remote(address) => dialer.connect(address).await,
             Self::Local(dir) => {
                 let dir = dir.clone();
                 let connector = service_fn(move |_| {
                     let dir = dir.clone();
                     async move { socket::connect(&dir).await.map(TokioIo::new) }
                 });
-                Endpoint::from_static("http://local").connect_with_connector(connector).await
+                let endpoint = Endpoint::from_static("http://local");
+                let connected = endpoint.connect_with_connector(connector).await;
+                connected.map_err(|error| DialError::Failed(chain(&error)))
             }
-        };
-        channel.map(AdminClient::new).map_err(|error| chain(&error))
+        }
+    }
+}
+
+/// How members are reached, and whether it is with a member's own certificate: that one is good for
+/// passing on what the member's socket could not answer.
+struct Way {
+    dialer: Dialer,
+    mark: Mark,
+}
+
+/// Marks what is passed on from a member's own machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark(bool);
+
+impl Interceptor for Mark {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        if self.0 {
+            request.metadata_mut().insert(PASSED_ON_KEY, MetadataValue::from_static("1"));
+        }
+        Ok(request)
+    }
+}
+
+/// A client of the service that operators use.
+pub(super) type Client = AdminClient<InterceptedService<Channel, Mark>>;
+
+/// Takes the certificate that the flags name, else that of the member on this machine.
+fn way(global: &Global) -> Result<Way, CliError> {
+    let bad = |error: TlsError| {
+        CliError::new(Exit::Usage, error.to_string()).hint("`rhone certs show` reads a certificate")
+    };
+    if let Some(files) = global.tls.files()? {
+        let security = Security::of_operator(&files).map_err(bad)?;
+        return Ok(Way { dialer: Dialer::Tls(Arc::new(security)), mark: Mark(false) });
+    }
+    if global.config.is_none() && !PathBuf::from(config::DEFAULT_PATH).exists() {
+        return Ok(Way { dialer: Dialer::Plain, mark: Mark(false) });
+    }
+    let config = load_config(global)?;
+    match &config.tls {
+        Tls::LoopbackOnly | Tls::Insecure => Ok(Way { dialer: Dialer::Plain, mark: Mark(false) }),
+        // Somebody who may use the local socket and not read the key still gets what the socket says.
+        Tls::Mutual(files) => Ok(match Security::load(&config.cluster, files) {
+            Ok(security) => {
+                Way { dialer: Dialer::Tls(Arc::new(security)), mark: Mark(global.hosts.is_empty()) }
+            }
+            Err(error) if global.hosts.is_empty() => {
+                Way { dialer: Dialer::Unusable(error.to_string()), mark: Mark(false) }
+            }
+            Err(error) => return Err(bad(error)),
+        }),
     }
 }
 
@@ -115,7 +169,7 @@ fn targets(global: &Global) -> Result<Vec<Target>, CliError> {
 pub(super) async fn ask<T>(
     global: &Global,
     changes: bool,
-    call: impl AsyncFn(AdminClient<Channel>) -> Result<T, OperatorError>,
+    call: impl AsyncFn(Client) -> Result<T, OperatorError>,
 ) -> Result<T, CliError> {
     let mut rounds = 0;
     loop {
@@ -140,17 +194,19 @@ enum Asked {
 async fn ask_once<T>(
     global: &Global,
     changes: bool,
-    call: &impl AsyncFn(AdminClient<Channel>) -> Result<T, OperatorError>,
+    call: &impl AsyncFn(Client) -> Result<T, OperatorError>,
 ) -> Result<T, Asked> {
     let limit = if changes { CHANGE_LIMIT } else { READ_LIMIT };
+    let way = way(global).map_err(Asked::Failed)?;
     let mut queue: Vec<Target> = targets(global).map_err(Asked::Failed)?;
     queue.reverse();
     let (mut redirects, mut tried) = (0, Vec::new());
-    let mut last = None;
+    let (mut last, mut distrusted) = (None, false);
     while let Some(target) = queue.pop() {
-        let client = match tokio::time::timeout(CONNECT_LIMIT, target.connect()).await {
-            Ok(Ok(client)) => client,
+        let client = match tokio::time::timeout(CONNECT_LIMIT, target.connect(&way.dialer)).await {
+            Ok(Ok(channel)) => AdminClient::with_interceptor(channel, way.mark),
             Ok(Err(error)) => {
+                distrusted |= matches!(error, DialError::Distrusted(_));
                 tried.push(format!("{}: {error}", target.shown()));
                 continue;
             }
@@ -175,6 +231,11 @@ async fn ask_once<T>(
     }
     match last {
         Some(error) => Err(Asked::NobodyLeads(error)),
+        None if distrusted => Err(Asked::Failed(
+            CliError::new(Exit::Refused, format!("no member is believed ({})", tried.join("; "))).hint(
+                "`rhone certs show` shows who signed the certificates here; `--ca FILE` believes others",
+            ),
+        )),
         None => Err(Asked::Failed(
             CliError::new(Exit::NoQuorum, format!("no member answers ({})", tried.join("; ")))
                 .hint("is `rhone run` at work there? `--host HOST` asks another member"),

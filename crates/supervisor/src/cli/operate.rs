@@ -29,10 +29,56 @@ pub(super) async fn switchover(
         api::change_reply(client.switchover(request.clone()).await?.into_inner())
     })
     .await?;
+    show(global, &reply, &told(&reply), terminal).await
+}
+
+/// Fails over by hand.
+pub(super) async fn failover(
+    global: &Global,
+    to: Option<String>,
+    accept_data_loss: bool,
+    no_wait: bool,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let before = status::fetch(global).await?;
+    let request = v1::FailoverRequest {
+        idempotency_key: client::idempotency_key()?,
+        expected_epoch: before.epoch.map(|epoch| epoch.0),
+        to,
+        accept_data_loss,
+        no_wait,
+        by: who(),
+    };
+    let reply = client::ask(global, true, async |mut client| {
+        api::change_reply(client.failover(request.clone()).await?.into_inner())
+    })
+    .await?;
+    let primary = reply.to.clone().unwrap_or_else(|| "the best standby".to_owned());
+    let words = if reply.finished {
+        format!("{primary} is primary; `rhone history` says what was lost")
+    } else {
+        "the failover has begun; `rhone status --watch` shows it".to_owned()
+    };
+    show(global, &reply, &words, terminal).await
+}
+
+/// Returns who types, as `user@host`: for people who read the history.
+fn who() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{}@{host}", user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw())))
+}
+
+async fn show(
+    global: &Global,
+    reply: &SwitchoverReply,
+    words: &str,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
     if global.json() {
-        return print_json(terminal, &reply);
+        return print_json(terminal, reply);
     }
-    terminal.talk(&told(&reply));
+    terminal.talk(words);
     if reply.finished
         && let Ok(after) = status::fetch(global).await
     {

@@ -26,7 +26,7 @@ impl Member {
         );
         std::fs::write(folder.path().join("rhone.toml"), text).expect("the file is written");
         let operator = Arc::new(operator);
-        let incoming = socket::bind(folder.path()).expect("a socket");
+        let incoming = socket::bind(folder.path(), &rhone_pgctl::user::OsUser::current()).expect("a socket");
         let service = admin_service(Arc::clone(&operator));
         tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
         Self { folder, operator }
@@ -262,4 +262,62 @@ async fn check_tells_what_the_machine_lacks() {
 fn the_command_line_is_consistent() {
     use clap::CommandFactory;
     Cli::command().debug_assert();
+}
+
+#[tokio::test]
+async fn pausing_and_fencing_wait_for_the_new_state_and_print_it() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, err) = member.run("pause").await;
+    assert_eq!((exit, err.lines().count()), (Exit::Done, 1), "{err}");
+    assert!(out.contains("automatic failover is off (paused)"), "{out}");
+    check(
+        member.run("resume --json").await,
+        expect![[r#"
+        {"paused":false}
+        ---- Done
+    "#]],
+    );
+    let (exit, out, err) = member.run("fence pg-2").await;
+    assert_eq!((exit, err.as_str()), (Exit::Done, "pg-2 is fenced; `rhone unfence pg-2` lets it go\n"));
+    assert!(out.contains("pg-2   standby  fenced"), "{out}");
+    check(
+        member.run("unfence pg-2 --json").await,
+        expect![[r#"
+        {"name":"pg-2","fenced":false,"finished":true,"handed_over_to":null,"epoch":7}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("fence pg-3 --no-wait").await,
+        expect![[r#"
+        ---- stderr
+        pg-3 is being fenced; `rhone status --watch` shows it
+        ---- Done
+    "#]],
+    );
+    let refused = OperatorError::Refused {
+        reason: "pg-1 is the primary".to_owned(),
+        hint: Some("`rhone fence pg-1 --yes` hands over to a standby first".to_owned()),
+    };
+    let member = Member::start(FakeOperator { refusal: Some(refused), ..FakeOperator::default() });
+    check(
+        member.run("fence pg-1").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: pg-1 is the primary
+        hint: `rhone fence pg-1 --yes` hands over to a standby first
+        ---- Refused
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn shells_and_hands_that_know_patronictl_find_their_way() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, _) = member.run("list").await;
+    assert_eq!((exit, out.lines().next()), (Exit::Done, member.run("status").await.1.lines().next()));
+    for shell in ["bash", "zsh", "fish"] {
+        let (exit, out, _) = member.run(&format!("completions {shell}")).await;
+        assert!(exit == Exit::Done && out.contains("switchover"), "{shell}");
+    }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rhone_consensus::command::MemberKind;
+use rhone_consensus::settings::SyncMode;
 use rhone_pgctl::settings::check_parameters;
 
 use super::address::Address;
@@ -10,6 +12,7 @@ use super::file::Entries;
 use super::nearest::nearest;
 use super::timing::{PRESETS, Timing, parse_percent};
 use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
+use crate::tls::TlsFiles;
 
 /// Builds the configuration; `None` when something indispensable is missing. Problems are in
 /// `entries`, also when there is a result.
@@ -18,19 +21,21 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     if cluster.is_none() {
         entries.missing("cluster", "\"main\"");
     }
+    let kind = kind(entries);
     let node = node(entries);
-    let postgres = postgres(entries);
-    for key in ["proxy.rw", "proxy.ro", "proxy.any"] {
-        let address = address(entries, key);
-        if address.is_some() {
-            let hint = "remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary";
-            entries.complain(key, "the proxy ports are not there yet in this version", Some(hint));
+    let postgres = match kind {
+        MemberKind::Data => postgres(entries).map(Some),
+        MemberKind::Witness => {
+            refuse_postgres(entries);
+            Some(None)
         }
-    }
+    };
+    let proxy = super::connecting::proxy(entries);
+    let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
     let config =
-        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, tls, bootstrap };
+        Config { path: path.to_owned(), cluster: cluster?, node: node?, postgres: postgres?, proxy, pooler, tls, bootstrap };
     refuse_cleartext(entries, &config);
     refuse_equal_ports(entries, &config);
     Some(config)
@@ -51,11 +56,11 @@ fn name(entries: &mut Entries, key: &str) -> Option<String> {
     })
 }
 
-fn address(entries: &mut Entries, key: &str) -> Option<Address> {
+pub(super) fn address(entries: &mut Entries, key: &str) -> Option<Address> {
     entries.parsed(key, str::parse)
 }
 
-fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
+pub(super) fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
     entries.parsed(key, |text| {
         let path = PathBuf::from(text);
         if path.is_absolute() { Ok(path) } else { Err(format!("\"{text}\" is not an absolute path")) }
@@ -63,7 +68,7 @@ fn path(entries: &mut Entries, key: &str) -> Option<PathBuf> {
 }
 
 /// Takes one of a few words.
-fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
+pub(super) fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'static str> {
     entries.parsed(key, |text| {
         words.iter().find(|word| **word == text).copied().ok_or_else(|| {
             let near = nearest(text, words.iter().copied());
@@ -73,11 +78,26 @@ fn word(entries: &mut Entries, key: &str, words: &[&'static str]) -> Option<&'st
     })
 }
 
-fn node(entries: &mut Entries) -> Option<Node> {
-    if word(entries, "node.kind", &["data", "witness"]) == Some("witness") {
-        let hint = "use a third data member, or wait for the release that has witnesses";
-        entries.complain("node.kind", "a witness is not there yet in this version", Some(hint));
+/// Says what the member is for; data when it is not said.
+fn kind(entries: &mut Entries) -> MemberKind {
+    match word(entries, "node.kind", &["data", "witness"]) {
+        Some("witness") => MemberKind::Witness,
+        Some(_) | None => MemberKind::Data,
     }
+}
+
+/// A witness never runs Postgres: what is said of one was meant for another member.
+fn refuse_postgres(entries: &mut Entries) {
+    if let Some(key) =
+        keys::KEYS.into_iter().filter(|key| key.starts_with("postgres.")).find(|key| entries.is_set(key))
+    {
+        let hint = "remove [postgres], or write kind = \"data\" in [node]";
+        let message = format!("`{key}` means nothing here: a witness never runs Postgres");
+        entries.complain(key, message, Some(hint));
+    }
+}
+
+fn node(entries: &mut Entries) -> Option<Node> {
     let name = name(entries, "node.name");
     if name.is_none() {
         entries.missing("node.name", "\"pg-1\"");
@@ -133,7 +153,7 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
 }
 
 /// A default for a key that was not set; none when it was set badly.
-fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
+pub(super) fn default_address(entries: &Entries, key: &str, port: u16) -> Option<Address> {
     (!entries.is_set(key)).then(|| Address { host: "127.0.0.1".to_owned(), port })
 }
 
@@ -198,18 +218,42 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
 
 fn tls(entries: &mut Entries) -> Tls {
     let insecure = entries.boolean("tls.insecure").unwrap_or(false);
-    for key in ["tls.ca", "tls.cert", "tls.key"] {
-        if entries.text(key).is_some() {
-            let hint = "set `insecure = true` in [tls] instead, only on a network that you trust";
-            entries.complain(key, "TLS is not there yet in this version", Some(hint));
+    let [ca, cert, key] = TLS_KEYS.map(|name| path(entries, name));
+    let set = TLS_KEYS.into_iter().find(|name| entries.is_set(name));
+    if let Some(name) = set.filter(|_| insecure) {
+        let hint = "remove `insecure`, or the files of [tls]";
+        entries.complain(
+            name,
+            format!("`{name}` and `tls.insecure = true` contradict each other"),
+            Some(hint),
+        );
+    }
+    match (ca, cert, key) {
+        (Some(ca), Some(cert), Some(key)) => Tls::Mutual(TlsFiles { ca, cert, key }),
+        (None, None, None) if insecure => Tls::Insecure,
+        (None, None, None) => Tls::LoopbackOnly,
+        (_, _, _) => {
+            for name in TLS_KEYS {
+                if entries.is_set(name) {
+                    continue;
+                }
+                let file = name
+                    .replace("tls.", "/etc/rhone/")
+                    .replace("cert", "pg-1.crt")
+                    .replace("key", "pg-1.key");
+                entries.missing(name, &format!("\"{}\"", file.replace("/ca", "/ca.crt")));
+            }
+            Tls::LoopbackOnly
         }
     }
-    if insecure { Tls::Insecure } else { Tls::LoopbackOnly }
 }
 
-/// Without `insecure = true`, nothing that members say to each other may leave the machine.
+/// The files of `[tls]`: all of them, or none.
+const TLS_KEYS: [&str; 3] = ["tls.ca", "tls.cert", "tls.key"];
+
+/// Without TLS or `insecure = true`, nothing that members say to each other may leave the machine.
 fn refuse_cleartext(entries: &mut Entries, config: &Config) {
-    if config.tls == Tls::Insecure {
+    if config.tls != Tls::LoopbackOnly || TLS_KEYS.into_iter().any(|key| entries.is_set(key)) {
         return;
     }
     let far = |address: &Address| !address.is_loopback();
@@ -219,18 +263,20 @@ fn refuse_cleartext(entries: &mut Entries, config: &Config) {
     if let Some((key, _)) =
         reaches.into_iter().chain([by_peers]).find(|(key, far)| *far && entries.is_set(key))
     {
-        let hint = "TLS is not there yet: on a network that you trust add [tls] with `insecure = true`";
+        let hint = "`rhone certs init` and `rhone certs issue` make what [tls] needs (ca, cert, key); \
+                    only on a network that you trust, write `insecure = true` there instead";
         entries.complain(key, format!("`{key}` goes beyond loopback without TLS"), Some(hint));
     }
 }
 
 /// Two listeners of one member cannot share an address.
 fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
-    let listeners = [
-        ("node.listen", &config.node.listen),
-        ("node.http", &config.node.http),
-        ("postgres.listen", &config.postgres.listen),
-    ];
+    let listeners = [("node.listen", &config.node.listen), ("node.http", &config.node.http)];
+    let listeners: Vec<(&str, &Address)> = listeners
+        .into_iter()
+        .chain(config.postgres.as_ref().map(|postgres| ("postgres.listen", &postgres.listen)))
+        .chain(super::connecting::listeners(config))
+        .collect();
     for (n, (key, address)) in listeners.iter().enumerate() {
         for (other, earlier) in listeners.iter().take(n) {
             let same_host = address.host == earlier.host || address.is_wildcard() || earlier.is_wildcard();
@@ -246,24 +292,35 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
 }
 
 fn bootstrap(entries: &mut Entries) -> Bootstrap {
-    let sync = word(entries, "bootstrap.sync", &["off", "quorum", "strict"]);
-    if let Some(mode @ ("quorum" | "strict")) = sync {
-        let hint = "write sync = \"off\" until then; a failover may lose up to max-lag-on-failover";
-        let message = format!("sync = \"{mode}\" comes with the next release (synchronous modes)");
-        entries.complain("bootstrap.sync", message, Some(hint));
+    let sync = match word(entries, "bootstrap.sync", &["off", "quorum", "strict"]) {
+        Some("off") => Some(SyncMode::Off),
+        Some("quorum") => Some(SyncMode::Quorum),
+        Some("strict") => Some(SyncMode::Strict),
+        Some(_) | None => None,
+    };
+    let required = entries.integer("bootstrap.sync-required", 1..13);
+    if required.is_some() && sync == Some(SyncMode::Off) {
+        let hint = "remove it, or write sync = \"quorum\"";
+        let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    if entries.integer("bootstrap.sync-required", 1..13).is_some() && sync.is_none_or(|mode| mode == "off") {
-        let hint = "remove it; it comes with the synchronous modes of the next release";
-        entries.complain(
-            "bootstrap.sync-required",
-            "`bootstrap.sync-required` means nothing with sync = \"off\"",
-            Some(hint),
+    // Each of the founding members has Postgres, or votes only: there cannot be more standbys.
+    let standbys = entries.list("node.peers").map_or(usize::MAX, |peers| peers.len().saturating_sub(1));
+    if let Some(required) = required.filter(|required| usize::try_from(*required).is_ok_and(|r| r > standbys))
+    {
+        let hint = "leave it out: half the data members, rounded down, lets any one of them fail";
+        let message = format!(
+            "sync-required = {required} is more than the standbys that {} founding members can have",
+            standbys.saturating_add(1)
         );
+        entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
+        sync,
+        sync_required: required.and_then(|required| u32::try_from(required).ok()),
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
         postgres: parameters(entries),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use super::problem::Problem;
-use super::{Config, Postgres};
+use super::{Config, Postgres, Tls};
+use crate::tls::{Identity, Role};
 
 /// The programs that must be in `bin-dir`.
 const PROGRAMS: [&str; 5] = ["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata"];
@@ -22,7 +23,8 @@ pub fn inspect(config: &Config) -> Vec<Problem> {
     let mut say = |message: String, hint: &str| {
         problems.push(Problem { line: None, variable: None, message, hint: Some(hint.to_owned()) });
     };
-    let password = config.postgres.replication_password_file.as_deref();
+    let postgres = config.postgres.as_ref();
+    let password = postgres.and_then(|postgres| postgres.replication_password_file.as_deref());
     let owner_password = config.bootstrap.database.as_ref().and_then(|d| d.password_file.as_deref());
     for (key, file) in [
         ("postgres.replication-password-file", password),
@@ -32,10 +34,13 @@ pub fn inspect(config: &Config) -> Vec<Problem> {
             check_secret(key, file, &mut say);
         }
     }
+    check_certificates(config, &mut say);
     check_folder("node.state-dir", &config.node.state_dir, &mut say);
-    let bin_dir = check_programs(&config.postgres, &mut say);
-    check_user(&config.postgres, &mut say);
-    check_data_dir(&config.postgres, bin_dir.as_deref(), &mut say);
+    if let Some(postgres) = postgres {
+        let bin_dir = check_programs(postgres, &mut say);
+        check_user(postgres, &mut say);
+        check_data_dir(postgres, bin_dir.as_deref(), &mut say);
+    }
     problems
 }
 
@@ -77,6 +82,24 @@ fn newest_packaged() -> Option<PathBuf> {
 
 fn children(folder: &str) -> impl Iterator<Item = PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+/// The files of `[tls]` must belong together, and the certificate must be this member's. One that has
+/// expired is no reason not to start: its successor may come.
+fn check_certificates(config: &Config, say: &mut impl FnMut(String, &str)) {
+    let Tls::Mutual(files) = &config.tls else { return };
+    let (name, cluster) = (&config.node.name, &config.cluster);
+    let hint = format!("`rhone certs issue {name} --host {}` makes what is needed", config.node.advertise.host);
+    let own = match files.check() {
+        Ok(own) => own,
+        Err(error) => return say(format!("[tls]: {error}"), &hint),
+    };
+    let wanted = Identity { cluster: cluster.clone(), role: Role::Member, name: name.clone() };
+    match own.identity {
+        Some(found) if found == wanted => {}
+        Some(found) => say(format!("`tls.cert` is for {found}, not for {wanted}"), &hint),
+        None => say(format!("`tls.cert` names no role; it needs the URI {wanted}"), &hint),
+    }
 }
 
 fn check_secret(key: &str, file: &Path, say: &mut impl FnMut(String, &str)) {

@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 44] = [
+pub(super) const KEYS: [&str; 59] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -22,6 +22,20 @@ pub(super) const KEYS: [&str; 44] = [
     "proxy.rw",
     "proxy.ro",
     "proxy.any",
+    "proxy.wait",
+    "proxy.ro-max-lag",
+    "proxy.max-connections",
+    "proxy.max-waiting",
+    "proxy.idle-timeout",
+    "pgbouncer.listen",
+    "pgbouncer.users-file",
+    "pgbouncer.user",
+    "pgbouncer.dir",
+    "pgbouncer.include",
+    "pgbouncer.pool-mode",
+    "pgbouncer.pool-size",
+    "pgbouncer.max-clients",
+    "pgbouncer.pause-timeout",
     "tls.insecure",
     "tls.ca",
     "tls.cert",
@@ -44,6 +58,7 @@ pub(super) const KEYS: [&str; 44] = [
     "node",
     "postgres",
     "proxy",
+    "pgbouncer",
     "tls",
     "bootstrap",
     "bootstrap.postgres",

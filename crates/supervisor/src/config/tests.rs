@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use expect_test::expect;
+use rhone_consensus::command::MemberKind;
 
 use super::{Config, Environment, Timing, Tls};
 
@@ -43,11 +44,27 @@ fn with(table: &str, line: &str, expected: expect_test::Expect) {
 fn a_short_file_is_enough_on_loopback() {
     let config = load(SOUND, &[]).expect("sound");
     assert_eq!(config.node.advertise.to_string(), "127.0.0.1:7400");
-    assert_eq!(config.postgres.advertise.to_string(), "127.0.0.1:5432");
+    let postgres = config.postgres.as_ref().expect("a data member");
+    assert_eq!(postgres.advertise.to_string(), "127.0.0.1:5432");
     assert_eq!(config.node.http.port, 8008);
     assert_eq!(config.bootstrap.timing, Timing::default());
     assert_eq!(config.tls, Tls::LoopbackOnly);
-    assert_eq!(config.postgres.priority, 50);
+    assert_eq!(postgres.priority, 50);
+}
+
+#[test]
+fn a_witness_has_no_postgres() {
+    let witness =
+        "cluster = \"main\"\n[node]\nname = \"w\"\nkind = \"witness\"\npeers = [\"127.0.0.1:7400\"]\n";
+    let config = load(witness, &[]).expect("sound");
+    assert_eq!(config.kind(), MemberKind::Witness);
+    assert_eq!(config.postgres, None);
+    check(
+        &format!("{witness}[postgres]\ndata-dir = \"/data\"\n"),
+        expect![[r#"
+            error: rhone.toml:7: `postgres.data-dir` means nothing here: a witness never runs Postgres
+            hint: remove [postgres], or write kind = "data" in [node]"#]],
+    );
 }
 
 #[test]
@@ -76,7 +93,7 @@ fn the_environment_overrides_each_key() {
     let config = load(SOUND, &env).expect("sound");
     assert_eq!(config.node.name, "pg-7");
     assert_eq!(config.node.peers.len(), 2);
-    assert_eq!(config.postgres.priority, 0);
+    assert_eq!(config.postgres.as_ref().map(|postgres| postgres.priority), Some(0));
     assert_eq!(config.tls, Tls::Insecure);
     assert_eq!(config.bootstrap.timing.lease_ms, 12_000);
     assert_eq!(config.bootstrap.postgres.get("work_mem").map(String::as_str), Some("4MB"));
@@ -204,13 +221,6 @@ fn timings_that_contradict_each_other_show_the_inequality() {
 #[test]
 fn what_is_not_there_yet_says_so() {
     with(
-        "node",
-        "kind = \"witness\"",
-        expect![[r#"
-        error: rhone.toml:3: a witness is not there yet in this version
-        hint: use a third data member, or wait for the release that has witnesses"#]],
-    );
-    with(
         "bootstrap",
         "sync = \"quorum\"",
         expect![[r#"
@@ -218,19 +228,39 @@ fn what_is_not_there_yet_says_so() {
         hint: write sync = "off" until then; a failover may lose up to max-lag-on-failover"#]],
     );
     with(
-        "proxy",
-        "rw = \"0.0.0.0:5000\"",
-        expect![[r#"
-        error: rhone.toml:8: the proxy ports are not there yet in this version
-        hint: remove the [proxy] table; clients use `rhone dsn`, or HAProxy with GET /primary"#]],
-    );
-    with(
         "tls",
         "cert = \"/etc/rhone/pg-1.crt\"",
         expect![[r#"
-        error: rhone.toml:8: TLS is not there yet in this version
-        hint: set `insecure = true` in [tls] instead, only on a network that you trust"#]],
+            error: rhone.toml: `tls.ca` is missing
+            hint: write ca = "/etc/rhone/ca.crt" in [tls], or set RHONE_TLS_CA
+            error: rhone.toml: `tls.key` is missing
+            hint: write key = "/etc/rhone/pg-1.key" in [tls], or set RHONE_TLS_KEY"#]],
     );
+}
+
+#[test]
+fn the_ports_for_clients_are_checked() {
+    with(
+        "proxy",
+        "rw = \"0.0.0.0:5432\"\nwait = \"10\"\nmax-connection = 5",
+        expect![[r#"
+            error: rhone.toml:8: `proxy.rw` and `postgres.listen` both listen on port 5432
+            error: rhone.toml:9: `proxy.wait`: a duration has a unit: 500ms, 1.5s, 2min, 1h
+            error: rhone.toml:10: unknown key `max-connection` in [proxy]
+            hint: did you mean `max-connections`?"#]],
+    );
+    with("pgbouncer", "pool-mode = \"transactions\"", expect![[r#"
+        error: rhone.toml:8: `pgbouncer.pool-mode`: "transactions" is none of session, transaction, statement; did you mean "transaction"?
+        error: rhone.toml: `pgbouncer.users-file` is missing
+        hint: write users-file = "/etc/pgbouncer/userlist.txt" in [pgbouncer], or set RHONE_PGBOUNCER_USERS_FILE"#]]);
+    let text = format!("{SOUND}\n[proxy]\nrw = \"0.0.0.0:5000\"\nidle-timeout = \"0\"\n");
+    let config = load(&text, &[]).expect("sound");
+    assert_eq!(config.proxy.rw.map(|address| address.port), Some(5000));
+    assert_eq!((config.proxy.ro, config.proxy.idle_timeout), (None, None));
+    assert_eq!(config.pooler, None);
+    let text = format!("{SOUND}\n[pgbouncer]\nusers-file = \"/etc/pgbouncer/userlist.txt\"\n");
+    let pooler = load(&text, &[]).expect("sound").pooler.expect("a pooler");
+    assert_eq!((pooler.listen.port, pooler.mode.word()), (6432, "transaction"));
 }
 
 #[test]
@@ -239,9 +269,19 @@ fn nothing_leaves_loopback_without_a_word_about_tls() {
         "node",
         "listen = \"0.0.0.0:7400\"\nadvertise = \"10.0.0.11:7400\"",
         expect![[r#"
-        error: rhone.toml:3: `node.listen` goes beyond loopback without TLS
-        hint: TLS is not there yet: on a network that you trust add [tls] with `insecure = true`"#]],
+            error: rhone.toml:3: `node.listen` goes beyond loopback without TLS
+            hint: `rhone certs init` and `rhone certs issue` make what [tls] needs (ca, cert, key); only on a network that you trust, write `insecure = true` there instead"#]],
     );
+    with(
+        "tls",
+        "insecure = true\nca = \"/c\"\ncert = \"/c\"\nkey = \"/c\"",
+        expect![[r#"
+            error: rhone.toml:9: `tls.ca` and `tls.insecure = true` contradict each other
+            hint: remove `insecure`, or the files of [tls]"#]],
+    );
+    let tls = "[tls]\nca = \"/ca\"\ncert = \"/cert\"\nkey = \"/key\"\n[node]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"db:7400\"";
+    let config = load(&SOUND.replace("[node]", tls), &[]).expect("sound");
+    assert!(matches!(config.tls, Tls::Mutual(_)), "{:?}", config.tls);
     let text = SOUND.replace(
         "[node]",
         "[tls]\ninsecure = true\n[node]\nlisten = \"0.0.0.0:7400\"\nadvertise = \"db:7400\"",

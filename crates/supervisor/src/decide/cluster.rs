@@ -10,6 +10,7 @@ use rhone_consensus::state::Phase;
 
 use super::decision::{ClusterDecision, Wait};
 use super::elect::{Election, elect};
+use super::quorum;
 use crate::view::{ClusterView, Instance, Moment, Report, Revoked};
 
 /// A voter's report older than this is no longer its word on the lease. Reports come twice a
@@ -72,7 +73,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
         (Ok(()), Election::Grant(grant)) => return ClusterDecision::Propose(ClusterCommand::Grant(*grant)),
         (Ok(()), Election::Wait(wait)) => wait,
         // Evidence alone is enough where no policy is asynchronous (DESIGN 6).
-        (Err(_), Election::Grant(grant)) if !any_async(view) => {
+        (Err(_), Election::Grant(grant)) if !needs_fence(view) => {
             return ClusterDecision::Propose(ClusterCommand::Grant(*grant));
         }
         (Err(wait), Election::Grant(_) | Election::Wait(_)) => wait.clone(),
@@ -84,7 +85,9 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
         || match reason {
             PrepareReason::Switchover | PrepareReason::Founding => true,
             PrepareReason::OwnerDown { .. } => owner_is_stopped(view, now),
-            PrepareReason::OwnerSilent { .. } | PrepareReason::Operator => false,
+            PrepareReason::OwnerSilent { .. }
+            | PrepareReason::Operator
+            | PrepareReason::OperatorTo { .. } => false,
         };
     let members: BTreeSet<NodeId> = view
         .state
@@ -175,7 +178,7 @@ fn granted(view: &ClusterView<'_>, now: Moment) -> ClusterDecision {
             let detail = format!("not primary {} s after the grant", granted_ms / 1000);
             prepare(PrepareReason::OwnerDown { detail })
         }
-        Silence::Some(_) | Silence::None => ClusterDecision::Wait(Wait::OwnerPromoting),
+        Silence::Some(_) | Silence::None => policy_or(view, now, Wait::OwnerPromoting),
     }
 }
 
@@ -225,9 +228,14 @@ fn established(view: &ClusterView<'_>, now: Moment) -> ClusterDecision {
             let decision = prepare(PrepareReason::OwnerSilent { silent_ms });
             if handover.is_some() { decision } else { unless_paused(view, decision, "fail over") }
         }
-        Silence::Some(voters) => ClusterDecision::Wait(Wait::SomeSilence { voters }),
-        Silence::None => ClusterDecision::Wait(calm),
+        Silence::Some(voters) => policy_or(view, now, Wait::SomeSilence { voters }),
+        Silence::None => policy_or(view, now, calm),
     }
+}
+
+/// The next step of a policy change, where nothing more urgent is to be done.
+fn policy_or(view: &ClusterView<'_>, now: Moment, otherwise: Wait) -> ClusterDecision {
+    quorum::step(view, now).map_or(ClusterDecision::Wait(otherwise), ClusterDecision::Propose)
 }
 
 /// Returns whether somebody streams and could take over from an owner whose host goes down.
@@ -284,6 +292,12 @@ fn silence(view: &ClusterView<'_>, now: Moment, limit_ms: u64) -> Silence {
 
 fn any_async(view: &ClusterView<'_>) -> bool {
     view.state.policies.iter().any(|policy| matches!(policy.kind, PolicyKind::Async { .. }))
+}
+
+/// Whether another owner may be granted only once the last one is known to have ended: evidence that
+/// covers every policy says so by itself.
+fn needs_fence(view: &ClusterView<'_>) -> bool {
+    any_async(view) || view.state.accepted_loss().is_some()
 }
 
 /// Returns what a member says now; what it said long ago is nothing to act on.

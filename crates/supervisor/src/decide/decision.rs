@@ -43,6 +43,9 @@ pub enum Effect {
     Revoke,
     /// Makes the standby primary.
     Promote,
+    /// Sets the primary's newest policy, and sees to it that no process uses an older one and that what
+    /// was acknowledged before is flushed under it (DESIGN 6, steps 2 to 4).
+    SetPolicy,
     /// Writes the epoch's marker and lets clients in once it is durable.
     OpenGate,
     /// Makes the instance unable to acknowledge anything: kills all of it.
@@ -66,6 +69,7 @@ impl Effect {
             Self::Follow(_) => "follow",
             Self::Revoke => "revoke",
             Self::Promote => "promote",
+            Self::SetPolicy => "set_policy",
             Self::OpenGate => "open_gate",
             Self::Fence => "fence",
             Self::HandOver => "hand_over",
@@ -118,6 +122,8 @@ pub enum Reason {
     OwnerPromotes,
     /// This member owns the epoch and its gate is closed.
     GateClosed,
+    /// Another policy is to be in force.
+    PolicyChanges,
     /// This member is the primary and serves.
     Serving,
     /// This member owns the epoch and cannot serve it; the report says why.
@@ -150,10 +156,14 @@ pub enum Reason {
     Unfinished,
     /// It has no data directory.
     NoData,
+    /// Its data directory is not the one that it is known to have.
+    StrangeData,
     /// Rewinding failed or did not help.
     RewindFailed,
     /// The WAL's end on disk is being read.
     PositionUnknown,
+    /// An operator fenced it: stopped until let go.
+    Fenced,
 }
 
 impl Reason {
@@ -175,6 +185,7 @@ impl Reason {
             Self::OwnerStarts => "owner_starts",
             Self::OwnerPromotes => "owner_promotes",
             Self::GateClosed => "gate_closed",
+            Self::PolicyChanges => "policy_changes",
             Self::Serving => "serving",
             Self::OwnerDown => "owner_down",
             Self::Starting => "starting",
@@ -191,8 +202,10 @@ impl Reason {
             Self::WalGone => "wal_gone",
             Self::Unfinished => "unfinished",
             Self::NoData => "no_data",
+            Self::StrangeData => "strange_data",
             Self::RewindFailed => "rewind_failed",
             Self::PositionUnknown => "position_unknown",
+            Self::Fenced => "fenced",
         }
     }
 }

@@ -3,14 +3,15 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use rhone_consensus::command::{Evidence, Grant};
-use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::command::{Evidence, Grant, PrepareReason};
+use rhone_consensus::ids::{Epoch, NodeId, Replica};
 use rhone_consensus::ledger::Lineage;
 use rhone_consensus::policy::PolicyKind;
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
 
 use super::decision::Wait;
+use super::quorum;
 use crate::view::{ClusterView, Heard, Moment, Revoked};
 
 /// For how long members that have not answered are waited for in asynchronous mode, counted from
@@ -21,6 +22,10 @@ pub const ELECTION_WINDOW_MS: u64 = 250;
 /// For how long a last owner that lives is waited for when its answer would save something: it may
 /// be reading the end of its WAL from a slow disk.
 const OWNER_WINDOW_MS: u64 = 5000;
+
+/// For how long the one that a person asked for is waited for while it lives: on a loaded machine its
+/// answer may take longer than the others', and a planned handover is not hurried.
+const WANTED_WINDOW_MS: u64 = 2000;
 
 /// A report older than this says nothing about whether its member is alive.
 const REPORT_FRESH_MS: u64 = 1500;
@@ -46,7 +51,7 @@ struct Candidate<'a> {
 ///
 /// The revoked members, whose reports count, must cover every open policy; then the one with the
 /// maximal position holds every acknowledged commit, and nobody outside can acknowledge another.
-/// Where the policies are asynchronous, `fenced` (the last owner revoked, or its lease aged)
+/// Where the policies are asynchronous, or a person accepted a loss, `fenced` (the last owner revoked, or its lease aged)
 /// stands for the second half, and the bytes that the best lacks of what voters heard of must be
 /// within the setting.
 pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
@@ -57,11 +62,13 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
     let rank = |position: WalPosition| {
         if founding { Some((Epoch(0), position.lsn)) } else { view.state.ledger.rank(position) }
     };
-    let counted: BTreeSet<NodeId> = answers()
+    let counted: BTreeSet<Replica> = answers()
         .filter(|(_, (_, a))| a.position.is_some_and(|position| rank(position).is_some()))
-        .map(|(node, _)| *node)
+        .map(|(node, (_, answer))| Replica { node: *node, data: answer.data })
         .collect();
-    if let Some(policy) = view.state.policies.iter().find(|p| !p.covered(&counted, fenced)) {
+    // Who accepts a loss accepts what nobody proves; that the last owner has ended is still required.
+    let accepted = view.state.accepted_loss().is_some() && fenced;
+    if let Some(policy) = view.state.policies.iter().find(|p| !p.covered(&counted, fenced) && !accepted) {
         return Election::Wait(Wait::CommitsMayBeUnseen { epoch: policy.epoch, revoked: counted.len() });
     }
     let candidates: Vec<Candidate<'_>> = answers()
@@ -81,6 +88,9 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
     {
         return Election::Wait(Wait::Window { missing });
     }
+    if wanted_answers_soon(view, now) {
+        return Election::Wait(Wait::Window { missing: 1 });
+    }
     let Some(best) = best else { return Election::Wait(Wait::NoCandidate) };
     match loss(view, &counted, best, first) {
         Err(wait) => Election::Wait(wait),
@@ -95,17 +105,23 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
     }
 }
 
-/// Returns how many live data members have not answered while the window is open.
+/// Returns how many live data members have not answered while the window is open: every answer may
+/// make an asynchronous loss smaller, and adds a standby that can acknowledge at once.
+///
+/// A last owner that fell silent is not waited for where evidence is enough: its last report is as
+/// fresh as its death.
 fn stragglers(view: &ClusterView<'_>, now: Moment) -> Option<usize> {
     let only_async = view.state.policies.iter().all(|p| matches!(p.kind, PolicyKind::Async { .. }));
     let first =
         view.revoked.values().filter(|(_, a)| a.epoch == view.state.epoch).map(|(at, _)| *at).min()?;
-    if !only_async || now.millis_since(first) >= ELECTION_WINDOW_MS {
+    if now.millis_since(first) >= ELECTION_WINDOW_MS {
         return None;
     }
+    let silent = !only_async && matches!(view.state.reason, Some(PrepareReason::OwnerSilent { .. }));
     let missing = view
         .state
         .data_members()
+        .filter(|m| !silent || view.state.last_owner() != Some(m.node))
         .filter(|m| view.revoked.get(&m.node).is_none_or(|(_, a)| a.epoch != view.state.epoch))
         .filter(|m| view.reports.get(&m.node).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS))
         .count();
@@ -117,7 +133,7 @@ fn stragglers(view: &ClusterView<'_>, now: Moment) -> Option<usize> {
 fn nobody_is_better(view: &ClusterView<'_>, best: &Candidate<'_>, candidates: &[Candidate<'_>]) -> bool {
     let Some(owner) = view.state.last_owner() else { return false };
     let complete = candidates.iter().any(|c| c.node == owner && best.rank >= c.rank);
-    let wanted = view.state.handover.as_ref().and_then(|handover| handover.to);
+    let wanted = wanted(view);
     let priority = |node: NodeId| view.state.members.get(&node).map_or(0, |member| member.priority);
     let others = view
         .state
@@ -130,6 +146,23 @@ fn nobody_is_better(view: &ClusterView<'_>, best: &Candidate<'_>, candidates: &[
         && others.map(|member| member.priority).max() <= Some(priority(best.node))
 }
 
+/// Returns whom a person asked for.
+fn wanted(view: &ClusterView<'_>) -> Option<NodeId> {
+    let state = view.state;
+    let asked = match &state.reason {
+        Some(PrepareReason::OperatorTo { to }) => Some(*to),
+        Some(
+            PrepareReason::Founding
+            | PrepareReason::OwnerSilent { .. }
+            | PrepareReason::OwnerDown { .. }
+            | PrepareReason::Switchover
+            | PrepareReason::Operator,
+        )
+        | None => None,
+    };
+    state.handover.as_ref().and_then(|handover| handover.to).or(asked)
+}
+
 fn may_lead(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> bool {
     let priority = view.state.members.get(&candidate.node).map_or(0, |member| member.priority);
     priority > 0 && candidate.answer.able
@@ -138,7 +171,9 @@ fn may_lead(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> bool {
 /// What candidates are ordered by.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
-    /// The end of its WAL, before anything else.
+    /// The one for whom a person accepted a loss.
+    accepted: bool,
+    /// The end of its WAL, before anything else that nobody decided by hand.
     rank: (Epoch, Lsn),
     /// Those whose promotion did not fail since the last that succeeded, then the one that failed longest ago.
     untried: usize,
@@ -155,9 +190,10 @@ struct Preference {
 fn preference(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> Preference {
     let node = candidate.node;
     Preference {
+        accepted: view.state.accepted_loss().is_some_and(|accepted| accepted.to == Some(node)),
         rank: candidate.rank,
         untried: view.state.ledger.last_tried(node).unwrap_or(usize::MAX),
-        wanted: view.state.handover.as_ref().and_then(|h| h.to) == Some(node),
+        wanted: wanted(view) == Some(node),
         standby: view.state.last_owner() != Some(node),
         priority: view.state.members.get(&node).map_or(0, |member| member.priority),
         node: Reverse(node),
@@ -166,12 +202,23 @@ fn preference(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> Preference {
 
 /// Returns whether the last owner lives and has not answered, and the time for that is not over.
 fn owner_answers_soon(view: &ClusterView<'_>, now: Moment) -> bool {
+    view.state.last_owner().is_some_and(|owner| answers_soon(view, now, owner, OWNER_WINDOW_MS))
+}
+
+/// The same of the one that a person asked for.
+fn wanted_answers_soon(view: &ClusterView<'_>, now: Moment) -> bool {
+    let wanted = view.state.handover.as_ref().and_then(|handover| handover.to);
+    wanted.is_some_and(|wanted| answers_soon(view, now, wanted, WANTED_WINDOW_MS))
+}
+
+/// Returns whether a member lives and has not answered, and not more than `window_ms` have passed
+/// since the first answer.
+fn answers_soon(view: &ClusterView<'_>, now: Moment, node: NodeId, window_ms: u64) -> bool {
     let epoch = view.state.epoch;
-    let Some(owner) = view.state.last_owner() else { return false };
-    let answered = view.revoked.get(&owner).is_some_and(|(_, answer)| answer.epoch == epoch);
-    let lives = view.reports.get(&owner).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS);
+    let answered = view.revoked.get(&node).is_some_and(|(_, answer)| answer.epoch == epoch);
+    let lives = view.reports.get(&node).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS);
     let first = view.revoked.values().filter(|(_, a)| a.epoch == epoch).map(|(at, _)| *at).min();
-    !answered && lives && first.is_some_and(|first| now.millis_since(first) < OWNER_WINDOW_MS)
+    !answered && lives && first.is_some_and(|first| now.millis_since(first) < window_ms)
 }
 
 fn owner_leaves(view: &ClusterView<'_>, now: Moment, node: NodeId) -> bool {
@@ -182,13 +229,15 @@ fn owner_leaves(view: &ClusterView<'_>, now: Moment, node: NodeId) -> bool {
 /// Returns the range that the chosen one lacks, or why that is too much.
 fn loss(
     view: &ClusterView<'_>,
-    counted: &BTreeSet<NodeId>,
+    counted: &BTreeSet<Replica>,
     best: &Candidate<'_>,
     first: &Candidate<'_>,
 ) -> Result<Option<(Lsn, Lsn)>, Wait> {
     let state = view.state;
     let Some(last) = state.grant.as_ref() else { return Ok(None) };
-    let limit = state.policies.iter().fold(u64::MAX, |limit, policy| match policy.kind {
+    let accepted = state.accepted_loss().is_some();
+    let open = state.policies.iter().filter(|_| !accepted);
+    let limit = open.fold(u64::MAX, |limit, policy| match policy.kind {
         PolicyKind::Async { max_lag } => limit.min(max_lag),
         PolicyKind::Quorum { .. } | PolicyKind::Alone => 0,
     });
@@ -196,13 +245,18 @@ fn loss(
         return Err(Wait::BestCannotLead { position: first.position });
     }
     let mut range = lacks(state, best.position, first.position);
-    if !counted.contains(&last.owner)
-        && state.policies.iter().any(|p| matches!(p.kind, PolicyKind::Async { .. }))
+    if !counted.contains(&Replica { node: last.owner, data: last.data })
+        && (accepted || state.policies.iter().any(|p| matches!(p.kind, PolicyKind::Async { .. })))
     {
         // The last owner's own end is unknown: the voters' memory of it stands in.
-        let heard = last_heard(view).ok_or(Wait::LagUnknown)?;
-        let timeline = state.ledger.timeline_of(heard.epoch).unwrap_or(last.base.timeline);
-        range = wider(range, lacks(state, best.position, WalPosition::new(timeline, heard.lsn)));
+        match last_heard(view) {
+            Some(heard) => {
+                let timeline = state.ledger.timeline_of(heard.epoch).unwrap_or(last.base.timeline);
+                range = wider(range, lacks(state, best.position, WalPosition::new(timeline, heard.lsn)));
+            }
+            None if accepted => {}
+            None => return Err(Wait::LagUnknown),
+        }
     }
     if state.ledger.failures() > 0 {
         // The epoch before was not established: what it gave up is given up only together with this.
@@ -269,13 +323,15 @@ fn grant(
         .chain([view.state.ledger.highest(), best.position.timeline])
         .max()
         .unwrap_or(Timeline::new(1));
+    let word = |c: &Candidate<'_>| Evidence { node: c.node, data: c.answer.data, position: c.position };
     Grant {
         epoch: view.state.epoch,
         owner: best.node,
+        data: best.answer.data,
         base: best.position,
         timeline: seen.next(),
-        policy: view.state.next_policy(),
-        evidence: candidates.iter().map(|c| Evidence { node: c.node, position: c.position }).collect(),
+        policy: quorum::of_grant(view.state, best.node, best.position, candidates.iter().map(word)),
+        evidence: candidates.iter().map(word).collect(),
         lost,
     }
 }

@@ -9,6 +9,7 @@ mod cluster;
 mod decision;
 mod elect;
 mod node;
+pub mod quorum;
 
 pub use cluster::cluster;
 pub use decision::{ClusterDecision, Effect, NodeDecision, Reason, Wait};

@@ -6,6 +6,7 @@
 use rhone_consensus::command::{Grant, MemberKind};
 use rhone_consensus::ids::Epoch;
 use rhone_consensus::ledger::Lineage;
+use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::Phase;
 
 use super::decision::{Effect, NodeDecision, Reason};
@@ -55,6 +56,9 @@ pub fn node(view: &NodeView<'_>, _now: Moment) -> NodeDecision {
     }
     if !view.state.is_founded() {
         return NodeDecision::Rest(Reason::NotFounded);
+    }
+    if let Some(decision) = held(view) {
+        return decision;
     }
     match view.state.current_grant() {
         Some(grant) if grant.epoch < view.promise => {
@@ -156,6 +160,9 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Primary { .. } if view.leave_now => {
             NodeDecision::Act(Effect::HandOver, epoch, Reason::Leaving)
         }
+        Instance::Primary { .. } if policy_is_due(view) => {
+            NodeDecision::Act(Effect::SetPolicy, epoch, Reason::PolicyChanges)
+        }
         Instance::Primary { gate_open: false, .. } => {
             NodeDecision::Act(Effect::OpenGate, epoch, Reason::GateClosed)
         }
@@ -164,6 +171,14 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Hung { .. } => NodeDecision::Rest(Reason::Hung),
         Instance::Unknown | Instance::Absent | Instance::Unusable(_) => NodeDecision::Rest(Reason::OwnerDown),
     }
+}
+
+/// Whether the newest policy is not in force yet, and that matters: Postgres is set to another one,
+/// or the older ones can go once it is. A log that is behind never takes Postgres back.
+fn policy_is_due(view: &NodeView<'_>) -> bool {
+    let Some(newest) = view.state.policy().map(|policy| policy.number) else { return false };
+    view.policy.is_none_or(|set| set < newest)
+        || (view.policy == Some(newest) && view.state.policy_changes() && view.secured != Some(newest))
 }
 
 fn hands_over(view: &NodeView<'_>) -> bool {
@@ -190,6 +205,9 @@ pub fn down(view: &NodeView<'_>) -> Option<(Epoch, String)> {
     let promoting = view.state.phase == Phase::Granted;
     if let Some(detail) = view.start_failed.filter(|_| promoting) {
         return why(detail);
+    }
+    if view.stranger && !matches!(view.instance, Instance::Primary { .. } | Instance::Absent) {
+        return why("the data directory is not the one that this member is known to have");
     }
     match view.instance {
         Instance::Absent => why("the data directory is gone"),
@@ -258,9 +276,23 @@ fn unowned(view: &NodeView<'_>) -> NodeDecision {
     }
 }
 
-/// What may be done even while nothing else may: to stop a standby whose supervisor is to end.
-fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
-    let runs = match view.instance {
+/// An operator fenced this member: its instance is stopped in order and stays so. Never the newest owner's,
+/// whom the state does not let be fenced.
+fn held(view: &NodeView<'_>) -> Option<NodeDecision> {
+    let owns = view.state.current_grant().is_some_and(|grant| grant.owner == view.me);
+    if owns || !view.state.is_fenced(view.me) {
+        return None;
+    }
+    let epoch = view.state.epoch.max(view.promise);
+    Some(if runs_as_standby(view.instance) {
+        NodeDecision::Act(Effect::Stop, epoch, Reason::Fenced)
+    } else {
+        NodeDecision::Rest(Reason::Fenced)
+    })
+}
+
+fn runs_as_standby(instance: &Instance) -> bool {
+    match instance {
         Instance::Standby { .. } | Instance::Starting => true,
         Instance::Hung { epoch } => *epoch == Epoch(0),
         Instance::Unknown
@@ -269,7 +301,12 @@ fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
         | Instance::Stopped { .. }
         | Instance::Primary { .. }
         | Instance::Frozen { .. } => false,
-    };
+    }
+}
+
+/// What may be done even while nothing else may: to stop a standby whose supervisor is to end.
+fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
+    let runs = runs_as_standby(view.instance);
     let epoch = view.state.epoch.max(view.promise);
     (runs && view.leaving).then_some(NodeDecision::Act(Effect::Stop, epoch, Reason::Leaving))
 }
@@ -280,8 +317,10 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     if view.leaving {
         return resting(view).unwrap_or(NodeDecision::Rest(Reason::Leaving));
     }
-    // Copying needs a primary that serves; following does not.
-    let source = view.state.phase == Phase::Established;
+    // Copying needs a primary that serves; following does not. In strict mode the gate may stay closed
+    // until the copy is there to acknowledge, so that the copy comes first.
+    let strict = view.state.settings.sync == SyncMode::Strict;
+    let source = view.state.phase == Phase::Established || (strict && view.state.phase == Phase::Granted);
     let copy = |effect, reason| {
         if source {
             NodeDecision::Act(effect, epoch, reason)
@@ -296,6 +335,9 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
             copy(Effect::Rewind(grant.owner), reason)
         }
     };
+    if view.stranger && !matches!(view.instance, Instance::Absent) {
+        return copy(Effect::Clone(grant.owner), Reason::StrangeData);
+    }
     if view.unfinished.is_some() && !matches!(view.instance, Instance::Absent) {
         return rewind_or_clone(Reason::Unfinished);
     }

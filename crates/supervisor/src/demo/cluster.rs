@@ -30,6 +30,7 @@ struct Member {
     grpc: u16,
     http: u16,
     postgres: u16,
+    witness: bool,
     child: Option<Child>,
 }
 
@@ -52,11 +53,12 @@ pub(super) struct DemoCluster {
     segments: BTreeSet<PathBuf>,
     cleaned: bool,
     keep: bool,
+    sync: bool,
 }
 
 impl DemoCluster {
     /// Makes folders and configurations; starts nothing.
-    pub(super) fn prepare(nodes: u8) -> Result<Self, CliError> {
+    pub(super) fn prepare(nodes: u8, witness: bool, sync: bool) -> Result<Self, CliError> {
         let bin_dir = config::find_bin_dir(None).ok_or_else(|| {
             CliError::failed("no Postgres server is installed where rhone looks")
                 .hint("apt-get install postgresql-15, or set RHONE_PG_BIN to the folder of its programs")
@@ -72,13 +74,14 @@ impl DemoCluster {
             .enumerate()
             .filter_map(|(n, ports)| {
                 let [grpc, http, postgres] = *ports else { return None };
-                let name = format!("pg-{}", n + 1);
-                Some(Member { folder: folder.join(&name), name, grpc, http, postgres, child: None })
+                let witness = witness && n + 1 == usize::from(nodes);
+                let name = if witness { "witness".to_owned() } else { format!("pg-{}", n + 1) };
+                Some(Member { folder: folder.join(&name), name, grpc, http, postgres, witness, child: None })
             })
             .collect();
         let finder = Finder { own, bin_dir };
         let cluster =
-            Self { folder, members, finder, segments: BTreeSet::new(), cleaned: false, keep: false };
+            Self { folder, members, finder, segments: BTreeSet::new(), cleaned: false, keep: false, sync };
         for member in &cluster.members {
             cluster.furnish(member, owner)?;
         }
@@ -88,9 +91,16 @@ impl DemoCluster {
     fn furnish(&self, member: &Member, owner: Option<Owner>) -> Result<(), CliError> {
         folder::make(&member.folder, 0o755, None)?;
         folder::make(&member.folder.join("state"), 0o700, None)?;
+        if member.witness {
+            return self.write_configuration(member, owner);
+        }
         // Postgres' user clones into a folder beside the data, so it owns the one above.
         folder::make(&member.folder.join("pg"), 0o700, owner)?;
         folder::make(&member.folder.join("pg/data"), 0o700, owner)?;
+        self.write_configuration(member, owner)
+    }
+
+    fn write_configuration(&self, member: &Member, owner: Option<Owner>) -> Result<(), CliError> {
         let path = member.config();
         fs::write(&path, self.configuration(member, owner.is_some()))
             .map_err(|error| CliError::failed(format!("write {}: {error}", path.display())))
@@ -101,22 +111,30 @@ impl DemoCluster {
         let at = member.folder.display();
         let mut text = format!(
             "cluster = \"demo\"\n\n[node]\nname = \"{}\"\nstate-dir = \"{at}/state\"\n\
-             listen = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\npeers = [{}]\n\n\
-             [postgres]\nbin-dir = \"{}\"\ndata-dir = \"{at}/pg/data\"\nlisten = \"127.0.0.1:{}\"\n\
-             socket-dir = \"{at}/pg\"\n",
+             listen = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\npeers = [{}]\n",
             member.name,
             member.grpc,
             member.http,
             peers.join(", "),
+        );
+        if member.witness {
+            text.push_str("kind = \"witness\"\n");
+            return text;
+        }
+        // Writing to a String cannot fail.
+        let _ok = write!(
+            text,
+            "\n[postgres]\nbin-dir = \"{}\"\ndata-dir = \"{at}/pg/data\"\nlisten = \"127.0.0.1:{}\"\n\
+             socket-dir = \"{at}/pg\"\n",
             self.finder.bin_dir.display(),
             member.postgres,
         );
-        // Writing to a String cannot fail.
         if as_root {
             let _ok = writeln!(text, "user = \"{POSTGRES_USER}\"");
         }
+        let _ok = write!(text, "\n[bootstrap]\nsync = \"{}\"\n", if self.sync { "quorum" } else { "off" });
         text.push_str(
-            "\n[bootstrap]\nsync = \"off\"\ndatabase = \"demo\"\n\
+            "database = \"demo\"\n\
              pg-hba = [\"host demo demo 127.0.0.1/32 trust\"]\n\n\
              [bootstrap.postgres]\nshared_buffers = \"16MB\"\nmin_wal_size = \"32MB\"\nmax_wal_size = \"128MB\"\n",
         );
@@ -130,12 +148,12 @@ impl DemoCluster {
 
     /// Where the members' Postgres servers listen.
     pub(super) fn postgres_ports(&self) -> Vec<u16> {
-        self.members.iter().map(|m| m.postgres).collect()
+        self.members.iter().filter(|m| !m.witness).map(|m| m.postgres).collect()
     }
 
     /// How to reach the demo from another terminal.
     pub(super) fn instructions(&self) -> Vec<String> {
-        let ports: Vec<String> = self.members.iter().map(|m| m.postgres.to_string()).collect();
+        let ports: Vec<String> = self.postgres_ports().iter().map(ToString::to_string).collect();
         let hosts = vec!["127.0.0.1"; ports.len()].join(",");
         let mut lines = vec![format!(
             "connect: psql 'host={hosts} port={} user=demo dbname=demo target_session_attrs=read-write'",
@@ -199,7 +217,7 @@ impl DemoCluster {
         Ok(killed)
     }
 
-    /// Waits until there is a writable primary and all others stream from it.
+    /// Waits until there is a writable primary, all others stream from it, and the witness votes.
     pub(super) async fn wait_until_whole(
         &mut self,
         limit: Duration,
@@ -233,13 +251,19 @@ impl DemoCluster {
     }
 
     fn is_whole(&self, status: &ClusterStatus) -> bool {
-        let (mut serving, mut streaming) = (0, 0);
+        let (mut serving, mut streaming, mut voting) = (0, 0, 0);
         for member in &status.members {
             let primary = status.primary.as_deref() == Some(member.name.as_str());
             serving += usize::from(primary && member.state == State::Running);
             streaming += usize::from(!primary && member.state == State::Streaming);
+            voting += usize::from(member.state == State::Voting);
         }
-        status.writable && serving == 1 && streaming + 1 == self.members.len()
+        // In synchronous mode also every standby acknowledges: from then on nothing can be lost.
+        let standbys = status.sync.members.len();
+        status.writable
+            && serving == 1
+            && streaming + voting + 1 == self.members.len()
+            && (!self.sync || standbys == streaming)
     }
 
     /// A supervisor of the demo never ends by itself: when one does, its log says why.

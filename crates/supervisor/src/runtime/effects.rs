@@ -49,6 +49,7 @@ pub async fn carry_out(
             let grant = grant.ok_or_else(|| LocalError::Stale("the grant is gone".to_owned()))?;
             local.promote(&grant).await?;
         }
+        Effect::SetPolicy => local.set_policy(epoch).await?,
         Effect::OpenGate => local.open_gate(epoch).await?,
         Effect::Fence => local.fence().await?,
         Effect::HandOver => local.hand_over(epoch).await?,

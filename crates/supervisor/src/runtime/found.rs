@@ -8,10 +8,11 @@ use std::time::Duration;
 use rhone_consensus::command::{ClusterCommand, Member, MemberKind};
 use rhone_consensus::ids::{Epoch, Incarnation, NodeId};
 use rhone_consensus::raft::PeerNode;
-use rhone_consensus::settings::Settings;
+use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_consensus::store::hard::{Founder, HardState};
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
+use crate::config::Bootstrap;
 use crate::runtime::codec;
 use crate::runtime::shared::Shared;
 
@@ -90,12 +91,26 @@ pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verd
     }
 }
 
-/// Chooses the voters: as many as possible up to five, an odd number, the founder among them.
-pub fn voters(founder: NodeId, names: &BTreeMap<String, NodeId>) -> BTreeSet<NodeId> {
-    let count = names.len().min(VOTERS_MAX);
-    let count = if count.is_multiple_of(2) { count.saturating_sub(1).max(1) } else { count };
-    let others = names.values().copied().filter(|node| *node != founder);
-    std::iter::once(founder).chain(others).take(count).collect()
+/// Returns how many of so many members vote: as many as possible up to five, an odd number.
+pub fn voter_count(members: usize) -> usize {
+    let count = members.min(VOTERS_MAX);
+    if count.is_multiple_of(2) { count.saturating_sub(1).max(1) } else { count }
+}
+
+/// Chooses the voters, the founder among them. A witness is there to vote, so it comes before data
+/// members, as long as it takes more than witnesses to decide anything.
+pub fn voters(founder: NodeId, members: &[Member]) -> BTreeSet<NodeId> {
+    let count = voter_count(members.len());
+    let mut others: Vec<&Member> = members.iter().filter(|member| member.node != founder).collect();
+    others.sort_by(|one, other| one.name.cmp(&other.name));
+    let of = |kind: MemberKind| others.iter().filter(move |member| member.kind == kind).map(|m| m.node);
+    let witnesses = count / 2;
+    std::iter::once(founder)
+        .chain(of(MemberKind::Witness).take(witnesses))
+        .chain(of(MemberKind::Data))
+        .chain(of(MemberKind::Witness).skip(witnesses))
+        .take(count)
+        .collect()
 }
 
 /// Asks until this member is part of a cluster.
@@ -232,8 +247,14 @@ async fn found(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings)
 
 async fn initialize(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings) {
     let members: Vec<Member> = answers.iter().filter_map(member_of_hello).collect();
-    let names: BTreeMap<String, NodeId> = members.iter().map(|m| (m.name.clone(), m.node)).collect();
-    let chosen = voters(shared.me(), &names);
+    let settings = match founding_settings(&shared.config.bootstrap, settings, &members) {
+        Ok(settings) => settings,
+        Err(reason) => {
+            tracing::error!(%reason, "cannot found a cluster: a person has to decide");
+            return;
+        }
+    };
+    let chosen = voters(shared.me(), &members);
     let nodes: BTreeMap<NodeId, PeerNode> =
         members.iter().filter(|m| chosen.contains(&m.node)).map(|m| (m.node, peer_node(m))).collect();
     if let Err(error) = shared.consensus.initialize(nodes).await {
@@ -241,6 +262,34 @@ async fn initialize(shared: &Arc<Shared>, answers: &[HelloReply], settings: Sett
         return;
     }
     propose_founding(shared, members, settings).await;
+}
+
+/// Completes the first settings by what only the founding members together know: how commits wait.
+///
+/// # Errors
+/// Commits are to wait for more standbys than there are.
+pub fn founding_settings(
+    bootstrap: &Bootstrap,
+    settings: Settings,
+    members: &[Member],
+) -> Result<Settings, String> {
+    let data = members.iter().filter(|member| member.kind == MemberKind::Data).count();
+    let sync = bootstrap.sync.unwrap_or_else(|| SyncMode::default_for(data, members.len() - data));
+    let most = u32::try_from(data.saturating_sub(1)).unwrap_or(u32::MAX);
+    if let Some(required) = bootstrap.sync_required.filter(|required| *required > most) {
+        return Err(format!(
+            "bootstrap.sync-required = {required} is more than the {most} standbys of {data} data members"
+        ));
+    }
+    let chosen = if bootstrap.sync.is_some() { "as set" } else { "by default" };
+    tracing::info!(
+        sync = sync.name(),
+        chosen,
+        data_members = data,
+        witnesses = members.len() - data,
+        "how commits wait for standbys"
+    );
+    Ok(Settings { sync, sync_required: bootstrap.sync_required, ..settings })
 }
 
 /// Takes note of the founder of a new log. Epochs are indexes of the log, so that promises made in an
@@ -360,12 +409,53 @@ mod tests {
     }
 
     #[test]
-    fn voters_are_odd_and_at_most_five() {
-        for (count, expected) in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (13, 5)] {
-            let names = (0..count).map(|n| (format!("n{n:02}"), NodeId(n))).collect();
-            let chosen = voters(NodeId(count - 1), &names);
-            assert_eq!(chosen.len(), expected, "{count} members");
-            assert!(chosen.contains(&NodeId(count - 1)), "the founder votes");
+    fn voters_are_odd_at_most_five_and_the_witness_is_one() {
+        // Each member: `d` data, `w` witness, by name; the founder is the last data member.
+        for (kinds, expected) in [
+            ("d", "0"),
+            ("dd", "1"),
+            ("ddd", "0 1 2"),
+            ("dddd", "0 1 3"),
+            ("ddddd", "0 1 2 3 4"),
+            ("ddddddddddddd", "0 1 2 3 12"),
+            ("ddw", "0 1 2"),
+            ("wdd", "0 1 2"),
+            ("dddw", "0 2 3"), // the witness is there to vote
+            ("ddww", "0 1 2"), // two witnesses alone decide nothing
+            ("ddwwww", "0 1 2 3 4"),
+        ] {
+            let member = |(n, kind): (usize, char)| Member {
+                node: NodeId(n as u64),
+                name: format!("n{n:02}"),
+                kind: if kind == 'w' { MemberKind::Witness } else { MemberKind::Data },
+                incarnation: Incarnation(0),
+                address: String::new(),
+                postgres: String::new(),
+                http: String::new(),
+                priority: 50,
+            };
+            let members: Vec<Member> = kinds.chars().enumerate().map(member).collect();
+            let founder = kinds.rfind('d').expect("a data member") as u64;
+            let chosen = voters(NodeId(founder), &members);
+            let chosen: Vec<String> = chosen.iter().map(|node| node.0.to_string()).collect();
+            assert_eq!(chosen.join(" "), expected, "{kinds}");
         }
+    }
+
+    #[test]
+    fn a_witness_never_founds() {
+        let answer = |name: &str, kind: &str| {
+            Some(HelloReply { kind: kind.to_owned(), ..hello(name, StoreState::Empty, 0, "p") })
+        };
+        let answers: BTreeMap<String, Option<HelloReply>> = [
+            ("a1".to_owned(), answer("a", "witness")),
+            ("a2".to_owned(), answer("b", "data")),
+            ("a3".to_owned(), answer("c", "data")),
+        ]
+        .into();
+        assert_eq!(verdict("a", &answers), Verdict::Follow("b".to_owned()));
+        assert_eq!(verdict("b", &answers), Verdict::Found);
+        let alone = [("a1".to_owned(), answer("a", "witness"))].into();
+        assert!(matches!(verdict("a", &alone), Verdict::Stop(_)));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhone_consensus::command::{ClusterCommand, WallTime};
+use rhone_consensus::command::{ClusterCommand, MemberKind, WallTime};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::settings::Settings;
 use rhone_consensus::state::{ClusterState, Phase};
@@ -37,6 +37,9 @@ const REVOKE_AGAIN: Duration = Duration::from_millis(200);
 /// How often leadership is offered to another member than the primary's.
 const YIELD_EVERY_MS: u64 = 10_000;
 
+/// The longest pause between two offers is so many doublings of that.
+const YIELD_DOUBLED: u32 = 6;
+
 /// A member that is silent for longer is not offered leadership.
 const ALIVE_MS: u64 = 1500;
 
@@ -64,6 +67,8 @@ struct Leader {
     granted_seen: (Epoch, Moment),
     prepared: Option<(Epoch, Moment, u64)>,
     yielded: Moment,
+    /// How often leadership was offered lately.
+    offers: u32,
 }
 
 /// The decision: [`crate::decide::cluster`], or a mutant of it in the simulation.
@@ -88,6 +93,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         granted_seen: (Epoch(0), now),
         prepared: None,
         yielded: now,
+        offers: 0,
         shared,
     };
     let mut state = leader.shared.consensus.state();
@@ -213,8 +219,12 @@ impl Leader {
             | ClusterCommand::Remove(_)
             | ClusterCommand::SetSystemId(_)
             | ClusterCommand::Grant(_)
+            | ClusterCommand::AddPolicy { .. }
+            | ClusterCommand::NarrowPolicies { .. }
+            | ClusterCommand::AcceptLoss(_)
             | ClusterCommand::SetHandover(_)
-            | ClusterCommand::SetPaused(_) => {}
+            | ClusterCommand::SetPaused(_)
+            | ClusterCommand::SetFenced { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -321,11 +331,9 @@ impl Leader {
         }
         let gone: Vec<NodeId> =
             status.nodes.keys().filter(|node| !state.members.contains_key(node)).copied().collect();
-        let names: BTreeMap<String, NodeId> =
-            state.members.values().map(|member| (member.name.clone(), member.node)).collect();
         let staying: BTreeSet<NodeId> =
             status.voters.iter().filter(|node| state.members.contains_key(node)).copied().collect();
-        let wanted = wanted_voters(&staying, &names, &self.alive(state));
+        let wanted = wanted_voters(&staying, state, &self.alive(state));
         if wanted != status.voters && !wanted.is_empty() {
             tracing::info!(voters = wanted.len(), "changes who votes");
             if let Err(error) = self.shared.consensus.change_voters(wanted, true, PROPOSE_LIMIT).await {
@@ -352,31 +360,49 @@ impl Leader {
             .collect()
     }
 
-    /// The primary's node campaigns later than the others, whether it leads or not.
+    /// The primary's node campaigns later than the others, whether it leads or not, and a witness
+    /// before all of them.
     fn be_reluctant(&self) {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
-        let owner = applied.state.current_grant().map(|grant| grant.owner);
-        self.shared.consensus.set_reluctant(owner == Some(self.shared.me()));
+        let (me, state) = (self.shared.me(), &applied.state);
+        let owner = state.current_grant().map(|grant| grant.owner);
+        let voters = self.shared.consensus.status().voters;
+        let witness = |node: &NodeId| is_witness(state, *node);
+        let waits = u32::from(voters.iter().any(witness) && !witness(&me)) + u32::from(owner == Some(me));
+        self.shared.consensus.set_reluctance(waits);
     }
 
-    /// Keeps leadership off the primary's node, so that losing that node needs no election.
+    /// Keeps leadership off the primary's node, so that losing that node needs no election; where a
+    /// witness votes it is the one to lead.
     fn offer_leadership(&mut self, state: &ClusterState, now: Moment) {
         let me = self.shared.me();
+        let status = self.shared.consensus.status();
+        let alive = self.alive(state);
         let owner = state.current_grant().map(|grant| grant.owner);
-        if owner != Some(me)
+        let witness = |node: &NodeId| is_witness(state, *node) && alive.contains(node);
+        let better = status.voters.iter().any(witness) && !is_witness(state, me);
+        if now.millis_since(self.yielded) > YIELD_EVERY_MS << YIELD_DOUBLED {
+            self.offers = 0;
+        }
+        // A witness that never takes over is asked more and more rarely.
+        let pause = match (owner == Some(me), self.yielded > self.led_since, self.offers) {
+            (true, false, _) | (false, _, 0) => 0,
+            (true, true, _) => YIELD_EVERY_MS,
+            (false, _, offers) => YIELD_EVERY_MS << offers.min(YIELD_DOUBLED),
+        };
+        if (owner != Some(me) && !better)
             || state.phase != Phase::Established
             || state.handover.is_some()
             || now.millis_since(self.yielded.max(self.led_since)) < YIELD_EVERY_MS / 5
-            || (self.yielded > self.led_since && now.millis_since(self.yielded) < YIELD_EVERY_MS)
+            || now.millis_since(self.yielded) < pause
         {
             return;
         }
-        let status = self.shared.consensus.status();
-        let alive = self.alive(state);
         let others = status.voters.iter().filter(|node| **node != me && alive.contains(node)).count();
         if others > status.voters.len() / 2 {
-            tracing::info!("offers raft leadership to another member than the primary's");
+            tracing::info!(witness = better, "offers raft leadership to another member");
             self.yielded = now;
+            self.offers = self.offers.saturating_add(1);
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move { shared.consensus.yield_leadership().await });
         }
@@ -385,6 +411,11 @@ impl Leader {
     /// The founder fell between making the Raft group and its first entry: any leader finishes it,
     /// once every founding member has said again who it is.
     async fn found_again(&self) {
+        if self.shared.config.kind() == MemberKind::Witness {
+            // The first settings are a data member's to propose.
+            self.shared.consensus.yield_leadership().await;
+            return;
+        }
         let status = self.shared.consensus.status();
         let addresses: Vec<String> = self.shared.config.node.peers.iter().map(ToString::to_string).collect();
         let Some(founder) = self.shared.hard.get().accepted_founder else { return };
@@ -397,11 +428,19 @@ impl Leader {
         if !status.nodes.contains_key(&first.node) {
             return;
         }
+        let bootstrap = &self.shared.config.bootstrap;
+        let settings = match found::founding_settings(bootstrap, self.settings.clone(), &members) {
+            Ok(settings) => settings,
+            Err(reason) => {
+                tracing::error!(%reason, "cannot found a cluster: a person has to decide");
+                return;
+            }
+        };
         let command = ClusterCommand::Found {
             cluster: self.shared.config.cluster.clone(),
             founder: first.node,
             members: members.clone(),
-            settings: self.settings.clone(),
+            settings,
         };
         if let Err(error) = self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             tracing::debug!(%error, "the founding entry is not in the log yet");
@@ -412,13 +451,22 @@ impl Leader {
 /// Chooses the voters: those that are there, completed to an odd number by members that are alive.
 fn wanted_voters(
     staying: &BTreeSet<NodeId>,
-    names: &BTreeMap<String, NodeId>,
+    state: &ClusterState,
     alive: &BTreeSet<NodeId>,
 ) -> BTreeSet<NodeId> {
-    let Some(first) = staying.iter().next() else { return BTreeSet::new() };
-    let count = found::voters(*first, names).len();
-    let newcomers = names.values().filter(|node| !staying.contains(node) && alive.contains(node));
+    if staying.is_empty() {
+        return BTreeSet::new();
+    }
+    let count = found::voter_count(state.members.len());
+    let mut newcomers: Vec<_> = state.members.values().collect();
+    newcomers.retain(|member| !staying.contains(&member.node) && alive.contains(&member.node));
+    newcomers.sort_by_key(|member| (member.kind == MemberKind::Data, member.name.clone()));
+    let newcomers = newcomers.iter().map(|member| &member.node);
     staying.iter().chain(newcomers).take(count.max(staying.len())).copied().collect()
+}
+
+fn is_witness(state: &ClusterState, node: NodeId) -> bool {
+    state.members.get(&node).is_some_and(|member| member.kind == MemberKind::Witness)
 }
 
 async fn ask_revoke(
@@ -461,9 +509,20 @@ fn command_in_words(command: &ClusterCommand) -> String {
         ClusterCommand::Established { epoch, timeline, .. } => {
             format!("epoch {epoch} is established on timeline {timeline}")
         }
+        ClusterCommand::AddPolicy { epoch, kind } => {
+            format!("epoch {epoch} may also acknowledge a commit {kind}")
+        }
+        ClusterCommand::NarrowPolicies { epoch, number } => {
+            format!("epoch {epoch} acknowledges by policy {number} alone")
+        }
+        ClusterCommand::AcceptLoss(accepted) => {
+            format!("epoch {} may lose acknowledged commits, says {}", accepted.epoch, accepted.by)
+        }
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
+        ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),
+        ClusterCommand::SetFenced { node, fenced: false } => format!("unfence {node}"),
     }
 }

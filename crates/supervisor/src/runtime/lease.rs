@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::settings::Timing;
-use rhone_consensus::transport::{Connector, Wire};
+use rhone_consensus::transport::Wire;
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
 
@@ -23,6 +23,7 @@ use crate::api::proto::v1::{RenewReply, RenewRequest};
 use crate::guardian::SharedPage;
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::voter::{RenewRefusal, VoterLease};
+use crate::tls::Dialer;
 use rhone_consensus::proto::Identity;
 
 /// A guardian that has not run for this long is taken for dead: nobody may be primary without one.
@@ -96,9 +97,9 @@ impl Lease {
         page: SharedPage,
         voter: Arc<VoterLease>,
         clock: impl Into<Timepiece>,
-        connector: Arc<dyn Connector>,
+        dialer: Dialer,
     ) -> std::io::Result<Self> {
-        let (lease, renewer, targets) = Self::prepare(page, voter, clock.into(), connector);
+        let (lease, renewer, targets) = Self::prepare(page, voter, clock.into(), dialer);
         // The runtime is built first, so that a failure is the caller's to handle.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("lease".to_owned()).stack_size(512 * 1024).spawn(move || {
@@ -113,9 +114,9 @@ impl Lease {
         page: SharedPage,
         voter: Arc<VoterLease>,
         clock: Timepiece,
-        connector: Arc<dyn Connector>,
+        dialer: Dialer,
     ) -> Self {
-        let (lease, renewer, targets) = Self::prepare(page, voter, clock, connector);
+        let (lease, renewer, targets) = Self::prepare(page, voter, clock, dialer);
         tokio::spawn(renewer.run(targets));
         lease
     }
@@ -124,7 +125,7 @@ impl Lease {
         page: SharedPage,
         voter: Arc<VoterLease>,
         clock: Timepiece,
-        connector: Arc<dyn Connector>,
+        dialer: Dialer,
     ) -> (Self, Renewer, watch::Receiver<Option<LeaseTarget>>) {
         let target = watch::Sender::new(None);
         let (tell, status) = watch::channel(LeaseStatus::default());
@@ -135,7 +136,7 @@ impl Lease {
             page,
             voter,
             clock,
-            connector,
+            dialer,
             flushed: Arc::clone(&flushed),
             loop_alive: Arc::clone(&loop_alive),
             tell,
@@ -196,7 +197,7 @@ struct Context {
     page: SharedPage,
     voter: Arc<VoterLease>,
     clock: Timepiece,
-    connector: Arc<dyn Connector>,
+    dialer: Dialer,
     flushed: Arc<AtomicU64>,
     loop_alive: Arc<AtomicU64>,
     tell: watch::Sender<LeaseStatus>,
@@ -306,7 +307,7 @@ impl Renewer {
     fn ask(&mut self, target: &LeaseTarget, node: NodeId, seq: u64, flushed: Lsn) {
         let Some(address) = target.addresses.get(&node) else { return };
         if self.peers.get(&node).is_none_or(|peer| peer.address != *address) {
-            let Ok(channel) = self.context.connector.channel(address) else { return };
+            let Ok(channel) = self.context.dialer.channel(address) else { return };
             let peer = Peer { address: address.clone(), client: AgentClient::new(channel), in_flight: 0 };
             self.peers.insert(node, peer);
         }

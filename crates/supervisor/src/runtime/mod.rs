@@ -2,18 +2,21 @@
 //!
 //! - [`supervisor`]: puts one member together and takes it apart again.
 //! - [`node`]: the loop that looks after the local Postgres; [`leader`]: the Raft leader's loop.
+//! - `witness`: a member without Postgres.
 //! - [`lease`] and [`voter`]: the two halves of the lease.
 //! - [`local`] and [`effects`]: what is done to Postgres.
 
 pub mod clock;
 pub(crate) mod codec;
 pub mod effects;
+mod failover;
 pub mod found;
 pub mod leader;
 pub mod lease;
 pub mod local;
 pub mod node;
 mod operator;
+mod outlook;
 pub mod peers;
 mod publish;
 pub mod report;
@@ -21,3 +24,4 @@ pub mod secret;
 pub mod shared;
 pub mod supervisor;
 pub mod voter;
+mod witness;

@@ -10,8 +10,8 @@ use rhone_consensus::{AppliedState, ConsensusError};
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::status::{
-    ClusterStatus, Explanation, HistoryEntry, MemberDecision, Operator, OperatorError, State,
-    SwitchoverReply, SwitchoverRequest,
+    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, Operator, OperatorError,
+    State, SwitchoverReply, SwitchoverRequest,
 };
 
 /// How long a proposal may take.
@@ -35,7 +35,12 @@ impl RuntimeOperator {
         Self { shared }
     }
 
-    fn applied(&self) -> Arc<AppliedState> {
+    /// Returns what the tasks of this member share.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn applied(&self) -> Arc<AppliedState> {
         Arc::clone(&self.shared.consensus.state().borrow())
     }
 
@@ -52,13 +57,13 @@ impl RuntimeOperator {
         Err(OperatorError::NotLeader { leader })
     }
 
-    async fn propose(&self, command: ClusterCommand) -> Result<(), OperatorError> {
+    pub(super) async fn propose(&self, command: ClusterCommand) -> Result<Outcome, OperatorError> {
         if let Some(reason) = self.shared.would_refuse(&command) {
             return Err(refused(reason, None));
         }
         match self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             Ok(applied) => match applied.outcome {
-                Outcome::Done | Outcome::Prepared(_) => Ok(()),
+                outcome @ (Outcome::Done | Outcome::Prepared(_)) => Ok(outcome),
                 Outcome::Refused(reason) => Err(refused(reason, None)),
             },
             Err(ConsensusError::NoQuorum) => Err(OperatorError::NoQuorum),
@@ -112,7 +117,7 @@ impl RuntimeOperator {
         Ok(Handover { epoch: grant.epoch, to, leaving: false })
     }
 
-    async fn outcome(&self, from: Option<String>, after: u64) -> Result<SwitchoverReply, OperatorError> {
+    pub(super) async fn outcome(&self, from: Option<String>, after: u64) -> Result<SwitchoverReply, OperatorError> {
         let mut states = self.shared.consensus.state();
         let established = states
             .wait_for(|applied| applied.state.phase == Phase::Established && applied.state.epoch.0 > after);
@@ -144,7 +149,7 @@ fn phase_name(phase: &Phase) -> &'static str {
     }
 }
 
-fn refused(reason: impl Into<String>, command: Option<&str>) -> OperatorError {
+pub(super) fn refused(reason: impl Into<String>, command: Option<&str>) -> OperatorError {
     OperatorError::Refused {
         reason: reason.into(),
         hint: command.map(|command| format!("`{command}` shows why")),
@@ -162,11 +167,16 @@ impl Operator for RuntimeOperator {
         let applied = self.applied();
         let state = &applied.state;
         let table = self.shared.table.borrow().clone();
-        let now = self.shared.now();
+        let (now, raft) = (self.shared.now(), self.shared.consensus.status());
         let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
+        if let Some(sentence) = super::outlook::failover_would_lose(state, &table, now) {
+            details.push(format!("a failover now would lose {sentence}"));
+        }
         for policy in &state.policies {
-            let owner =
-                state.members.get(&policy.owner).map_or_else(|| policy.owner.to_string(), |m| m.name.clone());
+            let owner = state
+                .members
+                .get(&policy.owner.node)
+                .map_or_else(|| policy.owner.node.to_string(), |m| m.name.clone());
             details.push(format!("epoch {} of {owner} acknowledges a commit {}", policy.epoch, policy.kind));
         }
         for member in state.members.values() {
@@ -190,7 +200,8 @@ impl Operator for RuntimeOperator {
             .values()
             .map(|member| {
                 let received = table.get(&member.node);
-                let (role, what) = publish::role_and_state(received, state.epoch, now);
+                let voter = raft.voters.contains(&member.node);
+                let (role, what) = publish::what_it_does(member, voter, received, state.epoch, now);
                 MemberDecision {
                     name: member.name.clone(),
                     decision: format!("{role}, {what}"),
@@ -235,8 +246,55 @@ impl Operator for RuntimeOperator {
         Ok(reply)
     }
 
+    async fn failover(&self, request: FailoverRequest) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        let wanted = request.to.clone();
+        let reply = self.fail_over(request).await?;
+        if let (Some(wanted), Some(got)) = (&wanted, &reply.to)
+            && wanted != got
+        {
+            return Err(OperatorError::Failed(format!(
+                "{wanted} could not take over without losing commits; {got} is primary now"
+            )));
+        }
+        Ok(reply)
+    }
+
+    async fn fence(&self, request: FenceRequest) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        let applied = self.applied();
+        let state = &applied.state;
+        let member = state
+            .member_named(&request.name)
+            .ok_or_else(|| refused(format!("no member is named {}", request.name), Some("rhone status")))?;
+        let (node, epoch) = (member.node, Some(state.epoch));
+        let mut reply = SwitchoverReply { epoch, finished: true, ..SwitchoverReply::default() };
+        if state.is_fenced(node) == request.fenced {
+            return Ok(reply);
+        }
+        if request.fenced && state.current_grant().is_some_and(|grant| grant.owner == node) {
+            if !request.hand_over {
+                return Err(OperatorError::Refused {
+                    reason: format!("{} is the primary", request.name),
+                    hint: Some(format!("`rhone fence {} --yes` hands over to a standby first", request.name)),
+                });
+            }
+            let (expected_epoch, idempotency_key) = (request.expected_epoch, request.idempotency_key);
+            let handover =
+                SwitchoverRequest { expected_epoch, idempotency_key, ..SwitchoverRequest::default() };
+            reply = self.switchover(handover).await?;
+        }
+        tracing::info!(member = %request.name, fenced = request.fenced, "an operator fences or lets go");
+        self.propose(ClusterCommand::SetFenced { node, fenced: request.fenced }).await?;
+        Ok(reply)
+    }
+
     async fn pause(&self, paused: bool) -> Result<(), OperatorError> {
         self.leading()?;
-        self.propose(ClusterCommand::SetPaused(paused)).await
+        if self.applied().state.paused == paused {
+            return Ok(());
+        }
+        tracing::info!(paused, "an operator pauses or resumes automatic failover");
+        self.propose(ClusterCommand::SetPaused(paused)).await.map(drop)
     }
 }

@@ -1,47 +1,19 @@
 //! Connections to the other supervisors, and calls over them that always end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rhone_consensus::transport::{Connector, Wire};
-use tonic::transport::{Channel, Endpoint};
+use rhone_consensus::transport::Wire;
 
 use crate::api::proto::v1::agent_client::AgentClient;
+use crate::tls::Dialer;
 
 /// After so many failures in a row the connection is made anew, and with it the name resolved.
 const FAILURES_BEFORE_NEW: u32 = 3;
 
 /// The largest message between supervisors.
 const MESSAGE_MAX: usize = 4 << 20;
-
-/// Makes a connection that is opened at its first use, and again whenever it is lost.
-///
-/// Keepalives run while idle: without them a peer whose address moved is never found again
-/// (RUST.md 4).
-///
-/// # Errors
-/// The address is none.
-pub fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(Duration::from_secs(2)))
-        .http2_keep_alive_interval(Duration::from_secs(1))
-        .keep_alive_timeout(Duration::from_secs(1))
-        .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
-}
-
-/// Makes the connections between supervisors, without TLS.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Plain;
-
-impl Connector for Plain {
-    fn channel(&self, address: &str) -> Result<Wire, String> {
-        channel(address).map(Wire::Channel).map_err(|error| error.to_string())
-    }
-}
 
 /// Why a call to another supervisor brought no answer.
 #[derive(Debug, thiserror::Error)]
@@ -81,25 +53,14 @@ struct Peer {
 /// One connection for each address.
 #[derive(Debug)]
 pub struct Peers {
-    connector: Arc<dyn Connector>,
+    dialer: Dialer,
     peers: Mutex<BTreeMap<String, Peer>>,
 }
 
-impl Default for Peers {
-    fn default() -> Self {
-        Self::new(Arc::new(Plain))
-    }
-}
-
 impl Peers {
-    /// Makes the table; connects to nobody yet.
-    pub fn new(connector: Arc<dyn Connector>) -> Self {
-        Self { connector, peers: Mutex::default() }
-    }
-
-    /// Returns what makes the connections.
-    pub fn connector(&self) -> Arc<dyn Connector> {
-        Arc::clone(&self.connector)
+    /// Takes the way to the others.
+    pub fn new(dialer: Dialer) -> Self {
+        Self { dialer, peers: Mutex::default() }
     }
 
     /// Calls the supervisor at `address` and waits at most `limit` for its answer.
@@ -134,10 +95,7 @@ impl Peers {
         if let Some(peer) = peers.get(address) {
             return Ok(peer.client.clone());
         }
-        let channel = self
-            .connector
-            .channel(address)
-            .map_err(|_| CallError::Address { address: address.to_owned() })?;
+        let channel = self.dialer.channel(address).map_err(|_| CallError::Address { address: address.to_owned() })?;
         let client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
         peers.insert(address.to_owned(), Peer { client: client.clone(), failures: 0 });
         Ok(client)

@@ -14,10 +14,13 @@ use tokio::sync::watch;
 
 use crate::civil::WallTime;
 use crate::runtime::clock::{BootTime, wall_time};
-use crate::runtime::local::Local;
+use crate::runtime::lease::LeaseStatus;
+use crate::runtime::local::{Facts, Local};
+use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
-use crate::status::local::{Counters, LocalView, PeerView, Recovery, ReplicationRow};
-use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State, SyncStatus};
+use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
+use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State};
+use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Received};
 
 /// A member that was not heard from for this long is shown as unreachable.
@@ -30,7 +33,7 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 ///
 /// Who was primary of an epoch that is over by now is none any more, whatever its last report said:
 /// until the next one nothing else is known of it.
-pub(super) fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Moment) -> (Role, State) {
+fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Moment) -> (Role, State) {
     let Some(received) = received.filter(|r| now.millis_since(r.at) < UNREACHABLE_MS) else {
         return (Role::None, State::Unreachable);
     };
@@ -69,6 +72,28 @@ pub(super) fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Mom
     (role, state)
 }
 
+/// Returns what a member is and does, by its kind and report.
+pub(super) fn what_it_does(
+    member: &Member,
+    voter: bool,
+    received: Option<&Received>,
+    epoch: Epoch,
+    now: Moment,
+) -> (Role, State) {
+    match member.kind {
+        MemberKind::Data => role_and_state(received, epoch, now),
+        MemberKind::Witness => {
+            let heard = received.is_some_and(|r| now.millis_since(r.at) < UNREACHABLE_MS);
+            let state = match (heard, voter) {
+                (true, true) => State::Voting,
+                (true, false) => State::Starting,
+                (false, _) => State::Unreachable,
+            };
+            (Role::Witness, state)
+        }
+    }
+}
+
 /// Returns the cluster at a glance, as this member knows it.
 pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
     let applied = Arc::clone(&shared.consensus.state().borrow());
@@ -88,6 +113,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
             member_status(member, &table, voter, primary_lsn, state.epoch, now)
         })
         .collect();
+    show_fenced(state, &mut members);
     members.sort_by(|a, b| a.name.cmp(&b.name));
     let writable = owner.is_some_and(|node| {
         state.phase == Phase::Established
@@ -107,10 +133,36 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         timeline: state.current_grant().map(|grant| grant.timeline),
         paused: state.paused,
         writable,
-        sync: SyncStatus::default(),
-        failover_would_lose: failover_would_lose(state, &members, owner.and_then(name).as_deref()),
+        sync: outlook::sync_status(state),
+        failover_would_lose: outlook::failover_would_lose(state, &table, now),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
+    }
+}
+
+/// An instance that an operator holds is fenced once it is stopped.
+fn show_fenced(state: &ClusterState, members: &mut [MemberStatus]) {
+    for member in members {
+        let held = state.member_named(&member.name).is_some_and(|known| state.is_fenced(known.node));
+        if !held {
+            continue;
+        }
+        match member.state {
+            State::Stopped | State::Crashed => member.state = State::Fenced,
+            State::Unreachable
+            | State::Starting
+            | State::CrashRecovery
+            | State::Running
+            | State::Promoting
+            | State::Frozen
+            | State::Streaming
+            | State::ArchiveRecovery
+            | State::Rewinding
+            | State::Cloning
+            | State::Fenced
+            | State::Voting => {}
+        }
+        member.note = Some("fenced by an operator".to_owned());
     }
 }
 
@@ -133,10 +185,7 @@ fn member_status(
     now: Moment,
 ) -> MemberStatus {
     let received = table.get(&member.node);
-    let (role, state) = match member.kind {
-        MemberKind::Witness => (Role::Witness, State::Voting),
-        MemberKind::Data => role_and_state(received, epoch, now),
-    };
+    let (role, state) = what_it_does(member, voter, received, epoch, now);
     let address = member.postgres.parse::<crate::config::Address>().ok();
     let position = received.and_then(|r| r.report.instance.position());
     let lag = match (role, primary_lsn, position) {
@@ -166,27 +215,6 @@ fn member_status(
     }
 }
 
-/// Says in a few words what a failover now would lose.
-fn failover_would_lose(
-    state: &ClusterState,
-    members: &[MemberStatus],
-    primary: Option<&str>,
-) -> Option<String> {
-    let primary = primary?;
-    let best = members
-        .iter()
-        .filter(|member| member.name != primary && member.state == State::Streaming)
-        .filter_map(|member| member.lag_bytes)
-        .min();
-    let limit = state.settings.max_lag_on_failover;
-    Some(match best {
-        None => "everything: no standby could take over".to_owned(),
-        Some(_) => {
-            format!("what was acknowledged and not yet sent, at most {limit} bytes of wal as last heard")
-        }
-    })
-}
-
 fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<String> {
     let standbys: Vec<&MemberStatus> =
         members.iter().filter(|m| m.kind == Kind::Data && m.role != Role::Primary).collect();
@@ -201,6 +229,9 @@ fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<St
     }
     if state.paused {
         warnings.push("automatic failover is off (`rhone resume` turns it on)".to_owned());
+    }
+    for name in state.members.values().filter(|m| state.is_fenced(m.node)).map(|m| &m.name) {
+        warnings.push(format!("{name} is fenced (`rhone unfence {name}` lets it go)"));
     }
     if !standbys.is_empty() && healthy == 0 && state.phase == Phase::Established {
         warnings.push("no standby could take over now".to_owned());
@@ -218,6 +249,8 @@ pub(super) fn history(state: &ClusterState) -> Vec<HistoryEntry> {
 
 #[allow(clippy::cast_precision_loss, reason = "milliseconds of an outage")]
 fn history_entry(entry: &StateHistory) -> HistoryEntry {
+    let accepted = entry.accepted.as_ref();
+    let by = accepted.map_or("", |accepted| accepted.by.as_str());
     HistoryEntry {
         time: Some(WallTime::from_ms(entry.at.0)),
         from: entry.from.clone(),
@@ -228,6 +261,8 @@ fn history_entry(entry: &StateHistory) -> HistoryEntry {
         reason: entry.reason.code().to_owned(),
         seconds_without_primary: entry.from.as_ref().map(|_| entry.gap_ms as f64 / 1000.0),
         lost: entry.from.as_ref().map(|_| match entry.lost {
+            Some((from, to)) if accepted.is_some() => format!("{from} to {to}, accepted by {by}"),
+            None if accepted.is_some() => format!("unknown, accepted by {by}"),
             Some((from, to)) => format!("{from} to {to}"),
             // A planned handover and the first primary leave nothing behind.
             None if matches!(entry.reason, PrepareReason::Switchover | PrepareReason::Founding) => {
@@ -239,13 +274,17 @@ fn history_entry(entry: &StateHistory) -> HistoryEntry {
 }
 
 /// Publishes this member's view whenever it changes.
-pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver<Arc<LocalView>> {
-    let (tell, told) = watch::channel(Arc::new(local_view(shared, local)));
-    let (shared, local) = (Arc::clone(shared), Arc::clone(local));
+///
+/// Without a local Postgres (a witness) there is nothing but the cluster to show.
+pub(super) fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> watch::Receiver<Arc<LocalView>> {
+    let (tell, told) = watch::channel(Arc::new(local_view(shared, &Here::of(local))));
+    let (shared, local) = (Arc::clone(shared), local.map(Arc::clone));
     tokio::spawn(async move {
         let mut own = shared.own.subscribe();
         let mut state = shared.consensus.state();
-        let mut lease = local.lease.changes();
+        // A witness has no lease: for it that branch never comes.
+        let (never, unchanged) = watch::channel(LeaseStatus::default());
+        let mut lease = local.as_ref().map_or(unchanged, |local| local.lease.changes());
         let mut shown = BootTime::ZERO;
         loop {
             tokio::select! {
@@ -262,8 +301,10 @@ pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver
                 }
                 () = tokio::time::sleep(PUBLISH_EVERY) => {}
             }
-            shown = local.lease.status().until;
-            if tell.send(Arc::new(local_view(&shared, &local))).is_err() {
+            let here = Here::of(local.as_ref());
+            shown = here.lease.until;
+            if tell.send(Arc::new(local_view(&shared, &here))).is_err() {
+                drop(never);
                 return;
             }
         }
@@ -271,7 +312,27 @@ pub(super) fn start(shared: &Arc<Shared>, local: &Arc<Local>) -> watch::Receiver
     told
 }
 
-fn local_view(shared: &Shared, local: &Local) -> LocalView {
+/// What is so of the local Postgres; nothing on a witness.
+#[derive(Default)]
+struct Here {
+    facts: Facts,
+    lease: LeaseStatus,
+    frozen: bool,
+    fences: u64,
+}
+
+impl Here {
+    fn of(local: Option<&Arc<Local>>) -> Self {
+        local.map_or_else(Self::default, |local| Self {
+            facts: local.facts().clone(),
+            lease: local.lease.status(),
+            frozen: local.frozen(),
+            fences: local.guardian.page().fences(),
+        })
+    }
+}
+
+fn local_view(shared: &Shared, here: &Here) -> LocalView {
     let applied = Arc::clone(&shared.consensus.state().borrow());
     let state = &applied.state;
     let raft = shared.consensus.status();
@@ -279,9 +340,9 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
     let own = shared.own.borrow().clone();
     let now = shared.now();
     let received = own.as_ref().map(|report| Received { at: now, report: report.clone() });
-    let (role, own_state) = role_and_state(received.as_ref(), Epoch(0), now);
-    let facts = local.facts().clone();
-    let lease = local.lease.status();
+    let voter = raft.voters.contains(&shared.me());
+    let (role, own_state) = what_it_does(&shared.member(), voter, received.as_ref(), Epoch(0), now);
+    let Here { facts, lease, .. } = here;
     let open = matches!(own.as_ref().map(|report| &report.instance),
         Some(Instance::Primary { gate_open: true, epoch, .. }) if *epoch == lease.epoch);
     let position = own.as_ref().and_then(|report| report.instance.position());
@@ -291,7 +352,7 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
         name: shared.config.node.name.clone(),
         role,
         state: own_state,
-        writable_primary: open && !local.frozen(),
+        writable_primary: open && !here.frozen,
         lease_until: Some(Duration::from_nanos(lease.until.as_nanos())),
         loop_at: Some(Duration::from_nanos(now.0)),
         epoch: state.epoch,
@@ -314,13 +375,25 @@ fn local_view(shared: &Shared, local: &Local) -> LocalView {
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
+        certificates: shared.security.as_deref().map(certificates),
+        proxy: shared.proxy.snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         counters: Counters {
-            fences: local.guardian.page().fences(),
+            fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),
             promotions: state.history.iter().filter(|entry| entry.to == shared.config.node.name).count()
                 as u64,
             ..Counters::default()
         },
+    }
+}
+
+fn certificates(security: &Security) -> Certificates {
+    let now = WallTime::from_ms(wall_time());
+    Certificates {
+        own_left: security.own().seconds_left(now),
+        authority_left: security.authorities().iter().map(|ca| ca.seconds_left(now)).min().unwrap_or(0),
+        stale: security.stale(),
+        handshakes: security.handshakes(),
     }
 }
 

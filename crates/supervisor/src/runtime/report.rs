@@ -83,6 +83,8 @@ fn changed(known: &Report, new: &Report) -> bool {
     known.instance != new.instance
         || known.down != new.down
         || known.leaving != new.leaving
+        || (known.secured, known.data) != (new.secured, new.data)
+        || known.streams != new.streams
         || known.voter.aged_for != new.voter.aged_for
         || known.voter.held != new.voter.held
         || new.voter.silent_ms.is_none_or(|silent| silent > 300)

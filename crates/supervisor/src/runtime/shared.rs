@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use rhone_consensus::Consensus;
-use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
+use rhone_consensus::command::{ClusterCommand, Member, Outcome};
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::settings::Timing;
@@ -18,6 +18,7 @@ use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
 use crate::runtime::voter::VoterLease;
+use crate::tls::Security;
 use crate::view::{Moment, Received, Report, Revoked};
 
 /// The members' reports as they are known here.
@@ -47,6 +48,8 @@ pub struct Shared {
     pub consensus: Consensus,
     /// Connections to the others.
     pub peers: Peers,
+    /// The certificates; none without TLS.
+    pub security: Option<Arc<Security>>,
     /// What this member would report, but for the voter's part.
     pub own: watch::Sender<Option<Report>>,
     /// All members' reports as known here.
@@ -56,7 +59,11 @@ pub struct Shared {
     /// The replication password.
     pub secret: Secret,
     /// Calls refused because they came from a stranger.
-    pub strangers: AtomicU64,
+    pub strangers: Arc<AtomicU64>,
+    /// What the proxy counts.
+    pub proxy: crate::proxy::Counters,
+    /// What the local PgBouncer is asked, where there is one.
+    pub pooler: crate::pooler::Handle,
     /// What the leader's loop decided last, in words, with its code.
     pub decided: watch::Sender<(String, String)>,
 }
@@ -79,7 +86,7 @@ impl Shared {
         Member {
             node: hard.node_id,
             name: config.node.name.clone(),
-            kind: MemberKind::Data,
+            kind: config.kind(),
             incarnation: hard.incarnation,
             address: config.node.advertise.to_string(),
             postgres: config.postgres_advertise(),

@@ -12,7 +12,7 @@ use rhone_consensus::host::ThisHost;
 use rhone_consensus::identity::Identity;
 use rhone_consensus::settings::{Settings, Timing};
 use rhone_consensus::store::hard::HardStateFile;
-use rhone_consensus::transport::{AddressBook, Plaintext};
+use rhone_consensus::transport::AddressBook;
 use rhone_consensus::{Consensus, ConsensusError, Options, StoreAt, Timings};
 use rhone_pgctl::connection::LocalConnection;
 use rhone_pgctl::install::Installation;
@@ -21,26 +21,31 @@ use rhone_pgctl::user::OsUser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 
+use crate::api::access::Access;
 use crate::api::agent::AgentService;
 use crate::api::proto::v1::agent_server::AgentServer;
 use crate::api::{admin_service, health, proto, socket};
-use crate::config::Config;
+use crate::config::{Config, Postgres, Tls};
 use crate::guardian::{Guardian, GuardianError, GuardianOptions, Lease as PageLease, emergency};
 use crate::runtime::clock::Clock;
 use crate::runtime::lease::Lease;
 use crate::runtime::local::Local;
 use crate::runtime::node::Ended;
 use crate::runtime::operator::RuntimeOperator;
-use crate::runtime::peers::{Peers, Plain};
+use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
-use crate::runtime::shared::Shared;
+use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::voter::VoterLease;
-use crate::runtime::{found, leader, node, publish, report};
+use crate::runtime::{found, leader, node, publish, report, witness};
+use crate::status::LocalView;
+use crate::tls::{self, Dialer, Security};
 
 /// How long Raft may take to end in order.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a member whose kind was changed says so.
+const KIND_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// How long killing everything may take.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
@@ -62,6 +67,16 @@ pub enum After {
 /// # Errors
 /// It could not be put together, or Raft's store failed.
 pub async fn run(config: Config) -> anyhow::Result<After> {
+    let postgres = config.postgres.clone();
+    let (shared, asked) = assemble(config).await?;
+    match postgres {
+        Some(postgres) => run_postgres(shared, postgres, asked).await,
+        None => witness::run(shared).await,
+    }
+}
+
+/// Opens what every member has: directory, hard state, store and Raft, and the voter's memory.
+async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver<RevokeAsk>)> {
     prepare_directory(&config)?;
     let (hard, opened) = HardStateFile::open_or_create(&config.node.state_dir)?;
     let hard = Arc::new(hard);
@@ -70,42 +85,62 @@ pub async fn run(config: Config) -> anyhow::Result<After> {
         .context("write supervisor.pid")?;
     let clock = Clock;
     let voter = Arc::new(VoterLease::new(clock));
+    let security = load_certificates(&config)?;
+    let dialer = security.clone().map_or(Dialer::Plain, Dialer::Tls);
     // The store first: a member that cannot start leaves no guardian behind.
-    let consensus = start_consensus(&config, &hard, &voter).await?;
-    let guardian = adopt_guardian(&config).await?;
-    let lease =
-        Lease::start(guardian.page().clone(), Arc::clone(&voter), clock, Arc::new(Plain))
-            .context("start the lease thread")?;
-    let secret = Secret::open(config.postgres.replication_password_file.clone(), &config.node.state_dir)
-        .context("read the replication password")?;
+    let consensus = start_consensus(&config, &hard, &voter, &dialer).await?;
+    let password_file = config.postgres.as_ref().and_then(|p| p.replication_password_file.clone());
+    let secret =
+        Secret::open(password_file, &config.node.state_dir).context("read the replication password")?;
     let (revokes, asked) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         clock: clock.into(),
         hard,
         voter,
         consensus,
-        peers: Peers::default(),
+        peers: Peers::new(dialer),
+        security,
         own: watch::Sender::new(None),
         table: watch::Sender::new(BTreeMap::new()),
         revokes,
         secret,
-        strangers: AtomicU64::new(0),
+        strangers: Arc::new(AtomicU64::new(0)),
+        proxy: crate::proxy::Counters::default(),
+        pooler: crate::pooler::Handle::default(),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });
-    let local = make_local(&shared, guardian, lease).await?;
+    Ok((shared, asked))
+}
+
+/// Runs a data member.
+async fn run_postgres(
+    shared: Arc<Shared>,
+    postgres: Postgres,
+    asked: mpsc::Receiver<RevokeAsk>,
+) -> anyhow::Result<After> {
+    let guardian = adopt_guardian(&shared.config, &postgres).await?;
+    let dialer = shared.security.clone().map_or(Dialer::Plain, Dialer::Tls);
+    let lease = Lease::start(guardian.page().clone(), Arc::clone(&shared.voter), shared.clock, dialer)
+        .context("start the lease thread")?;
+    let local = make_local(&shared, postgres, guardian, lease).await?;
     adopt_instance(&local).await?;
     let ended = live(&shared, &local, asked).await?;
-    tracing::info!("ends");
-    if tokio::time::timeout(SHUTDOWN_LIMIT, shared.consensus.shutdown()).await.is_err() {
-        tracing::warn!("raft did not end in time");
-    }
+    shut_down(&shared).await;
     if ended == Ended::Left
         && let Err(error) = local.guardian.quit().await
     {
         tracing::warn!(%error, "the guardian did not end");
     }
     Ok(if ended == Ended::GuardianLost { After::StartOver } else { After::Exit })
+}
+
+/// Ends Raft in order.
+pub(super) async fn shut_down(shared: &Shared) {
+    tracing::info!("ends");
+    if tokio::time::timeout(SHUTDOWN_LIMIT, shared.consensus.shutdown()).await.is_err() {
+        tracing::warn!("raft did not end in time");
+    }
 }
 
 fn prepare_directory(config: &Config) -> anyhow::Result<()> {
@@ -121,7 +156,16 @@ fn prepare_directory(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn adopt_guardian(config: &Config) -> anyhow::Result<Guardian> {
+fn load_certificates(config: &Config) -> anyhow::Result<Option<Arc<Security>>> {
+    match &config.tls {
+        Tls::LoopbackOnly | Tls::Insecure => Ok(None),
+        Tls::Mutual(files) => {
+            Ok(Some(Arc::new(Security::load(&config.cluster, files).context("read [tls]")?)))
+        }
+    }
+}
+
+async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<Guardian> {
     let exe = std::env::current_exe().context("find the rhone binary")?;
     let options = GuardianOptions {
         exe,
@@ -131,7 +175,7 @@ async fn adopt_guardian(config: &Config) -> anyhow::Result<Guardian> {
     };
     let guardian = match Guardian::connect_or_spawn(options.clone()).await {
         Err(GuardianError::Hung { pid, .. }) => {
-            replace_hung_guardian(config, pid).await?;
+            replace_hung_guardian(config, postgres, pid).await?;
             Guardian::connect_or_spawn(options).await.context("start another guardian")?
         }
         started => started.context("start the guardian")?,
@@ -145,12 +189,12 @@ async fn adopt_guardian(config: &Config) -> anyhow::Result<Guardian> {
 }
 
 /// A guardian that does not run fences nobody: what it guards is killed, then it is replaced.
-async fn replace_hung_guardian(config: &Config, pid: Option<u32>) -> anyhow::Result<()> {
+async fn replace_hung_guardian(config: &Config, postgres: &Postgres, pid: Option<u32>) -> anyhow::Result<()> {
     let lock = config.node.state_dir.join("guardian.lock");
     let noted = || std::fs::read_to_string(&lock).ok().and_then(|text| text.trim().parse().ok());
     let pid: u32 = pid.or_else(noted).context("find the guardian that does not answer")?;
     tracing::error!(pid, "the guardian does not answer: kills what it guards, and it");
-    let data_dir = config.postgres.data_dir.clone();
+    let data_dir = postgres.data_dir.clone();
     tokio::task::spawn_blocking(move || emergency::kill_instance(&data_dir, None, KILL_LIMIT))
         .await?
         .context("kill the instance")?;
@@ -172,6 +216,7 @@ async fn start_consensus(
     config: &Config,
     hard: &Arc<HardStateFile>,
     voter: &Arc<VoterLease>,
+    dialer: &Dialer,
 ) -> anyhow::Result<Consensus> {
     let known = hard.get();
     let identity = Identity {
@@ -189,7 +234,7 @@ async fn start_consensus(
         observer: Arc::clone(voter) as Arc<dyn rhone_consensus::observer::LogObserver>,
         timings: Timings::default(),
         address_book: AddressBook::default(),
-        connector: Arc::new(Plaintext),
+        connector: Arc::new(dialer.clone()),
     };
     let mut again = identity.clone();
     match Consensus::start(options(identity)).await {
@@ -206,26 +251,29 @@ async fn start_consensus(
     }
 }
 
-async fn make_local(shared: &Arc<Shared>, guardian: Guardian, lease: Lease) -> anyhow::Result<Arc<Local>> {
-    let config = &shared.config.postgres;
+async fn make_local(
+    shared: &Arc<Shared>,
+    config: Postgres,
+    guardian: Guardian,
+    lease: Lease,
+) -> anyhow::Result<Arc<Local>> {
     let major = rhone_pgctl::datadir::major_of(&config.data_dir).ok().flatten();
     let install = Installation::find(config.bin_dir.as_deref(), major).await?;
-    let user = postgres_user(shared)?;
-    make_postgres_directories(shared, &user)?;
+    let user = postgres_user(&config)?;
+    make_postgres_directories(&config, &user)?;
     if rhone_pgctl::clone::recover_swap(&config.data_dir)? {
         tracing::info!("finished a swap of the data directory that was interrupted");
     }
-    Ok(Arc::new(Local::new(Arc::clone(shared), guardian, lease, install, user)))
+    Ok(Arc::new(Local::new(Arc::clone(shared), guardian, lease, config, install, user)))
 }
 
 /// Who runs Postgres: as configured, else the data directory's owner, else `postgres`; without root
 /// always this user.
-fn postgres_user(shared: &Shared) -> anyhow::Result<OsUser> {
+fn postgres_user(config: &Postgres) -> anyhow::Result<OsUser> {
     let me = OsUser::current();
     if me.uid != 0 {
         return Ok(me);
     }
-    let config = &shared.config.postgres;
     if let Some(name) = &config.user {
         return Ok(OsUser::by_name(name)?);
     }
@@ -236,8 +284,7 @@ fn postgres_user(shared: &Shared) -> anyhow::Result<OsUser> {
 }
 
 /// Makes the directories that Postgres needs where they are missing, its user's.
-fn make_postgres_directories(shared: &Shared, user: &OsUser) -> anyhow::Result<()> {
-    let config = &shared.config.postgres;
+fn make_postgres_directories(config: &Postgres, user: &OsUser) -> anyhow::Result<()> {
     let parent = config.data_dir.parent();
     let work = crate::runtime::local::work_dir(&config.data_dir);
     for (dir, mode) in
@@ -265,7 +312,7 @@ async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
     match status.lease.lease() {
         PageLease::Until { epoch, .. } if epoch > 0 => {
             let epoch = rhone_consensus::ids::Epoch(epoch);
-            local.facts().primary_epoch = epoch;
+            local.adopt_primary(epoch);
             let promise = local.shared.hard.get().promise;
             tracing::info!(%epoch, %promise, "adopts a running primary");
             if promise <= epoch {
@@ -280,7 +327,7 @@ async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
 /// A guardian that died takes the postmaster with it, and a busy backend may go on for a while: what is
 /// left of an instance of ours is killed. Another's is left alone, and refused by the first look.
 async fn end_leftovers(local: &Arc<Local>) -> anyhow::Result<()> {
-    let data_dir = &local.shared.config.postgres.data_dir;
+    let data_dir = &local.config.data_dir;
     let ours = data_dir.join(rhone_pgctl::settings::MANAGED_FILE).exists();
     // A pg_rewind that outlived its supervisor is left to finish.
     let rewinding = local.shared.hard.get().sentinel.is_some();
@@ -292,21 +339,43 @@ async fn end_leftovers(local: &Arc<Local>) -> anyhow::Result<()> {
     Ok(())
 }
 
-type Task = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+pub(super) type Task = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// Runs every loop of the member until the node's loop ends or one of them fails.
 async fn live(
     shared: &Arc<Shared>,
     local: &Arc<Local>,
-    asked: mpsc::Receiver<crate::runtime::shared::RevokeAsk>,
+    asked: mpsc::Receiver<RevokeAsk>,
 ) -> anyhow::Result<Ended> {
+    let view = publish::start(shared, Some(local));
+    let tasks = serving(shared, &local.user, view).await?;
+    crate::proxy::start(shared, Some(local)).await?;
+    tokio::spawn(flushed(Arc::clone(local)));
+    let leave = leave_on_signal()?;
+    let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
+    tokio::select! {
+        ended = node => ended.context("the node's loop"),
+        result = all(tasks) => {
+            result?;
+            bail!("a task of the supervisor ended")
+        }
+    }
+}
+
+/// Begins what every member does: answers peers, operators and checks, reports, leads when it is to.
+/// Each of these tasks goes on until it fails.
+pub(super) async fn serving(
+    shared: &Arc<Shared>,
+    owner: &OsUser,
+    view: watch::Receiver<Arc<LocalView>>,
+) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
-    let view = publish::start(shared, local);
+    crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
-        Box::pin(serve_socket(shared, operator)?),
+        Box::pin(serve_socket(shared, owner, operator)?),
         Box::pin(async move {
             health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -324,16 +393,15 @@ async fn live(
         Ok(())
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));
-    tokio::spawn(flushed(Arc::clone(local)));
-    let leave = leave_on_signal()?;
-    let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
-    tokio::select! {
-        ended = node => ended.context("the node's loop"),
-        result = futures_util::future::try_join_all(tasks.into_iter().map(run_task)) => {
-            result?;
-            bail!("a task of the supervisor ended")
-        }
+    if let Some(security) = &shared.security {
+        tokio::spawn(tls::watch(Arc::clone(security)));
     }
+    Ok(tasks)
+}
+
+/// Runs tasks until one of them ends, which is the member's end.
+pub(super) async fn all(tasks: Vec<Task>) -> anyhow::Result<()> {
+    futures_util::future::try_join_all(tasks.into_iter().map(run_task)).await.map(drop)
 }
 
 /// Runs a task as one of its own; its end, good or bad, is the member's.
@@ -368,7 +436,7 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(64)
-        .tcp_nodelay(true)
+        .layer(Access::new(&shared.config.cluster, &[], Arc::clone(&shared.strangers)))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(shared.consensus.service())
@@ -376,15 +444,20 @@ async fn serve_grpc(
             AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
         )
         .add_service(admin_service(operator));
-    Ok(async move { Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?) })
+    let incoming = tls::incoming(listener, shared.security.clone());
+    Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
 fn serve_socket(
     shared: &Shared,
+    owner: &OsUser,
     operator: Arc<RuntimeOperator>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
-    let incoming = socket::bind(&shared.config.node.state_dir).context("listen on rhone.sock")?;
-    let router = tonic::transport::Server::builder().add_service(admin_service(operator));
+    let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
+    let uids = [0, OsUser::current().uid, owner.uid];
+    let router = tonic::transport::Server::builder()
+        .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
+        .add_service(admin_service(operator));
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
@@ -395,6 +468,13 @@ async fn membership(shared: Arc<Shared>, settings: Settings) {
     loop {
         let applied = Arc::clone(&state.borrow_and_update());
         let me = shared.member();
+        if applied.state.members.get(&me.node).is_some_and(|known| known.kind != me.kind) {
+            tracing::error!(
+                "node.kind was changed, and a member stays what it is: change it back, or empty state-dir"
+            );
+            tokio::time::sleep(KIND_TOLD_EVERY).await;
+            continue;
+        }
         if let Some(system_id) = applied.state.system_id
             && shared.hard.get().system_id != Some(system_id)
         {
@@ -444,7 +524,7 @@ async fn flushed(local: Arc<Local>) {
     }
 }
 
-fn leave_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
+pub(super) fn leave_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
     let (tell, told) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -475,15 +555,17 @@ fn first_settings(config: &Config) -> Settings {
             guard_ms: timing.guard_ms,
         },
         max_lag_on_failover: bootstrap.max_lag_on_failover,
+        sync: bootstrap.sync.unwrap_or_default(),
+        sync_required: bootstrap.sync_required,
         postgres: bootstrap.postgres.clone(),
         pg_hba: bootstrap.pg_hba.clone(),
     }
 }
 
 impl Config {
-    /// Returns where clients and standbys reach this member's Postgres.
+    /// Returns where clients and standbys reach this member's Postgres; empty for a witness.
     pub fn postgres_advertise(&self) -> String {
-        self.postgres.advertise.to_string()
+        self.postgres.as_ref().map(|postgres| postgres.advertise.to_string()).unwrap_or_default()
     }
 
     /// Returns where health checks reach this member: the host that peers use, with HTTP's port.
@@ -493,8 +575,8 @@ impl Config {
         crate::config::Address { host: host.clone(), port: self.node.http.port }.to_string()
     }
 
-    /// Returns the member's priority.
+    /// Returns the member's priority; 0 for a witness, which is never promoted.
     pub fn priority(&self) -> u32 {
-        self.postgres.priority
+        self.postgres.as_ref().map_or(0, |postgres| postgres.priority)
     }
 }

@@ -1,11 +1,12 @@
 //! A cluster of the style guide's example, for tests.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rhone_consensus::ids::Epoch;
 
 use super::{
-    ClusterStatus, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus, Operator, OperatorError,
+    ClusterStatus, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus, Operator, OperatorError,
     Role, State, SwitchoverReply, SwitchoverRequest, SyncMode, SyncStatus,
 };
 use crate::civil::WallTime;
@@ -15,6 +16,8 @@ use crate::civil::WallTime;
 pub(crate) struct FakeOperator {
     pub(crate) refusal: Option<OperatorError>,
     pub(crate) seen: Mutex<Vec<SwitchoverRequest>>,
+    pub(crate) paused: AtomicBool,
+    pub(crate) fenced: Mutex<Vec<String>>,
 }
 
 fn member(name: &str, role: Role, state: State, position: Option<&str>) -> MemberStatus {
@@ -112,7 +115,14 @@ pub(crate) fn history() -> Vec<HistoryEntry> {
 
 impl Operator for FakeOperator {
     async fn status(&self) -> Result<ClusterStatus, OperatorError> {
-        Ok(status())
+        let mut status = status();
+        status.paused = self.paused.load(Ordering::Relaxed);
+        for name in self.fenced.lock().expect("unpoisoned").iter() {
+            for member in status.members.iter_mut().filter(|member| member.name == *name) {
+                member.state = State::Fenced;
+            }
+        }
+        Ok(status)
     }
 
     async fn explain(&self) -> Result<Explanation, OperatorError> {
@@ -148,7 +158,23 @@ impl Operator for FakeOperator {
         })
     }
 
-    async fn pause(&self, _paused: bool) -> Result<(), OperatorError> {
-        self.refusal.clone().map_or(Ok(()), Err)
+    async fn fence(&self, request: FenceRequest) -> Result<SwitchoverReply, OperatorError> {
+        if let Some(refusal) = self.refusal.clone() {
+            return Err(refusal);
+        }
+        let mut fenced = self.fenced.lock().expect("unpoisoned");
+        fenced.retain(|name| *name != request.name);
+        if request.fenced {
+            fenced.push(request.name);
+        }
+        Ok(SwitchoverReply { epoch: Some(Epoch(7)), finished: true, ..SwitchoverReply::default() })
+    }
+
+    async fn pause(&self, paused: bool) -> Result<(), OperatorError> {
+        if let Some(refusal) = self.refusal.clone() {
+            return Err(refusal);
+        }
+        self.paused.store(paused, Ordering::Relaxed);
+        Ok(())
     }
 }

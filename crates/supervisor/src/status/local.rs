@@ -136,6 +136,23 @@ pub struct LocalView {
     pub history: Vec<HistoryEntry>,
     /// Counters for `/metrics`.
     pub counters: Counters,
+    /// What the proxy ports that are open count.
+    pub proxy: Vec<crate::proxy::counters::PortFigures>,
+    /// The certificates of `[tls]`; none without TLS.
+    pub certificates: Option<Certificates>,
+}
+
+/// The certificates of `[tls]`, for `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Certificates {
+    /// Seconds until this member's own expires; negative afterwards.
+    pub own_left: i64,
+    /// Seconds until the first of the CAs expires.
+    pub authority_left: i64,
+    /// Whether newer files are there that cannot be used.
+    pub stale: bool,
+    /// How many handshakes there were.
+    pub handshakes: u64,
 }
 
 impl LocalView {

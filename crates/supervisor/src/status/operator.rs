@@ -57,8 +57,25 @@ pub struct FailoverRequest {
     pub idempotency_key: String,
     /// Go on although acknowledged commits may be lost.
     pub accept_data_loss: bool,
+    /// Who asks, for the history.
+    pub by: String,
     /// Answer as soon as it has begun.
     pub no_wait: bool,
+}
+
+/// A member's Postgres that is to be stopped and kept stopped, or let go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FenceRequest {
+    /// The member.
+    pub name: String,
+    /// Whether it is fenced from now on.
+    pub fenced: bool,
+    /// Whether the primary hands over first; else fencing it is refused.
+    pub hand_over: bool,
+    /// Refuse unless this is the present epoch.
+    pub expected_epoch: Option<Epoch>,
+    /// Drawn by the caller.
+    pub idempotency_key: String,
 }
 
 /// How a handover ended well.
@@ -155,6 +172,14 @@ pub trait Operator: Send + Sync + 'static {
 
     /// Stops (`true`) or starts automatic failover.
     fn pause(&self, paused: bool) -> impl Future<Output = Result<(), OperatorError>> + Send;
+
+    /// Fences a member or lets it go; done when it is decided, before Postgres has stopped.
+    fn fence(
+        &self,
+        _request: FenceRequest,
+    ) -> impl Future<Output = Result<SwitchoverReply, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "fencing".to_owned() }))
+    }
 
     /// Gives libpq's connection string of the cluster.
     fn dsn(&self, role: DsnRole) -> impl Future<Output = Result<String, OperatorError>> + Send {

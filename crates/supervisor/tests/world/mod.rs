@@ -9,14 +9,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rhone::decide::{self, ClusterDecision, Effect, NodeDecision};
-use rhone::view::{ClusterView, Heard, Instance, Moment, NodeView, Received, Report, Revoked, VoterReport};
+use rhone::view::{
+    ClusterView, Heard, Instance, Moment, NodeView, Received, Report, Revoked, Stream, VoterReport,
+};
 use rhone_consensus::command::{
     ClusterCommand, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
 };
-use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
-use rhone_consensus::ledger::Lineage;
+use rhone_consensus::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId, Replica};
 use rhone_consensus::policy::PolicyKind;
-use rhone_consensus::settings::Settings;
+use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
 
@@ -48,6 +49,10 @@ pub(crate) enum Mutant {
     AnswersStay,
     /// The lag gate is off.
     NoLagGate,
+    /// A member that was wiped or restored counts under its old data directory.
+    NoIncarnation,
+    /// The older policies are dropped before the new one is settled and flushed.
+    NarrowsEarly,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +98,14 @@ pub(crate) struct Node {
     started: u64,
     last_renewal: u64,
     heard: Option<Heard>,
-    acks: BTreeMap<NodeId, usize>,
-    /// What Postgres itself is set to wait for.
-    policy: Option<PolicyKind>,
+    acks: BTreeMap<Replica, usize>,
+    /// What processes of Postgres may be set to wait for, by policy number.
+    using: Vec<(LogIndex, PolicyKind)>,
+    secured: Option<LogIndex>,
+    /// The data directory as its member knows it, and whether what is there is another one.
+    data: DataId,
+    stranger: bool,
+    streamed: u64,
     last: String,
 }
 
@@ -104,7 +114,11 @@ impl Node {
         WalPosition::new(Timeline::new(self.timeline), Lsn::new(self.wal.len() as u64))
     }
 
-    fn instance(&self) -> Instance {
+    fn replica(&self) -> Replica {
+        Replica { node: self.id, data: self.data }
+    }
+
+    fn instance(&self, now: u64) -> Instance {
         match &self.postgres {
             Postgres::Absent => Instance::Absent,
             Postgres::Stopped { clean, primary } => {
@@ -114,7 +128,7 @@ impl Node {
                 position: self.position(),
                 upstream: *upstream,
                 streaming: *streaming,
-                idle_ms: 0,
+                idle_ms: now - self.streamed,
                 wal_gone: false,
             },
             Postgres::Primary { epoch, gate, .. } => {
@@ -131,6 +145,9 @@ impl Node {
             promise: self.promise,
             unfinished: self.unfinished,
             copied: false,
+            stranger: self.stranger,
+            policy: self.using.last().map(|(number, _)| *number),
+            secured: self.secured,
             revoke: self.revoke,
             running: self.running.map(|(effect, epoch, _)| (effect, epoch)),
             leaving: self.leaving,
@@ -147,6 +164,7 @@ impl Node {
         if self.postgres != Postgres::Absent && !matches!(self.postgres, Postgres::Stopped { .. }) {
             self.postgres = Postgres::Stopped { clean: false, primary };
         }
+        (self.using, self.secured) = (Vec::new(), None);
     }
 }
 
@@ -164,6 +182,7 @@ pub(crate) struct World {
     messages: VecDeque<Message>,
     pub cut: BTreeSet<(usize, usize)>,
     pub sync: bool,
+    wiped: bool,
     pub mutant: Mutant,
     random: Option<u64>,
     next_id: u64,
@@ -176,6 +195,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(sync: bool, mutant: Mutant, seed: Option<u64>) -> Self {
+        Self::with(if sync { SyncMode::Quorum } else { SyncMode::Off }, mutant, seed)
+    }
+
+    pub(crate) fn with(mode: SyncMode, mutant: Mutant, seed: Option<u64>) -> Self {
         let nodes = (1..=3).map(|id| Node {
             id: NodeId(id),
             up: true,
@@ -199,7 +222,11 @@ impl World {
             last_renewal: 0,
             heard: None,
             acks: BTreeMap::new(),
-            policy: None,
+            using: Vec::new(),
+            secured: None,
+            data: DataId(0),
+            stranger: false,
+            streamed: 0,
             last: String::new(),
         });
         let mut world = Self {
@@ -215,7 +242,8 @@ impl World {
             asked: BTreeMap::new(),
             messages: VecDeque::new(),
             cut: BTreeSet::new(),
-            sync,
+            sync: mode != SyncMode::Off,
+            wiped: false,
             mutant,
             random: seed.map(|seed| seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
             next_id: 0,
@@ -235,7 +263,7 @@ impl World {
             http: String::new(),
             priority: 1,
         });
-        let settings = Settings { max_lag_on_failover: MAX_LAG, ..Settings::default() };
+        let settings = Settings { max_lag_on_failover: MAX_LAG, sync: mode, ..Settings::default() };
         let found = ClusterCommand::Found {
             cluster: "main".to_owned(),
             founder: NodeId(1),
@@ -398,6 +426,22 @@ impl World {
         }
         self.deliver();
         self.lead();
+        self.check_inclusion();
+    }
+
+    /// Whatever releases a waiting commit is in P, until a newer epoch has secured everything.
+    fn check_inclusion(&mut self) {
+        for node in 0..3 {
+            let Postgres::Primary { epoch, .. } = self.nodes[node].postgres else { continue };
+            if self.state.epoch > epoch && self.state.phase == Phase::Established {
+                continue;
+            }
+            let known = |kind: &PolicyKind| self.state.policies.iter().any(|policy| policy.kind == *kind);
+            if let Some((_, kind)) = self.nodes[node].using.iter().find(|(_, kind)| !known(kind)) {
+                let what = format!("n{} acknowledges {kind}, which is not in P", node + 1);
+                self.violated(what);
+            }
+        }
     }
 
     fn apply(&mut self, node: usize) {
@@ -479,7 +523,7 @@ impl World {
             self.nodes[node].running = None;
             self.finish(node, effect, epoch);
         }
-        let instance = self.nodes[node].instance();
+        let instance = self.nodes[node].instance(self.now);
         let decision = decide::node(&self.nodes[node].view(&instance), self.at());
         let text = match decision {
             NodeDecision::Act(effect, epoch, reason) => {
@@ -524,6 +568,15 @@ impl World {
                 n.kill();
             }
             Effect::Fence => n.kill(),
+            Effect::SetPolicy => {
+                if let Some(policy) = n.state.policy().filter(|policy| policy.epoch == epoch) {
+                    let new = (policy.number, policy.kind.clone());
+                    // From the reload on some processes use the new one and some the old.
+                    if n.using.last().is_none_or(|(number, _)| *number < new.0) {
+                        n.using.push(new);
+                    }
+                }
+            }
             Effect::Revoke => {
                 n.promise = n.promise.max(epoch);
                 if matches!(n.postgres, Postgres::Primary { .. }) {
@@ -543,6 +596,7 @@ impl World {
             Effect::InitDb => {
                 let n = &mut self.nodes[node];
                 n.wal = vec![Record { timeline: 1, id: 0 }];
+                n.data = DataId(1000 + node as u64);
                 n.postgres = Postgres::Stopped { clean: true, primary: true };
             }
             Effect::Start(upstream) => {
@@ -557,8 +611,10 @@ impl World {
             }
             Effect::Revoke => self.answer(node, epoch),
             Effect::Promote => self.promote(node, epoch),
+            Effect::SetPolicy => self.settle(node),
             Effect::OpenGate => {
-                let durable = self.acknowledged(node) >= self.nodes[node].wal.len();
+                let first = self.nodes[node].state.history.is_empty();
+                let durable = first || self.acknowledged(node) >= self.nodes[node].wal.len();
                 if let Postgres::Primary { gate, .. } = &mut self.nodes[node].postgres {
                     *gate |= durable;
                 }
@@ -571,6 +627,7 @@ impl World {
                         && self.nodes[peer].postgres
                             == (Postgres::Standby { upstream: Some(id), streaming: true })
                     {
+                        self.nodes[peer].streamed = self.now;
                         self.nodes[peer].wal = self.nodes[node].wal.clone();
                         self.nodes[peer].timeline = self.nodes[node].timeline;
                     }
@@ -596,7 +653,9 @@ impl World {
         let theirs = self.nodes[source].wal.clone();
         let timeline = self.nodes[source].timeline;
         let back = self.draw(3) as usize;
+        let data = DataId(1000 + self.fresh() * 10 + node as u64);
         let n = &mut self.nodes[node];
+        (n.data, n.stranger, n.streamed) = (data, false, self.now);
         if matches!(effect, Effect::Clone(_)) {
             n.floor = theirs.len();
             n.wal = theirs;
@@ -614,6 +673,7 @@ impl World {
     fn answer(&mut self, node: usize, epoch: Epoch) {
         let streams_on = self.mutant == Mutant::StreamsOn;
         let no_floor = self.mutant == Mutant::NoFloor;
+        let no_incarnation = self.mutant == Mutant::NoIncarnation;
         let n = &mut self.nodes[node];
         if let Postgres::Standby { upstream, streaming } = &mut n.postgres
             && !streams_on
@@ -622,9 +682,11 @@ impl World {
         }
         let counts =
             n.postgres != Postgres::Absent && n.unfinished.is_none() && (n.wal.len() >= n.floor || no_floor);
+        let counts = counts && (!n.stranger || no_incarnation);
         let revoked = Revoked {
             epoch,
             position: counts.then(|| n.position()),
+            data: n.data,
             able: !n.leaving,
             highest_timeline: Timeline::new(n.timeline),
         };
@@ -645,7 +707,23 @@ impl World {
         n.postgres = Postgres::Primary { epoch, gate: false, switch: n.wal.len() as u64 };
         n.wal.push(Record { timeline: n.timeline, id });
         n.acks.clear();
-        n.policy = Some(grant.policy);
+        let policy = n.state.policy().expect("a grant has one").clone();
+        n.using = vec![(policy.number, policy.kind)];
+        n.secured = Some(policy.number);
+    }
+
+    /// All processes have taken the newest policy over; older ones go once it has everything.
+    fn settle(&mut self, node: usize) {
+        if !matches!(self.nodes[node].postgres, Postgres::Primary { .. }) {
+            return;
+        }
+        let Some((number, kind)) = self.nodes[node].using.last().cloned() else { return };
+        let until = self.acknowledged_under(node, &kind);
+        let n = &mut self.nodes[node];
+        n.using = vec![(number, kind)];
+        if until >= n.wal.len() || self.mutant == Mutant::NarrowsEarly {
+            n.secured = Some(number);
+        }
     }
 
     fn fresh(&mut self) -> u64 {
@@ -653,19 +731,25 @@ impl World {
         self.next_id
     }
 
-    /// How much of a primary's WAL is acknowledged to clients as it stands.
+    /// How much of a primary's WAL is acknowledged to clients as it stands: by whatever process of it
+    /// is set to the least.
     fn acknowledged(&self, node: usize) -> usize {
+        let using = self.nodes[node].using.iter();
+        using.map(|(_, kind)| self.acknowledged_under(node, kind)).max().unwrap_or(0)
+    }
+
+    fn acknowledged_under(&self, node: usize, kind: &PolicyKind) -> usize {
         let n = &self.nodes[node];
-        match &n.policy {
-            Some(PolicyKind::Quorum { required, standbys }) => {
+        match kind {
+            PolicyKind::Quorum { required, standbys } => {
                 let mut flushed: Vec<usize> =
                     standbys.iter().map(|s| n.acks.get(s).copied().unwrap_or(0)).collect();
                 flushed.sort_unstable();
                 flushed.into_iter().rev().nth(*required as usize - 1).unwrap_or(0)
             }
-            Some(PolicyKind::Alone) => n.wal.len(),
-            Some(PolicyKind::Async { .. }) if self.now < n.lease_until => n.wal.len(),
-            Some(PolicyKind::Async { .. }) | None => 0,
+            PolicyKind::Alone => n.wal.len(),
+            PolicyKind::Async { .. } if self.now < n.lease_until => n.wal.len(),
+            PolicyKind::Async { .. } => 0,
         }
     }
 
@@ -708,6 +792,9 @@ impl World {
         if let Postgres::Standby { streaming: now, .. } = &mut self.nodes[node].postgres {
             *now = streaming;
         }
+        if streaming {
+            self.nodes[node].streamed = self.now;
+        }
         if !streaming || self.draw(4) == 1 {
             return;
         }
@@ -716,10 +803,8 @@ impl World {
         let until = theirs.len().min(n.wal.len() + step);
         n.wal.extend_from_slice(&theirs[n.wal.len()..until]);
         n.timeline = n.wal.last().map_or(1, |record| record.timeline);
-        let (id, len, counts) = (n.id, n.wal.len(), n.wal.len() >= n.floor);
-        if counts {
-            self.nodes[source].acks.insert(id, len);
-        }
+        let (replica, len) = (n.replica(), n.wal.len());
+        self.nodes[source].acks.insert(replica, len);
         self.acknowledge(source);
     }
 
@@ -730,7 +815,9 @@ impl World {
         if !n.up || (self.random.is_some() && (self.now / TICK_MS + node as u64) % 3 != 0) {
             return;
         }
-        let instance = n.instance();
+        let instance = n.instance(self.now);
+        let streams = self.streams(node);
+        let whole = !n.stranger && n.unfinished.is_none() && n.wal.len() >= n.floor;
         let held = self.held(node);
         let quarantined = self.quarantined(node);
         let silent = self.now - n.last_renewal.max(n.started);
@@ -748,6 +835,9 @@ impl World {
             leaving: n.leaving,
             down: decide::down(&n.view(&instance)),
             system_id: (n.postgres != Postgres::Absent).then(|| SystemId::new(7)),
+            data: (whole && n.postgres != Postgres::Absent).then_some(n.data),
+            streams,
+            secured: n.secured,
             highest_timeline: Timeline::new(n.timeline),
             lease_left_ms: None,
             version: None,
@@ -755,6 +845,14 @@ impl World {
             instance,
         };
         self.messages.push_back(Message::Report(node, Box::new(report)));
+    }
+
+    fn streams(&self, node: usize) -> BTreeMap<DataId, Stream> {
+        let n = &self.nodes[node];
+        let ours = |p: &Node| p.postgres == Postgres::Standby { upstream: Some(n.id), streaming: true };
+        let lacks = |p: &Node| n.wal.len().saturating_sub(p.wal.len());
+        let all = self.nodes.iter().filter(|p| ours(p));
+        all.map(|p| (p.data, Stream { live: true, caught_up: lacks(p) < 4 })).collect()
     }
 
     fn deliver(&mut self) {
@@ -838,26 +936,6 @@ impl World {
         }
         self.told = wait;
         match decision {
-            ClusterDecision::Propose(ClusterCommand::Grant(mut grant)) => {
-                if self.sync {
-                    // From the evidence, and only who follows without a rewind: the others can be
-                    // rewound only when this epoch is established, which would wait for them.
-                    let ledger = &self.state.ledger;
-                    let within = |p| ledger.lineage(p, grant.base.timeline) == Lineage::Within;
-                    let standbys: BTreeSet<NodeId> = grant
-                        .evidence
-                        .iter()
-                        .filter(|e| e.node != grant.owner && within(e.position))
-                        .map(|e| e.node)
-                        .collect();
-                    grant.policy = if standbys.is_empty() {
-                        PolicyKind::Alone
-                    } else {
-                        PolicyKind::Quorum { required: 1, standbys }
-                    };
-                }
-                self.propose(ClusterCommand::Grant(grant));
-            }
             ClusterDecision::Propose(command) => {
                 self.propose(command);
             }
@@ -891,6 +969,22 @@ impl World {
             Mutant::NoCover => {
                 state.policies.iter_mut().for_each(|p| p.kind = PolicyKind::Async { max_lag: u64::MAX });
                 reports.values_mut().for_each(|r| r.report.voter.aged_for = Some(r.report.voter.held));
+            }
+            Mutant::NoIncarnation => {
+                // Whatever directory a member has, it counts as the one that a policy names.
+                let named: Vec<Replica> = state
+                    .policies
+                    .iter()
+                    .flat_map(|policy| match &policy.kind {
+                        PolicyKind::Quorum { standbys, .. } => standbys.iter().copied().collect(),
+                        _ => Vec::new(),
+                    })
+                    .collect();
+                for (node, (_, answer)) in &mut self.revoked {
+                    if let Some(replica) = named.iter().find(|replica| replica.node == *node) {
+                        answer.data = replica.data;
+                    }
+                }
             }
             Mutant::NoGrace => granted_since = granted_since.map(|_| Moment(0)),
             Mutant::AnswersStay => {
@@ -934,6 +1028,35 @@ impl World {
         (n.leaving, n.leave_now) = (false, false);
         if self.leader == Some(node) {
             self.leader = None;
+        }
+    }
+
+    /// The data directory of a member that is down is emptied, or replaced by an older copy; once, and
+    /// while nothing but that member's word is lost with it.
+    pub(crate) fn lose_data(&mut self, node: usize, keep: Option<u64>) {
+        let calm = self.state.phase == Phase::Established && self.state.policies.len() == 1;
+        let owner = self.state.last_owner() == Some(NodeId(node as u64 + 1));
+        if self.nodes[node].up || self.wiped || !calm || owner || !self.sync {
+            return;
+        }
+        self.wiped = true;
+        self.say(&format!(
+            "n{}'s data directory is {}",
+            node + 1,
+            if keep.is_some() { "restored" } else { "emptied" }
+        ));
+        let n = &mut self.nodes[node];
+        match keep {
+            Some(lost) if n.postgres != Postgres::Absent => {
+                let len = n.wal.len().saturating_sub(lost as usize).max(1);
+                n.wal.truncate(len);
+                n.timeline = n.wal.last().map_or(1, |record| record.timeline);
+                n.stranger = true;
+            }
+            _ => {
+                n.wal.clear();
+                n.postgres = Postgres::Absent;
+            }
         }
     }
 

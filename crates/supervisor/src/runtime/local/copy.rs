@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::ledger::Lineage;
-use rhone_consensus::store::hard::{Sentinel, SentinelKind};
+use rhone_consensus::store::hard::{DataRecord, Sentinel, SentinelKind};
 use rhone_pgctl::clone::{self, CloneSource};
 use rhone_pgctl::control::{DbState, read_control};
 use rhone_pgctl::initdb::{InitOptions, initdb};
@@ -22,6 +22,10 @@ const INITDB_LIMIT: Duration = Duration::from_secs(300);
 /// A clone that brings nothing more for this long is given up.
 const CLONE_IDLE: Duration = Duration::from_secs(60);
 
+/// After so many rewinds in a row that saw no fork where there is one the data directory is cloned. They
+/// come a second and more apart: the checkpoint that the source begins with has its time.
+const NO_FORK_SEEN: u32 = 5;
+
 /// How long the source may take to say who it is.
 const SOURCE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,7 @@ impl Local {
     /// initdb failed.
     pub async fn init_db(&self) -> Result<(), LocalError> {
         let options = InitOptions {
-            superuser: self.shared.config.postgres.superuser.clone(),
+            superuser: self.config.superuser.clone(),
             locale: "C.UTF-8".to_owned(),
             wal_segment_mib: 16,
         };
@@ -85,11 +89,13 @@ impl Local {
         self.facts().clone_bytes = 0;
         let progress = |bytes: u64| self.facts().clone_bytes = bytes;
         let data_dir = self.data_dir().to_owned();
-        clone::clone_aside(&self.install, &data_dir, &self.user, &source, CLONE_IDLE, progress).await?;
+        let side =
+            clone::clone_aside(&self.install, &data_dir, &self.user, &source, CLONE_IDLE, progress).await?;
         // Below this position the copy may lack what its name once acknowledged.
         let floor = self.source(node).await?;
         self.still(epoch)?;
-        self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor)).await?;
+        let record = self.new_identity(side).await?;
+        self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor), record).await?;
         self.stop().await?;
         self.no_strays()?;
         let kept = self
@@ -105,6 +111,7 @@ impl Local {
         facts.copied = true;
         facts.stopped = None;
         facts.rewinds_failed = 0;
+        facts.no_fork_seen = 0;
         facts.start_failed = None;
         Ok(())
     }
@@ -128,7 +135,9 @@ impl Local {
             timeline.and_then(|timeline| state.ledger.floor_after_rewind(timeline))
         });
         self.still(epoch)?;
-        self.promise(epoch, SentinelKind::Rewind, &member.name, floor).await?;
+        // Before and after: pg_rewind may bring the source's file along.
+        let record = self.new_identity(self.data_dir().to_owned()).await?;
+        self.promise(epoch, SentinelKind::Rewind, &member.name, floor, record).await?;
         let mut source = self.conninfo(&member, REWINDER)?;
         source.dbname = Some("postgres".to_owned());
         let control = read_control(&self.install, self.data_dir(), &self.user, PROGRAM_LIMIT).await?;
@@ -136,14 +145,22 @@ impl Local {
         self.facts().stopped = None;
         match outcome {
             Ok(RewindOutcome::NotNeeded) if self.still_forked().await => {
-                // pg_rewind compares numbers, which collide; the ledger knows better (DESIGN 10).
-                self.facts().rewinds_failed = u32::MAX;
+                // It takes the source's timeline from a control file that says the old one until the
+                // first checkpoint after a promotion: that is worth waiting for. Else it compared
+                // numbers, which collide; the ledger knows better (DESIGN 10).
+                let mut facts = self.facts();
+                facts.no_fork_seen = facts.no_fork_seen.saturating_add(1);
+                if facts.no_fork_seen >= NO_FORK_SEEN {
+                    facts.rewinds_failed = u32::MAX;
+                }
                 Err(LocalError::Stale("pg_rewind sees no fork where the ledger has one".to_owned()))
             }
             Ok(RewindOutcome::Rewound | RewindOutcome::NotNeeded) => {
                 rhone_pgctl::apply::after_copy(self.data_dir())?;
+                self.write_identity_again().await?;
                 let mut facts = self.facts();
                 facts.copied = true;
+                facts.no_fork_seen = 0;
                 // One that was made because the instance does not start, and changes nothing about
                 // it, ends in a clone.
                 if facts.start_failed.take().is_some() {
@@ -211,6 +228,7 @@ impl Local {
         kind: SentinelKind,
         source: &str,
         floor: Option<WalPosition>,
+        data: DataRecord,
     ) -> Result<(), LocalError> {
         let sentinel = Sentinel { epoch, kind, source: source.to_owned() };
         self.facts().copied = false;
@@ -218,6 +236,7 @@ impl Local {
             hard.promise = hard.promise.max(epoch);
             hard.sentinel = Some(sentinel);
             hard.floor = floor;
+            hard.data = Some(data);
         })
         .await
     }

@@ -5,16 +5,19 @@
 //! - `start`, `serve`, `copy`: the effects, each idempotent; only `effects.rs` calls them.
 
 mod copy;
+mod identity;
 mod observe;
+mod policy;
 mod serve;
 mod start;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rhone_consensus::command::Member;
-use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, LogIndex, NodeId};
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::connection::{LocalConnection, Target};
 use rhone_pgctl::conninfo::ConnInfo;
@@ -23,15 +26,19 @@ use rhone_pgctl::error::PgError;
 use rhone_pgctl::hba::{AccessRules, Gate};
 use rhone_pgctl::install::Installation;
 use rhone_pgctl::probe::Probe;
-use rhone_pgctl::settings::ManagedSettings;
+use rhone_pgctl::settings::{ManagedSettings, synchronous_standby_names};
 use rhone_pgctl::slots::slot_name;
 use rhone_pgctl::user::OsUser;
 use rhone_pgctl::wal::{SystemId, Timeline, WalPosition};
 
+use crate::config::Postgres;
 use crate::guardian::{Guardian, GuardianError};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
+use crate::view::Stream;
+
+pub use identity::Seen;
 
 /// The role that standbys stream as.
 pub const REPLICATOR: &str = "rhone_replicator";
@@ -102,12 +109,30 @@ pub struct Facts {
     pub copied: bool,
     /// How often pg_rewind failed in a row.
     pub rewinds_failed: u32,
+    /// How often in a row pg_rewind saw no fork where the ledger has one.
+    pub no_fork_seen: u32,
     /// Why the last start failed, and until when it is not tried again as a primary.
     pub start_failed: Option<(String, BootTime)>,
     /// How many starts failed in a row.
     pub starts_failed: u32,
     /// Bytes of a clone that have arrived.
     pub clone_bytes: u64,
+    /// What the data directory is to this member.
+    pub identity: Seen,
+    /// The policy that the instance's settings name.
+    pub policy: Option<LogIndex>,
+    /// Since when they do.
+    pub policy_since: BootTime,
+    /// The policy that is known to be in force.
+    pub secured: Option<LogIndex>,
+    /// Whether commits may have waited for nobody since the last proof to the contrary.
+    pub empty_names: bool,
+    /// The epoch's marker, and the end of it.
+    pub marker: Option<(Epoch, rhone_pgctl::wal::Lsn)>,
+    /// What each standby said last, by its own clock, and when that was news.
+    pub replies: BTreeMap<DataId, (f64, BootTime)>,
+    /// Who streams from this primary.
+    pub streams: BTreeMap<DataId, Stream>,
 }
 
 /// The local Postgres and all that it takes to look after it.
@@ -119,6 +144,8 @@ pub struct Local {
     pub guardian: Guardian,
     /// The lease.
     pub lease: Lease,
+    /// `[postgres]` of the configuration.
+    pub config: Postgres,
     /// Postgres's programs.
     pub install: Installation,
     /// Who runs Postgres.
@@ -135,14 +162,16 @@ impl Local {
         shared: Arc<Shared>,
         guardian: Guardian,
         lease: Lease,
+        config: Postgres,
         install: Installation,
         user: OsUser,
     ) -> Self {
-        let target = target(&shared);
+        let target = target(&config);
         Self {
             shared,
             guardian,
             lease,
+            config,
             install,
             user,
             connection: tokio::sync::Mutex::new(LocalConnection::new(target)),
@@ -178,11 +207,11 @@ impl Local {
 
     /// Returns how our own sessions connect.
     pub fn target(&self) -> Target {
-        target(&self.shared)
+        target(&self.config)
     }
 
     pub(super) fn data_dir(&self) -> &std::path::Path {
-        &self.shared.config.postgres.data_dir
+        &self.config.data_dir
     }
 
     /// Returns the directory beside the data directory for what Postgres's user has to read and
@@ -207,12 +236,25 @@ impl Local {
     }
 
     /// Writes the password file of our own programs.
+    ///
+    /// # Errors
+    /// There is no password yet: a member whose state is new gets it from its peers, and what is started
+    /// without it never streams.
     fn write_passfile(&self) -> Result<PathBuf, LocalError> {
         let path = self.work_dir().join(PASSFILE);
-        let secret = self.shared.secret.get().unwrap_or_default().replace('\\', "\\\\").replace(':', "\\:");
+        let secret = self.replication_password()?.replace('\\', "\\\\").replace(':', "\\:");
         let text = format!("*:*:*:{REPLICATOR}:{secret}\n*:*:*:{REWINDER}:{secret}\n");
         rhone_pgctl::file::replace(&path, text.as_bytes(), &self.user, 0o600)?;
         Ok(path)
+    }
+
+    /// Returns the replication password.
+    ///
+    /// # Errors
+    /// There is none yet.
+    fn replication_password(&self) -> Result<String, LocalError> {
+        let none = || LocalError::Stale("no peer has handed over the replication password yet".to_owned());
+        self.shared.secret.get().ok_or_else(none)
     }
 
     /// Returns how to reach a member's Postgres as one of our roles.
@@ -223,7 +265,8 @@ impl Local {
             .map(|address| (address.host, address.port))
             .map_err(|_| LocalError::Stale(format!("{} has no postgres address", member.name)))?;
         let mut conninfo = ConnInfo::new(host, port, role);
-        conninfo.application_name = Some(self.shared.config.node.name.clone());
+        // A copy in the making acknowledges nothing, although its walsender hears how far it is.
+        conninfo.application_name = Some("rhone_copy".to_owned());
         conninfo.passfile = Some(self.write_passfile()?);
         Ok(conninfo)
     }
@@ -235,12 +278,18 @@ impl Local {
         minimums: StandbyMinimums,
     ) -> Result<ManagedSettings, LocalError> {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
-        let primary_conninfo = upstream.map(|member| self.conninfo(member, REPLICATOR)).transpose()?;
+        let mut primary_conninfo = upstream.map(|member| self.conninfo(member, REPLICATOR)).transpose()?;
+        if let Some(conninfo) = &mut primary_conninfo {
+            conninfo.application_name = Some(self.own_standby_name());
+        }
         Ok(ManagedSettings {
             parameters: applied.state.settings.postgres.clone(),
             primary_slot_name: upstream.map(|_| slot_name(&self.shared.config.node.name)),
             primary_conninfo,
             minimums,
+            // A standby waits for one that does not exist: should it become primary, no commit is
+            // acknowledged before its policy is set (DESIGN 6).
+            synchronous_standby_names: synchronous_standby_names(1, [""; 0]),
             ..ManagedSettings::default()
         })
     }
@@ -256,7 +305,7 @@ impl Local {
     fn access(&self) -> AccessRules {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         let lines = &applied.state.settings.pg_hba;
-        let config = &self.shared.config.postgres;
+        let config = &self.config;
         let me = OsUser::current();
         let mut os_users = vec![self.user.name.clone(), "root".to_owned()];
         if !os_users.contains(&me.name) {
@@ -355,6 +404,13 @@ impl Local {
         self.still(epoch)
     }
 
+    /// Returns the id under which the data directory counts now, if it does, and whether it must not be
+    /// used at all.
+    pub fn data_facts(&self) -> (Option<DataId>, bool) {
+        let seen = self.facts().identity;
+        (identity::counts(seen, &self.shared.hard.get()), self.is_strange(seen))
+    }
+
     /// Returns a report's worth of the slowest facts: system identifier and highest timeline.
     pub fn identity_facts(&self) -> (Option<SystemId>, Timeline) {
         let facts = self.facts();
@@ -381,7 +437,6 @@ pub fn work_dir(data_dir: &std::path::Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn target(shared: &Shared) -> Target {
-    let config = &shared.config.postgres;
+fn target(config: &Postgres) -> Target {
     Target::new(config.socket_dir.clone(), config.listen.port, config.superuser.clone())
 }

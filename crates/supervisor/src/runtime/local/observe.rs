@@ -25,6 +25,7 @@ const HUNG: Duration = Duration::from_secs(10);
 impl Local {
     /// Looks at the instance.
     pub async fn observe(&self) -> Instance {
+        self.look_at_identity();
         let epoch = {
             let facts = self.facts();
             facts.primary_epoch.max(facts.lease_epoch)
@@ -94,6 +95,7 @@ impl Local {
             facts.stopped = None;
             facts.probe = Some(probe.clone());
         }
+        self.note_streams(&probe, now);
         match &probe.role {
             RoleFacts::Primary(primary) => {
                 let mut facts = self.facts();

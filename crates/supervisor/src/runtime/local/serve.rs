@@ -12,9 +12,9 @@ use rhone_pgctl::replication::identify_system;
 use rhone_pgctl::roles::Login;
 use rhone_pgctl::slots::{plan_slots, slot_name};
 use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
-use rhone_pgctl::{marker, roles, slots, standby, timeline};
+use rhone_pgctl::{marker, roles, slots, standby, sync, timeline};
 
-use super::{Local, LocalError, REPLICATOR, REWINDER};
+use super::{Local, LocalError, REPLICATOR, REWINDER, Seen};
 use crate::guardian::{GuardState, Lease as PageLease};
 use crate::runtime::lease::LeaseTarget;
 use crate::view::{Instance, Revoked};
@@ -31,9 +31,6 @@ const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a quick statement may take.
 const SQL_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long the marker may take to be durable; without standbys in the policy that is one flush.
-const MARKER_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the checkpoint before a handover may take.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
@@ -53,14 +50,20 @@ impl Local {
         if promise < epoch {
             self.update_hard(move |hard| hard.promise = hard.promise.max(epoch)).await?;
         }
+        self.claim_first().await?;
         let position = self.frozen_position().await?;
         let hard = self.shared.hard.get();
         let unfinished = hard.sentinel.is_some() && !self.facts().copied;
         let above_floor = self.above_floor(hard.floor, position);
-        let counts = !unfinished && above_floor;
+        let data = match self.look_at_identity() {
+            Seen::Ours(data) => Some(data),
+            Seen::Nothing | Seen::Unclaimed | Seen::Stranger => None,
+        };
+        let counts = !unfinished && above_floor && data.is_some();
         Ok(Revoked {
             epoch,
             position: position.filter(|_| counts),
+            data: data.unwrap_or_default(),
             able: able && self.start_failed().is_none(),
             highest_timeline: self.identity_facts().1,
         })
@@ -160,11 +163,14 @@ impl Local {
         // The gate is closed and the timeline planned while the first renewal is under way.
         self.lease.set_target(Some(self.lease_target(epoch)));
         let reload = self.write_gate(Gate::Closed).await?;
-        let settings = self.settings(None, self.minimums().await?)?;
+        let (policy, settings) = self.primary_settings(epoch).await?;
         let reload = self.write_settings(settings).await? || reload;
         if reload {
             postmaster.reload_and_settle(&self.target(), SQL_LIMIT).await?;
         }
+        let session = Session::open(&self.target(), SQL_LIMIT).await?;
+        sync::checkpointer_is_up(&session, SQL_LIMIT).await?;
+        drop(session);
         self.facts().gate_open = false;
         self.reserve(grant).await?;
         let here = identify_system(&(&self.target()).into(), SQL_LIMIT).await?.position;
@@ -185,6 +191,7 @@ impl Local {
                 return Err(LocalError::Stale("the guardian does not hold the lease".to_owned()));
             }
         }
+        self.promoted_under(&policy);
         postmaster.promote(self.data_dir(), &self.target(), &self.user, PROMOTE_LIMIT).await?;
         self.check_timeline(grant).await
     }
@@ -235,17 +242,20 @@ impl Local {
         }
     }
 
-    /// Writes the epoch's marker and lets clients in once it is durable and the lease is live.
+    /// Writes the epoch's marker and lets clients in once it is durable and the lease is live; comes back
+    /// after a while when it is not durable yet.
     ///
     /// # Errors
-    /// The epoch is over, or the marker did not become durable: ask again.
+    /// The epoch is over, or Postgres does not answer: ask again.
     pub async fn open_gate(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
         if self.state(|state| state.history.is_empty()) {
             self.ensure_roles().await?;
         }
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
-        marker::write_marker(&session, epoch.0, MARKER_LIMIT).await?;
+        if !self.marker_is_durable(epoch, &session).await? {
+            return Ok(());
+        }
         self.lease_live(epoch).await?;
         self.still(epoch)?;
         if self.write_gate(Gate::Open).await?
@@ -259,7 +269,7 @@ impl Local {
 
     /// Makes the roles that standbys and pg_rewind connect as, and the application's database.
     async fn ensure_roles(&self) -> Result<(), LocalError> {
-        let secret = self.shared.secret.get().unwrap_or_default();
+        let secret = self.replication_password()?;
         let login = |name: &str| Login { name: name.to_owned(), password: secret.clone() };
         let session = roles::open_session(&self.target(), SQL_LIMIT).await?;
         roles::ensure_roles(&session, &login(REPLICATOR), &login(REWINDER), SQL_LIMIT).await?;
@@ -281,11 +291,11 @@ impl Local {
     /// It did not come to pass; the next round tries again.
     pub async fn settle_in(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
-        self.keep_slots().await?;
-        self.ensure_roles().await?;
+        // First what waits for no standby: a member that has to be rewound may be the one waited for.
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         marker::checkpoint(&session, CHECKPOINT_LIMIT).await?;
-        Ok(())
+        self.keep_slots().await?;
+        self.ensure_roles().await
     }
 
     /// Keeps one physical slot for each other data member; on a standby moves them along.
@@ -345,6 +355,7 @@ impl Local {
         {
             tracing::warn!(%error, "no checkpoint before the handover");
         }
+        crate::pooler::pause_everywhere(&self.shared, epoch).await;
         self.still(epoch)?;
         self.stop_primary().await?;
         self.lease.set_target(None);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_pgctl::error::PgError;
 use rhone_pgctl::hba::Gate;
 use rhone_pgctl::process::{self, Postmaster, StartOptions};
 
@@ -18,6 +19,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the guardian may take to kill before the supervisor does it itself; it takes 5 to 30 ms.
 const GUARDIAN_KILLS: Duration = Duration::from_secs(2);
+
+/// Between two looks at whether the guardian has an instance: one read of shared memory.
+const GONE_POLL: Duration = Duration::from_millis(2);
 
 /// How long killing everything may take.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
@@ -72,6 +76,7 @@ impl Local {
     }
 
     async fn start_server(&self, upstream: Option<NodeId>) -> Result<(), LocalError> {
+        self.claim_again().await?;
         let member = upstream.map(|node| self.member(node)).transpose()?;
         let settings = self.settings(member.as_ref(), self.minimums().await?)?;
         self.write_settings(settings).await?;
@@ -93,12 +98,27 @@ impl Local {
         // The stopped facts hold until there is something newer to know.
         self.guardian.start(spec).await?;
         self.facts().stopped = None;
-        process::wait_accepting(self.data_dir(), &self.target(), START_WATCHED).await?;
+        let target = self.target();
+        tokio::select! {
+            accepting = process::wait_accepting(self.data_dir(), &target, START_WATCHED) => accepting.map(drop)?,
+            // A server may end before its first look at its pid file: on a full disk it cannot even write one.
+            () = self.gone() => return Err(PgError::DataDirUnusable {
+                data_dir: self.data_dir().to_owned(),
+                reason: "the server ended while it started; see its log".to_owned(),
+            }.into()),
+        }
         Ok(())
     }
 
+    /// Returns once the guardian has no instance.
+    async fn gone(&self) {
+        while self.guardian.page().state().has_instance() {
+            tokio::time::sleep(GONE_POLL).await;
+        }
+    }
+
     fn start_spec(&self) -> StartSpec {
-        let config = &self.shared.config.postgres;
+        let config = &self.config;
         let options = StartOptions {
             listen_addresses: config.listen.host.clone(),
             port: config.listen.port,
@@ -213,6 +233,11 @@ impl Local {
         facts.probe = None;
         facts.stopped = None;
         facts.upstream = None;
+        facts.policy = None;
+        facts.secured = None;
+        facts.marker = None;
+        facts.streams.clear();
+        facts.replies.clear();
     }
 
     /// Shuts a primary down in order, with everything sent to the standbys; it is never killed for
@@ -253,12 +278,7 @@ impl Local {
 
     /// Waits until the guardian says that nothing of the instance is left.
     async fn until_gone(&self) -> Result<(), LocalError> {
-        let waited = tokio::time::timeout(KILL_LIMIT, async {
-            while self.guardian.page().state().has_instance() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        })
-        .await;
+        let waited = tokio::time::timeout(KILL_LIMIT, self.gone()).await;
         waited.map_err(|_| LocalError::TooLong { what: "the end of the instance", limit: KILL_LIMIT })
     }
 

@@ -11,7 +11,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhone_consensus::ids::Epoch;
+use rhone_consensus::ids::{Epoch, LogIndex};
 use rhone_consensus::state::ClusterState;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -262,6 +262,9 @@ impl NodeLoop {
             promise: facts.promise,
             unfinished: facts.unfinished,
             copied: facts.copied,
+            stranger: facts.stranger,
+            policy: facts.policy,
+            secured: facts.secured,
             revoke: self.revoke.as_ref().map(|(epoch, _)| *epoch),
             running: self.running.as_ref().map(|running| (running.effect, running.epoch)),
             leaving: self.leaving.is_some(),
@@ -296,6 +299,9 @@ impl NodeLoop {
             promise: hard.promise,
             unfinished: hard.sentinel.as_ref().filter(|_| !remembered.copied).map(|s| s.epoch),
             copied: hard.sentinel.is_some() && remembered.copied,
+            stranger: self.local.data_facts().1,
+            policy: remembered.policy,
+            secured: remembered.secured,
             rewinds_failed: remembered.rewinds_failed,
             start_failed: start_failed.as_deref(),
             behind: self.behind(),
@@ -326,7 +332,8 @@ impl NodeLoop {
             running.task.abort();
             before = Some(running.task);
         }
-        let able = self.leaving.is_none();
+        let fenced = self.shared.consensus.state().borrow().state.is_fenced(self.shared.me());
+        let able = self.leaving.is_none() && !fenced;
         let local = Arc::clone(&self.local);
         let task = tokio::spawn(async move {
             if let Some(before) = before {
@@ -514,6 +521,9 @@ struct Facts<'a> {
     promise: Epoch,
     unfinished: Option<Epoch>,
     copied: bool,
+    stranger: bool,
+    policy: Option<LogIndex>,
+    secured: Option<LogIndex>,
     rewinds_failed: u32,
     start_failed: Option<&'a str>,
     behind: bool,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rhone_consensus::ids::Epoch;
+use rhone_consensus::ids::{DataId, Epoch};
 
 use super::{NodeLoop, Running, chain};
 use crate::decide::Effect;
@@ -58,7 +58,7 @@ impl NodeLoop {
             let promised = local.update_hard(move |hard| hard.promise = hard.promise.max(epoch)).await;
             let highest_timeline = local.identity_facts().1;
             let answer = promised
-                .map(|()| Revoked { epoch, position: None, able: false, highest_timeline })
+                .map(|()| Revoked { epoch, position: None, data: DataId(0), able: false, highest_timeline })
                 .map_err(|error| chain(&error));
             // Whoever asked may have given up.
             drop(ask.answer.send(answer));

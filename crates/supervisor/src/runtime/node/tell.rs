@@ -14,11 +14,15 @@ impl NodeLoop {
         let hard = self.shared.hard.get();
         let remembered = self.local.facts().clone();
         let start_failed = self.local.start_failed();
+        let (data, stranger) = self.local.data_facts();
         let facts = Facts {
             instance: &self.instance,
             promise: hard.promise,
             unfinished: hard.sentinel.as_ref().filter(|_| !remembered.copied).map(|s| s.epoch),
             copied: hard.sentinel.is_some() && remembered.copied,
+            stranger,
+            policy: remembered.policy,
+            secured: remembered.secured,
             rewinds_failed: remembered.rewinds_failed,
             start_failed: start_failed.as_deref(),
             behind: self.behind(),
@@ -38,6 +42,9 @@ impl NodeLoop {
             leaving: self.leaving.is_some(),
             down,
             system_id: remembered.system_id,
+            data,
+            streams: remembered.streams,
+            secured: remembered.secured,
             highest_timeline: remembered.highest_timeline,
             lease_left_ms: (lease.until > now).then(|| {
                 // Coarse, so that an idle report does not change ten times a second.
@@ -78,6 +85,7 @@ impl NodeLoop {
                 Effect::Start(_)
                 | Effect::Follow(_)
                 | Effect::Revoke
+                | Effect::SetPolicy
                 | Effect::Fence
                 | Effect::HandOver
                 | Effect::Stop,

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rhone_consensus::settings::SyncMode;
+
 use super::{NodeLoop, UPKEEP_EVERY_MS, chain};
 use crate::runtime::local::LocalError;
 use crate::view::Instance;
@@ -13,14 +15,25 @@ impl NodeLoop {
             return;
         }
         let now = self.shared.now();
-        let due = now.millis_since(self.upkept) > UPKEEP_EVERY_MS;
+        let hard = self.shared.hard.get();
+        // A copy that has reached its floor counts from then on: not a moment later than need be.
+        let copied = hard.sentinel.is_some() || hard.floor.is_some();
+        let due = now.millis_since(self.upkept) > if copied { UPKEEP_EVERY_MS / 5 } else { UPKEEP_EVERY_MS };
         if due {
             let local = Arc::clone(&self.local);
             tokio::spawn(async move { local.bound_log().await });
         }
+        let strict = self.shared.consensus.state().borrow().state.settings.sync == SyncMode::Strict;
         let local = Arc::clone(&self.local);
         let work = match self.instance {
             Instance::Primary { epoch, gate_open: true, .. } if self.settled != epoch => {
+                self.settled = epoch;
+                tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
+            }
+            // The gate waits for standbys: who has to be copied first finds a checkpoint to begin with.
+            Instance::Primary { epoch, gate_open: false, .. } 
+                if due && self.settled != epoch && strict =>
+            {
                 self.settled = epoch;
                 tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
             }

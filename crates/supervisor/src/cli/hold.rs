@@ -1,0 +1,145 @@
+//! `rhone pause`, `resume`, `fence` and `unfence`: what an operator holds back.
+
+use std::time::Duration;
+
+use super::args::Global;
+use super::exit::{CliError, Exit};
+use super::terminal::Terminal;
+use super::{client, print_json, status};
+use crate::api;
+use crate::api::proto::v1;
+use crate::status::{ClusterStatus, State, SwitchoverReply};
+
+/// How long the member that is asked may take to hear of a change: it may be a follower.
+const HEARD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long Postgres may take to stop or to stream again: a checkpoint on a slow card.
+const STOP_LIMIT: Duration = Duration::from_secs(120);
+
+/// How often is looked.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Turns automatic failover off or on.
+pub(super) async fn pause(global: &Global, paused: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+    let key = client::idempotency_key()?;
+    client::ask(global, true, async |mut client| {
+        let (idempotency_key, expected_epoch) = (key.clone(), None);
+        let reply = if paused {
+            client.pause(v1::PauseRequest { idempotency_key, expected_epoch }).await?
+        } else {
+            client.resume(v1::ResumeRequest { idempotency_key, expected_epoch }).await?
+        };
+        api::change_reply(reply.into_inner())
+    })
+    .await?;
+    let after = wait(global, HEARD_LIMIT, |status| status.paused == paused).await?;
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "paused": paused }));
+    }
+    terminal.talk(if paused {
+        "automatic failover is off; a primary that loses its lease is fenced all the same"
+    } else {
+        "automatic failover is on"
+    });
+    terminal.data(&status::render(&after, terminal.colour()));
+    Ok(())
+}
+
+/// Stops a member's Postgres and keeps it stopped.
+pub(super) async fn fence(
+    global: &Global,
+    name: String,
+    hand_over: bool,
+    no_wait: bool,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let expected_epoch = status::fetch(global).await?.epoch.map(|epoch| epoch.0);
+    let idempotency_key = client::idempotency_key()?;
+    let request = v1::FenceRequest { idempotency_key, expected_epoch, name: name.clone(), hand_over };
+    let reply = client::ask(global, true, async |mut client| {
+        api::change_reply(client.fence(request.clone()).await?.into_inner())
+    })
+    .await?;
+    let fenced = |status: &ClusterStatus| state(status, &name) == Some(State::Fenced);
+    let after = if no_wait { None } else { Some(wait(global, STOP_LIMIT, fenced).await?) };
+    tell(global, &name, true, &reply, after.as_ref(), terminal)
+}
+
+/// Lets a fenced member's Postgres go.
+pub(super) async fn unfence(
+    global: &Global,
+    name: String,
+    no_wait: bool,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let expected_epoch = status::fetch(global).await?.epoch.map(|epoch| epoch.0);
+    let idempotency_key = client::idempotency_key()?;
+    let request = v1::UnfenceRequest { idempotency_key, expected_epoch, name: name.clone() };
+    let reply = client::ask(global, true, async |mut client| {
+        api::change_reply(client.unfence(request.clone()).await?.into_inner())
+    })
+    .await?;
+    let back = |status: &ClusterStatus| matches!(state(status, &name), Some(State::Streaming | State::Running));
+    let after = if no_wait { None } else { Some(wait(global, STOP_LIMIT, back).await?) };
+    tell(global, &name, false, &reply, after.as_ref(), terminal)
+}
+
+fn state(status: &ClusterStatus, name: &str) -> Option<State> {
+    status.members.iter().find(|member| member.name == name).map(|member| member.state)
+}
+
+fn tell(
+    global: &Global,
+    name: &str,
+    fenced: bool,
+    reply: &SwitchoverReply,
+    after: Option<&ClusterStatus>,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    if global.json() {
+        let data = serde_json::json!({
+            "name": name,
+            "fenced": fenced,
+            "finished": after.is_some(),
+            "handed_over_to": reply.to,
+            "epoch": reply.epoch,
+        });
+        return print_json(terminal, &data);
+    }
+    if let Some(to) = &reply.to {
+        terminal.talk(&format!("handed over to {to}"));
+    }
+    match (fenced, after.is_some()) {
+        (true, true) => terminal.talk(&format!("{name} is fenced; `rhone unfence {name}` lets it go")),
+        (true, false) => terminal.talk(&format!("{name} is being fenced; `rhone status --watch` shows it")),
+        (false, true) => terminal.talk(&format!("{name} is let go")),
+        (false, false) => terminal.talk(&format!("{name} is being started; `rhone status --watch` shows it")),
+    }
+    if let Some(after) = after {
+        terminal.data(&status::render(after, terminal.colour()));
+    }
+    Ok(())
+}
+
+/// Waits until the cluster is as asked for.
+async fn wait(
+    global: &Global,
+    limit: Duration,
+    done: impl Fn(&ClusterStatus) -> bool,
+) -> Result<ClusterStatus, CliError> {
+    let looking = async {
+        loop {
+            // A failover meanwhile is no reason to give up.
+            if let Ok(status) = status::fetch(global).await
+                && done(&status)
+            {
+                return status;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(limit, looking).await.map_err(|_| {
+        CliError::new(Exit::Unknown, format!("it is decided, and not done within {} s", limit.as_secs()))
+            .hint("`rhone status` shows how far it is")
+    })
+}

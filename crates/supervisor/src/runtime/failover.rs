@@ -1,0 +1,109 @@
+//! Failing over by hand: refused where acknowledged commits would be lost, unless a person accepts
+//! that for the very epoch that is being prepared.
+
+use std::time::Duration;
+
+use rhone_consensus::command::{Acceptance, ClusterCommand, Outcome, PrepareReason, WallTime};
+use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::state::{ClusterState, Phase};
+
+use super::operator::{RuntimeOperator, refused};
+use super::outlook;
+use crate::runtime::clock::wall_time;
+use crate::status::{FailoverRequest, OperatorError, SwitchoverReply};
+
+/// For how long an election is left to find its evidence before the accepted loss is recorded: what
+/// is not needed is not accepted.
+const EVIDENCE_LIMIT: Duration = Duration::from_secs(4);
+
+impl RuntimeOperator {
+    /// Fails over, as asked by a person.
+    pub(super) async fn fail_over(&self, request: FailoverRequest) -> Result<SwitchoverReply, OperatorError> {
+        let applied = self.applied();
+        let state = &applied.state;
+        let present = state.epoch;
+        if request.expected_epoch.is_some_and(|expected| expected != present) {
+            return Err(refused(format!("the epoch is {present} by now"), Some("rhone status")));
+        }
+        let to = candidate(state, request.to.as_deref())?;
+        let from = state
+            .last_owner()
+            .and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
+        let epoch = match &state.phase {
+            Phase::None => return Err(refused("there is no primary yet", Some("rhone explain"))),
+            Phase::Preparing { .. } if !request.accept_data_loss => {
+                let (_, waits) = self.shared().decided.borrow().clone();
+                let why = self.why_not(state).unwrap_or(waits);
+                return Err(needs_a_person(&format!("the election of epoch {present} waits: {why}")));
+            }
+            Phase::Preparing { .. } => present,
+            Phase::Granted | Phase::Established => {
+                if let Some(why) = self.why_not(state).filter(|_| !request.accept_data_loss) {
+                    return Err(needs_a_person(&why));
+                }
+                self.open(to).await?
+            }
+        };
+        tracing::warn!(%epoch, to = ?request.to, accepted = request.accept_data_loss, by = %request.by,
+            "a person fails over");
+        if request.accept_data_loss && !self.granted(epoch, EVIDENCE_LIMIT).await {
+            let at = WallTime(wall_time());
+            self.propose(ClusterCommand::AcceptLoss(Acceptance { epoch, to, by: request.by, at })).await?;
+        }
+        if request.no_wait {
+            return Ok(SwitchoverReply { from, ..SwitchoverReply::default() });
+        }
+        self.outcome(from, epoch.0.saturating_sub(1)).await
+    }
+
+    /// Opens an epoch and returns it.
+    async fn open(&self, to: Option<NodeId>) -> Result<Epoch, OperatorError> {
+        let reason = to.map_or(PrepareReason::Operator, |to| PrepareReason::OperatorTo { to });
+        match self.propose(ClusterCommand::Prepare { reason, at: WallTime(wall_time()) }).await? {
+            Outcome::Prepared(epoch) => Ok(epoch),
+            Outcome::Done | Outcome::Refused(_) => Err(OperatorError::Unknown),
+        }
+    }
+
+    /// Says why acknowledged commits could be lost, if they could: those who are there, the primary
+    /// among them, do not cover every policy.
+    fn why_not(&self, state: &ClusterState) -> Option<String> {
+        let (table, now) = (self.shared().table.borrow().clone(), self.shared().now());
+        let open = outlook::uncovered(state, &table, now, None);
+        (!open.is_empty()).then(|| outlook::why_uncovered(state, &table, now, &open))
+    }
+
+    /// Waits until the epoch has an owner, or is over.
+    async fn granted(&self, epoch: Epoch, limit: Duration) -> bool {
+        let mut states = self.shared().consensus.state();
+        let granted = states.wait_for(|applied| {
+            let state = &applied.state;
+            state.epoch > epoch || state.current_grant().is_some()
+        });
+        tokio::time::timeout(limit, granted).await.is_ok()
+    }
+}
+
+fn candidate(state: &ClusterState, name: Option<&str>) -> Result<Option<NodeId>, OperatorError> {
+    let Some(name) = name else { return Ok(None) };
+    let member = state.data_members().find(|member| member.name == name);
+    let member = member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
+    if member.priority == 0 {
+        return Err(refused(format!("{name} has priority 0 and is never promoted"), None));
+    }
+    if state.phase == Phase::Established && state.last_owner() == Some(member.node) {
+        return Err(refused(format!("{name} is the primary already"), None));
+    }
+    Ok(Some(member.node))
+}
+
+/// Only a person may go on.
+fn needs_a_person(why: &str) -> OperatorError {
+    OperatorError::Refused {
+        reason: format!("acknowledged commits may be lost: {why}"),
+        hint: Some(
+            "start the missing members; or give those commits up with `rhone failover --accept-data-loss`"
+                .to_owned(),
+        ),
+    }
+}

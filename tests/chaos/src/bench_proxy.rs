@@ -1,0 +1,263 @@
+//! What the rw port costs: pgbench direct, through Rhone, and through HAProxy, in turns.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::binary;
+use crate::cluster::{Cluster, LIMIT, Spec};
+use crate::namespace::Place;
+use crate::node::POSTGRES_PORT;
+use crate::ports::{IdleSession, RW, run_client, with_ports};
+use crate::process::{self, Owned, Signal};
+use crate::scenario::{hold, report};
+use crate::stats::table;
+
+/// Where HAProxy listens.
+const HAPROXY: u16 = 5900;
+
+/// Idle sessions that memory is measured with.
+const IDLE: usize = 80;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// Runs of each load on each way.
+    pub rounds: u32,
+    /// Seconds of each run.
+    pub seconds: u64,
+    /// pgbench's clients.
+    pub clients: u32,
+}
+
+/// One way to the primary under one load.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// `write` (pgbench's default script) or `select`.
+    pub load: &'static str,
+    /// `direct`, `rhone` or `haproxy`.
+    pub way: &'static str,
+    /// Transactions a second: the median of the rounds.
+    pub tps: f64,
+    /// The least and the most.
+    pub range: [f64; 2],
+    /// The median of the rounds' ratios to the direct run of the same round.
+    pub of_direct: f64,
+    /// The proxy's own CPU time for each transaction, in microseconds.
+    pub cpu_us: Option<f64>,
+}
+
+/// All that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// Every way under every load.
+    pub figures: Vec<Figure>,
+    /// Memory of the supervisor for each idle connection, in bytes.
+    pub idle_bytes: i64,
+    /// Load average before and after.
+    pub loads: [String; 2],
+    /// What could not be measured, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Transactions a second and CPU time for each, of each round, by load and way.
+type Runs = BTreeMap<(&'static str, &'static str), Vec<(f64, Option<f64>)>>;
+
+/// Runs the benchmark.
+pub fn run(order: Order) -> Result<Findings> {
+    let before = load_average();
+    let mut cluster = Cluster::start(&Spec { ..with_ports(1, "") })?;
+    let result = measure(&mut cluster, order).with_context(|| cluster.dump());
+    let (figures, idle_bytes, skipped) = result?;
+    Ok(Findings { figures, idle_bytes, loads: [before, load_average()], skipped })
+}
+
+fn load_average() -> String {
+    fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
+}
+
+fn measure(cluster: &mut Cluster, order: Order) -> Result<(Vec<Figure>, i64, Vec<String>)> {
+    let address = cluster.node(0)?.address().to_string();
+    let supervisor = cluster.node_mut(0)?.supervisor().context("the supervisor")?;
+    let mut skipped = Vec::new();
+    let haproxy = match binary::program("haproxy") {
+        Some(program) => Some(start_haproxy(cluster, &program)?),
+        None => {
+            skipped.push("haproxy is not installed (apt-get install haproxy)".to_owned());
+            None
+        }
+    };
+    let ways: Vec<(&'static str, u16)> = [("direct", POSTGRES_PORT), ("rhone", RW)]
+        .into_iter()
+        .chain(haproxy.as_ref().map(|_| ("haproxy", HAPROXY)))
+        .collect();
+    let idle_bytes = idle_memory(cluster, supervisor)?;
+    let port = RW.to_string();
+    let prepare = ["-i", "-q", "-s", "10", "-h", &address, "-p", &port, "-U", "chaos", "chaos"];
+    let output = run_client(cluster, "pgbench", &prepare, LIMIT)?;
+    ensure!(output.code == Some(0), "pgbench -i: {output:?}");
+    let mut runs = Runs::new();
+    for round in 1..=order.rounds {
+        for load in ["write", "select"] {
+            // Each round begins with another way, so that none is always the first.
+            let mut turn = ways.clone();
+            turn.rotate_left(usize::try_from(round).unwrap_or(0) % ways.len());
+            for (way, port) in turn {
+                let ticks = || match (way, &haproxy) {
+                    ("rhone", _) => thread_ticks(supervisor, "proxy"),
+                    ("haproxy", Some(haproxy)) => process::stat(haproxy.pid()).map(|stat| stat.ticks),
+                    _ => None,
+                };
+                let before = ticks();
+                let tps = pgbench(cluster, &address, port, load, order)?;
+                let spent = before.zip(ticks()).map(|(before, after)| after.saturating_sub(before));
+                let cpu = spent.map(|ticks| cpu_us(ticks, tps * seconds(order)));
+                report(&format!("{load} {way} {round}/{}: {tps:.0} tps", order.rounds));
+                runs.entry((load, way)).or_default().push((tps, cpu));
+            }
+        }
+    }
+    if let Some(haproxy) = haproxy {
+        process::signal(haproxy.pid(), Signal::TERM);
+    }
+    Ok((figures(&runs), idle_bytes, skipped))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "seconds of a run")]
+fn seconds(order: Order) -> f64 {
+    order.seconds as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "clock ticks of a run")]
+fn cpu_us(ticks: u64, transactions: f64) -> f64 {
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64 * 1e6 / transactions.max(1.0)
+}
+
+fn figures(all: &Runs) -> Vec<Figure> {
+    let middle = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    all.iter()
+        .map(|((load, way), runs)| {
+            let tps: Vec<f64> = runs.iter().map(|(tps, _)| *tps).collect();
+            let direct = all.get(&(*load, "direct")).map(Vec::as_slice).unwrap_or_default();
+            let ratios = tps.iter().zip(direct).map(|(tps, (direct, _))| tps / direct).collect();
+            Figure {
+                load,
+                way,
+                tps: middle(tps.clone()),
+                range: [
+                    tps.iter().copied().fold(f64::INFINITY, f64::min),
+                    tps.iter().copied().fold(0.0, f64::max),
+                ],
+                of_direct: middle(ratios),
+                cpu_us: Some(runs.iter().filter_map(|(_, cpu)| *cpu).collect::<Vec<_>>())
+                    .filter(|cpu| !cpu.is_empty())
+                    .map(middle),
+            }
+        })
+        .collect()
+}
+
+fn pgbench(cluster: &Cluster, address: &str, port: u16, load: &str, order: Order) -> Result<f64> {
+    let (port, clients, time) = (port.to_string(), order.clients.to_string(), order.seconds.to_string());
+    let mut arguments = vec!["-h", address, "-p", &port, "-U", "chaos", "-n", "-c", &clients, "-T", &time];
+    if load == "select" {
+        arguments.push("-S");
+    }
+    arguments.extend(["-M", "prepared", "chaos"]);
+    let limit = LIMIT + Duration::from_secs(order.seconds);
+    let output = run_client(cluster, "pgbench", &arguments, limit)?;
+    ensure!(output.code == Some(0), "pgbench: {output:?}");
+    let line = output.stdout.lines().find_map(|line| line.strip_prefix("tps = "));
+    let number = line.and_then(|rest| rest.split_whitespace().next()).context("pgbench's tps")?;
+    number.parse().context("read pgbench's tps")
+}
+
+/// CPU time of one thread of a process, by its name, in clock ticks.
+fn thread_ticks(pid: u32, name: &str) -> Option<u64> {
+    for entry in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        let text = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (head, tail) = text.rsplit_once(')')?;
+        if head.split_once('(')?.1 == name {
+            let fields: Vec<u64> =
+                tail.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+            return Some(fields.iter().sum());
+        }
+    }
+    None
+}
+
+fn start_haproxy(cluster: &Cluster, program: &Path) -> Result<Owned> {
+    let (node, folder) = (cluster.node(0)?, cluster.folder().join("haproxy.cfg"));
+    let address = node.address();
+    let text = format!(
+        "global\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
+         listen rw\n  bind {address}:{HAPROXY}\n  server pg {address}:{POSTGRES_PORT}\n"
+    );
+    fs::write(&folder, text).context("write haproxy.cfg")?;
+    let mut command = cluster.network().command(Place::Node(0), program);
+    command.args(["-db", "-f"]).arg(&folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut haproxy = Owned::spawn(&mut command)?;
+    hold(Duration::from_secs(1));
+    if haproxy.ended().is_some() {
+        bail!("haproxy does not start with {}", folder.display());
+    }
+    Ok(haproxy)
+}
+
+/// Opens idle sessions and looks at what they add to the supervisor's memory of its own.
+fn idle_memory(cluster: &Cluster, supervisor: u32) -> Result<i64> {
+    // One first, so that what is made once is not counted.
+    let mut sessions = vec![IdleSession::open(cluster, 0, RW)?];
+    hold(Duration::from_secs(1));
+    let before = own_memory(supervisor);
+    for _ in 0..IDLE {
+        sessions.push(IdleSession::open(cluster, 0, RW)?);
+    }
+    hold(Duration::from_secs(1));
+    let grown = own_memory(supervisor) - before;
+    Ok(grown * 1024 / i64::try_from(IDLE).unwrap_or(i64::MAX))
+}
+
+/// `RssAnon` in KiB.
+fn own_memory(pid: u32) -> i64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+impl Findings {
+    /// The findings as a person reads them.
+    pub fn text(&self) -> String {
+        let head = ["load", "way", "tps", "least", "most", "of direct", "CPU µs/tx"].map(str::to_owned);
+        let mut rows = vec![head.to_vec()];
+        for figure in &self.figures {
+            rows.push(vec![
+                figure.load.to_owned(),
+                figure.way.to_owned(),
+                format!("{:.0}", figure.tps),
+                format!("{:.0}", figure.range[0]),
+                format!("{:.0}", figure.range[1]),
+                format!("{:.1} %", figure.of_direct * 100.0),
+                figure.cpu_us.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}")),
+            ]);
+        }
+        let mut text = table(&rows);
+        text.push_str(&format!(
+            "{} bytes of the supervisor's memory for each idle connection\n",
+            self.idle_bytes
+        ));
+        text.push_str(&format!("load average {} before, {} after\n", self.loads[0], self.loads[1]));
+        for skipped in &self.skipped {
+            text.push_str(&format!("skipped: {skipped}\n"));
+        }
+        text
+    }
+}

@@ -1,0 +1,545 @@
+//! Runs a scenario: rounds of faults under clients, from whole to whole, and the verdict.
+//!
+//! What cannot be done here is reported as skipped, never as passed. Times are printed for each
+//! round and judged only where the caller asks for it: this machine may be loaded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+
+use crate::checker;
+use crate::clock::Moment;
+use crate::cluster::{Cluster, LIMIT, Sync};
+use crate::fault::Fault;
+use crate::leak;
+use crate::random::Random;
+use crate::scenario::{Excuse, Verdict, hold, report};
+use crate::script::{Blow, Script, Target};
+use crate::sql::ask;
+use crate::strike::{Undo, heal, strike};
+use crate::transactions::append::{self, Append};
+use crate::transactions::bank::{self, Bank};
+use crate::transactions::counter::{self, Counter};
+use crate::transactions::{Clients, Kind, Span};
+use crate::workload::{DATABASE, Workload};
+
+/// How long a cluster may take to be whole again before the run gives up: far beyond any figure that
+/// is asked for, so that what comes late is told from what never comes.
+const WHOLE_LIMIT: Duration = Duration::from_secs(180);
+
+/// What a run is asked for.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The scenario's name or file, for the command that repeats it.
+    pub name: String,
+    /// The scenario.
+    pub script: Script,
+    /// The seed of all choices.
+    pub seed: u64,
+    /// Rounds instead of the scenario's.
+    pub rounds: Option<u32>,
+    /// Time instead of the scenario's.
+    pub time: Option<Duration>,
+    /// Whether the scenario's durations are judged too.
+    pub strict: bool,
+    /// Only these rounds' faults, when a failure is reduced: indices of `mix`.
+    pub only: Vec<Fault>,
+}
+
+/// One round, as it went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Round {
+    /// From 1.
+    pub number: usize,
+    /// Seconds since the run began.
+    pub at: f64,
+    /// The faults, on whom, how long after the round began.
+    pub faults: Vec<String>,
+    /// Seconds from the first fault until everything was healed.
+    pub held: f64,
+    /// Longest time without an acknowledged write anywhere, seconds.
+    pub gap: f64,
+    /// Seconds from healing until there was one primary and all others streamed from it; `None` if never.
+    pub whole: Option<f64>,
+    /// The primary before and after.
+    pub primary: [String; 2],
+    /// Load average of the machine.
+    pub load: f64,
+}
+
+/// The end of a run.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// How to run it again.
+    pub command: String,
+    /// The seed.
+    pub seed: u64,
+    /// How often each fault was done.
+    pub faults: BTreeMap<Fault, u32>,
+    /// Faults that could not be done here, and why.
+    pub skipped: BTreeMap<Fault, String>,
+    /// The rounds.
+    pub rounds: Vec<Round>,
+    /// Acknowledged rows a second over the whole run.
+    pub rate: f64,
+    /// Loss, phantoms, two primaries, differences.
+    pub loss: String,
+    /// What was violated, one sentence each; empty when nothing was.
+    pub violations: Vec<String>,
+    /// Where the logs are, when something was violated.
+    pub logs: Option<String>,
+}
+
+impl Outcome {
+    /// Whether nothing was violated.
+    pub fn passed(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.passed() {
+            for round in &self.rounds {
+                writeln!(f, "{round}")?;
+            }
+        }
+        let kinds = self.faults.len();
+        let done: u32 = self.faults.values().sum();
+        writeln!(f, "{} rounds, {done} faults of {kinds} kinds:", self.rounds.len())?;
+        let list: Vec<String> = self.faults.iter().map(|(fault, n)| format!("{fault:?} {n}")).collect();
+        writeln!(f, "  {}", list.join(", "))?;
+        for (fault, why) in &self.skipped {
+            writeln!(f, "  {fault:?}: SKIPPED, {why}")?;
+        }
+        let worst = |pick: fn(&Round) -> Option<f64>| {
+            let mut all: Vec<f64> = self.rounds.iter().filter_map(pick).collect();
+            all.sort_by(f64::total_cmp);
+            let middle = all.get(all.len() / 2).copied().unwrap_or_default();
+            format!("median {middle:.1} s, worst {:.1} s", all.last().copied().unwrap_or_default())
+        };
+        writeln!(f, "whole after healing: {}", worst(|round| round.whole))?;
+        writeln!(f, "longest time without writes per round: {}", worst(|round| Some(round.gap)))?;
+        writeln!(f, "{:.0} rows/s acknowledged over the run, faults included", self.rate)?;
+        writeln!(f, "{}", self.loss)?;
+        for violation in &self.violations {
+            writeln!(f, "VIOLATED: {violation}")?;
+        }
+        if let Some(logs) = &self.logs {
+            writeln!(f, "logs: {logs}")?;
+        }
+        let word = if self.passed() { "PASSED" } else { "FAILED" };
+        write!(f, "{word}; again: {}", self.command)
+    }
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:3} {:7.1} s  {}, healed after {:.1} s: ",
+            self.number,
+            self.at,
+            self.faults.join(" + "),
+            self.held
+        )?;
+        match self.whole {
+            Some(whole) => write!(f, "whole {whole:.1} s later")?,
+            None => write!(f, "NEVER WHOLE")?,
+        }
+        let [before, after] = &self.primary;
+        write!(f, ", {:.1} s without writes, {before} -> {after}, load {:.0}", self.gap, self.load)
+    }
+}
+
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
+}
+
+/// Runs a scenario to its end, or to the first violation.
+pub fn run(order: &Order) -> Result<Outcome> {
+    let script = &order.script;
+    let mut cluster = Cluster::start(&script.spec())?;
+    let mut campaign = Campaign::new(order, &cluster)?;
+    let mut transactions = Transactions::start(&cluster, order)?;
+    let workload = cluster.workload(&script.plan());
+    workload.wait_for(200, LIMIT)?;
+    let outcome = campaign.all(&mut cluster, &workload);
+    let mut violations: Vec<String> = outcome.err().map(|error| format!("{error:#}")).into_iter().collect();
+    if let Err(error) = heal(&mut cluster, &mut campaign.undo) {
+        violations.push(format!("could not heal: {error:#}"));
+    }
+    let elapsed = campaign.start.elapsed().as_secs_f64();
+    let history = workload.stop()?;
+    transactions.stop()?;
+    // The bound of asynchronous mode is no excuse where commits were synchronous.
+    let excuses = if script.topology.sync == Sync::Off { campaign.excuses.clone() } else { Vec::new() };
+    let loss = match Verdict::of(&cluster, &history, &excuses) {
+        Ok(verdict) => {
+            if !verdict.passed() {
+                violations.push(verdict.to_string());
+            }
+            let (text, wrong) = transactions.judge(&cluster, &excuses)?;
+            violations.extend(wrong);
+            let held = leak::look(&mut cluster)?;
+            violations.extend(leak::judge(&held, cluster.data_members()));
+            let most = held.iter().map(|one| (one.files, one.rss_kib / 1024, one.wal >> 20)).max();
+            format!(
+                "{verdict}\n{text}\nopen files, MiB of memory, MiB of WAL of the member with most: {most:?}"
+            )
+        }
+        Err(error) => {
+            let proofs = checker::two_primaries(&history).len();
+            violations.push(format!("never whole, so rows cannot be judged: {error:#}"));
+            format!("{proofs} proofs of two primaries")
+        }
+    };
+    if script.limits.calm && campaign.moved {
+        violations.push("the primary moved in noise".to_owned());
+    }
+    let broken: u64 = history.broken.values().sum();
+    if script.limits.calm && broken > script.limits.broken {
+        violations.push(format!("{broken} sessions were cut off in noise"));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
+    let rate = history.acknowledged().len() as f64 / elapsed;
+    if order.strict
+        && let Some(limit) = &script.limits.whole
+    {
+        let late = |round: &&Round| round.whole.is_none_or(|whole| whole > limit.0.as_secs_f64());
+        for round in campaign.rounds.iter().filter(late) {
+            violations.push(format!(
+                "round {} was whole after {:?} s, asked for {:?}",
+                round.number, round.whole, limit.0
+            ));
+        }
+    }
+    let logs = (!violations.is_empty()).then(|| cluster.kept_logs().display().to_string());
+    Ok(Outcome {
+        command: order.command(),
+        seed: order.seed,
+        faults: campaign.faults,
+        skipped: campaign.skipped,
+        rounds: campaign.rounds,
+        rate,
+        loss,
+        violations,
+        logs,
+    })
+}
+
+/// The workloads of transactions.
+struct Transactions {
+    append: Arc<Append>,
+    bank: Arc<Bank>,
+    counter: Arc<Counter>,
+    clients: Vec<Clients>,
+}
+
+impl Transactions {
+    fn start(cluster: &Cluster, order: &Order) -> Result<Self> {
+        let wanted = &order.script.clients;
+        let mut all = Self {
+            append: Arc::default(),
+            bank: Arc::default(),
+            counter: Arc::default(),
+            clients: Vec::new(),
+        };
+        all.clients.extend(some(cluster, &all.append, wanted.append, order.seed)?);
+        all.clients.extend(some(cluster, &all.bank, wanted.bank, order.seed + 1)?);
+        all.clients.extend(some(cluster, &all.counter, wanted.counter.min(10), order.seed + 2)?);
+        Ok(all)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.clients.drain(..).try_for_each(Clients::stop)
+    }
+
+    /// Judges what they saw against what is there: a summary, and the violations.
+    fn judge(&self, cluster: &Cluster, excuses: &[Excuse]) -> Result<(String, Vec<String>)> {
+        let door = cluster.node(cluster.wait_whole()?)?.door();
+        let read = |statement: &str| ask(&door, DATABASE, statement, Duration::from_secs(30));
+        let excused = |span: &Span| excuses.iter().any(|excuse| excuse.covers(span.invoked, span.finished));
+        let (mut text, mut wrong) = (Vec::new(), Vec::new());
+        let history = self.append.history();
+        if !history.is_empty() {
+            let found = append::judge(&history, &append::lists(&read(append::FINAL)?), excused);
+            let lost = found.lost.len();
+            text.push(format!(
+                "append: {} committed, {lost} values lost, {} stale reads",
+                found.committed, found.stale
+            ));
+            wrong.extend(
+                found.lost.first().map(|first| format!("append: {lost} values lost, the first {first:?}")),
+            );
+            wrong.extend(found.wrong.into_iter().take(5).map(|line| format!("append: {line}")));
+        }
+        let totals = self.bank.totals();
+        if !totals.is_empty() {
+            let last =
+                read(bank::TOTAL)?.first().and_then(|row| row.first()?.as_deref()?.parse::<i64>().ok());
+            text.push(format!("bank: {} reads, {last:?} at the end", totals.len()));
+            wrong.extend(bank::judge(&totals).into_iter().take(5).map(|line| format!("bank: {line}")));
+            if last != Some(bank::total()) {
+                wrong.push(format!("bank: {last:?} at the end, not {}", bank::total()));
+            }
+        }
+        let seen = self.counter.history();
+        if !seen.is_empty() {
+            let end = counter::counters(&read(counter::FINAL)?);
+            text.push(format!("counter: {} steps", seen.len()));
+            wrong.extend(counter::judge(&seen, &end, excused).into_iter().take(5));
+        }
+        Ok((text.join("; "), wrong))
+    }
+}
+
+fn some(cluster: &Cluster, kind: &Arc<impl Kind>, clients: u32, seed: u64) -> Result<Option<Clients>> {
+    if clients == 0 {
+        return Ok(None);
+    }
+    Clients::start(cluster, kind, clients, seed).map(Some)
+}
+
+impl Order {
+    fn command(&self) -> String {
+        let mut text = format!("chaos run --scenario {} --seed {}", self.name, self.seed);
+        if let Some(rounds) = self.rounds {
+            text.push_str(&format!(" --rounds {rounds}"));
+        }
+        if let Some(time) = self.time {
+            text.push_str(&format!(" --minutes {}", time.as_secs() / 60));
+        }
+        for fault in &self.only {
+            text.push_str(&format!(
+                " --only {}",
+                serde_json::to_string(fault).unwrap_or_default().trim_matches('"')
+            ));
+        }
+        text
+    }
+}
+
+struct Campaign<'a> {
+    order: &'a Order,
+    random: Random,
+    possible: Vec<usize>,
+    faults: BTreeMap<Fault, u32>,
+    skipped: BTreeMap<Fault, String>,
+    rounds: Vec<Round>,
+    excuses: Vec<Excuse>,
+    undo: Undo,
+    start: Moment,
+    moved: bool,
+}
+
+impl<'a> Campaign<'a> {
+    fn new(order: &'a Order, cluster: &Cluster) -> Result<Self> {
+        let script = &order.script;
+        let means = cluster.network().means();
+        let mut skipped = BTreeMap::new();
+        let mut possible = Vec::new();
+        for (index, blow) in script.mix.iter().enumerate() {
+            let wanted = |fault: &Fault| order.only.is_empty() || order.only.contains(fault);
+            if !blow.strikes.iter().all(|strike| wanted(&strike.fault)) {
+                continue;
+            }
+            let why = blow.strikes.iter().find_map(|s| Some((s.fault, s.fault.impossible(means)?)));
+            match why {
+                Some((fault, why)) => drop(skipped.insert(fault, why.to_owned())),
+                None => possible.push(index),
+            }
+        }
+        for strike in script.step.iter().flat_map(|blow| &blow.strikes) {
+            if let Some(why) = strike.fault.impossible(means) {
+                bail!("{:?} cannot be done here: {why}", strike.fault);
+            }
+        }
+        if possible.is_empty() && script.step.is_empty() {
+            bail!("no fault of this scenario can be done here: {skipped:?}");
+        }
+        Ok(Self {
+            order,
+            random: Random::new(order.seed),
+            possible,
+            faults: BTreeMap::new(),
+            skipped,
+            rounds: Vec::new(),
+            excuses: Vec::new(),
+            undo: Undo::default(),
+            start: Moment::now(),
+            moved: false,
+        })
+    }
+
+    fn over(&self) -> bool {
+        let schedule = &self.order.script.schedule;
+        let done = self.rounds.len();
+        match (self.order.rounds, self.order.time) {
+            (Some(rounds), _) => done >= usize::try_from(rounds).unwrap_or(usize::MAX),
+            (None, Some(time)) => self.start.elapsed() >= time,
+            (None, None) => {
+                let rounds = schedule.rounds.and_then(|rounds| usize::try_from(rounds).ok());
+                let minutes = schedule.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+                rounds.is_some_and(|rounds| done >= rounds)
+                    || minutes.is_some_and(|minutes| self.start.elapsed() >= minutes)
+            }
+        }
+    }
+
+    fn all(&mut self, cluster: &mut Cluster, workload: &Workload) -> Result<()> {
+        while !self.over() {
+            let Some(blow) = self.order.script.draw(self.rounds.len(), &mut self.random, &self.possible)
+            else {
+                return Ok(());
+            };
+            self.round(cluster, workload, &blow)?;
+        }
+        Ok(())
+    }
+
+    /// One round, from a whole cluster to a whole cluster.
+    fn round(&mut self, cluster: &mut Cluster, workload: &Workload, blow: &Blow) -> Result<()> {
+        let primary = cluster.wait_whole()?;
+        workload.wait_for(30, LIMIT)?;
+        let drawn = Drawn::draw(cluster, primary, &mut self.random);
+        let [from, to] =
+            [&blow.hold[0].0, &blow.hold[1].0].map(|time| usize::try_from(time.as_millis()).unwrap_or(0));
+        let lasts =
+            Duration::from_millis(u64::try_from(from + self.random.below(to - from + 1)).unwrap_or(0));
+        let at = Moment::now();
+        let mut round = Round {
+            number: self.rounds.len() + 1,
+            at: at.since(self.start).as_secs_f64(),
+            faults: Vec::new(),
+            held: 0.0,
+            gap: 0.0,
+            whole: None,
+            primary: [cluster.node(primary)?.name(), "?".to_owned()],
+            load: load(),
+        };
+        let result = self.strike_and_heal(cluster, blow, &drawn, lasts, &mut round);
+        let healed = Moment::now();
+        round.held = healed.since(at).as_secs_f64();
+        let whole = result.and_then(|()| cluster.wait_whole_up_to(WHOLE_LIMIT));
+        if let Ok(now) = &whole {
+            round.whole = Some(healed.elapsed().as_secs_f64());
+            round.primary[1] = cluster.node(*now)?.name();
+            self.moved |= *now != primary;
+        }
+        let back = whole.and_then(|_| workload.wait_for(30, LIMIT));
+        let history = workload.so_far();
+        if let Some(gap) = checker::write_gap(&history.acknowledged(), at, Moment::now()) {
+            round.gap = gap.length.as_secs_f64();
+        }
+        report(&round.to_string());
+        let number = round.number;
+        self.rounds.push(round);
+        back.with_context(|| format!("round {number}"))?;
+        let asynchronous = self.order.script.topology.sync == Sync::Off;
+        let limited = |proof: &_| asynchronous && self.excuses.iter().any(|excuse| excuse.limits(proof));
+        match checker::two_primaries(&history).iter().find(|proof| !limited(proof)) {
+            Some(proof) => Err(anyhow!("round {number}: {proof}")),
+            None => self.nothing_lost(cluster, workload),
+        }
+    }
+
+    fn strike_and_heal(
+        &mut self,
+        cluster: &mut Cluster,
+        blow: &Blow,
+        drawn: &Drawn,
+        lasts: Duration,
+        round: &mut Round,
+    ) -> Result<()> {
+        let start = Moment::now();
+        let mut done = Vec::new();
+        for planned in &blow.strikes {
+            hold(planned.after.0);
+            let members = drawn.members(cluster, planned.on);
+            let at = Moment::now();
+            let names: Vec<String> =
+                members.iter().filter_map(|member| Some(cluster.node(*member).ok()?.name())).collect();
+            let offset = at.since(start).as_secs_f64();
+            let result = strike(cluster, &mut self.undo, &mut self.random, planned.fault, &members, lasts);
+            done.push((planned.fault, at, at.elapsed()));
+            let mut text = format!("{:?} {} +{offset:.1}", planned.fault, names.join(","));
+            match result {
+                Ok(()) => *self.faults.entry(planned.fault).or_default() += 1,
+                // What an operator asked of a whole cluster has to be done.
+                Err(error) if planned.fault == Fault::Switchover && round.faults.is_empty() => {
+                    round.faults.push(text);
+                    return Err(error);
+                }
+                // There may be nothing left to act on, where another fault came before.
+                Err(error) => text.push_str(&format!(" (not done: {error:#})")),
+            }
+            round.faults.push(text);
+        }
+        hold(lasts);
+        heal(cluster, &mut self.undo)?;
+        let alone = done.len() == 1;
+        for (fault, at, doing) in done {
+            let excused = fault.excused_for(alone, doing, at.elapsed());
+            let unfenced = fault.unfenced();
+            self.excuses.extend(excused.map(|lease| Excuse { at, lease, unfenced }));
+        }
+        Ok(())
+    }
+
+    /// In synchronous mode whatever was acknowledged before now is on the primary now.
+    fn nothing_lost(&self, cluster: &Cluster, workload: &Workload) -> Result<()> {
+        if self.order.script.topology.sync == Sync::Off {
+            return Ok(());
+        }
+        let before = workload.so_far();
+        let Some(primary) = cluster.primary() else { return Ok(()) };
+        let present: BTreeSet<_> = cluster.rows_of(primary)?;
+        let lost = checker::loss(&before, &present).lost;
+        match lost.first() {
+            None => Ok(()),
+            Some(first) => {
+                let number = self.rounds.len();
+                bail!("{} acknowledged rows lost after round {number}, the first {first:?}", lost.len())
+            }
+        }
+    }
+}
+
+/// Whom the round's words mean.
+struct Drawn {
+    primary: usize,
+    standby: usize,
+    any: usize,
+    leader: Option<usize>,
+}
+
+impl Drawn {
+    fn draw(cluster: &Cluster, primary: usize, random: &mut Random) -> Self {
+        let data = cluster.data_members();
+        let standby = (primary + 1 + random.below(data - 1)) % data;
+        let any = random.below(cluster.members());
+        Self { primary, standby, any, leader: cluster.raft_leader().ok() }
+    }
+
+    fn members(&self, cluster: &Cluster, target: Target) -> Vec<usize> {
+        let data = cluster.data_members();
+        let standbys = (0..data).filter(|&index| index != self.primary);
+        match target {
+            Target::Primary => vec![self.primary],
+            Target::Standby => vec![self.standby],
+            Target::OtherStandby => standbys.filter(|&index| index != self.standby).take(1).collect(),
+            Target::Standbys => standbys.collect(),
+            Target::Witness => (data..cluster.members()).take(1).collect(),
+            Target::Leader => self.leader.into_iter().collect(),
+            Target::Any => vec![self.any],
+            Target::All => (0..cluster.members()).collect(),
+        }
+    }
+}
