@@ -1,8 +1,6 @@
 //! The rw, ro and any ports on real Postgres, under psql, pgbench, psycopg2 and sessions of our own.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -65,7 +63,6 @@ fn the_ports_lead_to_the_right_servers() -> Result<()> {
     let result = rw_ro_any(&cluster)
         .and_then(|()| tls_passes(&cluster))
         .and_then(|()| cancels(&cluster))
-        .and_then(|()| limits(&cluster))
         .with_context(|| cluster.dump());
     drop(std::fs::remove_dir_all(folder));
     result
@@ -143,36 +140,6 @@ fn cancels(cluster: &Cluster) -> Result<()> {
         busy.join().map_err(|_| anyhow!("a client panicked"))??;
     }
     Ok(())
-}
-
-fn limits(cluster: &Cluster) -> Result<()> {
-    // Those that say nothing hold places, and no server; after ten seconds they are ended. More of them than there
-    // are places, since a session that is just ending may hold one.
-    let address = cluster.node(0)?.address();
-    let mute = cluster.network().thread(Place::Client, move || {
-        let open = || TcpStream::connect_timeout(&(address, RW).into(), Duration::from_secs(5));
-        let mut streams = (0..60).map(|_| open()).collect::<std::io::Result<Vec<_>>>()?;
-        let began = Moment::now();
-        for stream in &mut streams {
-            stream.set_read_timeout(Some(LIMIT))?;
-            let end = stream.read(&mut [0]);
-            ensure!(end.as_ref().map_or(true, |count| *count == 0), "a mute client was told {end:?}");
-        }
-        Ok(began.elapsed())
-    });
-    until("the places are taken", || {
-        ensure!(!mute.is_finished(), "the mute clients have ended already");
-        let began = Moment::now();
-        let refused = ask_through(cluster, 0, RW, SERVER).err().map(|error| format!("{error:#}"));
-        report(&format!("beyond the limit, {} ms: {refused:?}", began.elapsed().as_millis()));
-        Ok(refused.is_some_and(|refused| refused.contains("too many connections already")))
-    })?;
-    let ended = mute.join().map_err(|_| anyhow!("the mute clients panicked"))??;
-    report(&format!("mute clients were ended after {:.1} s", ended.as_secs_f64()));
-    until("the places are free again", || Ok(ask_through(cluster, 0, RW, SERVER).is_ok()))?;
-    until("/metrics counts the mute ones", || {
-        Ok(metric(cluster, 0, "rhone_proxy_ended_total", "reason=\"mute\"")? >= 35.0)
-    })
 }
 
 fn judge(what: &str, attempts: &[Attempt], since: Moment) -> Result<()> {
