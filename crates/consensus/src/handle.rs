@@ -12,7 +12,7 @@ use crate::contact::Contacts;
 use crate::election::Election;
 use crate::error::ConsensusError;
 use crate::identity::{Identity, Run};
-use crate::ids::NodeId;
+use crate::ids::{LogIndex, NodeId};
 use crate::observer::LogObserver;
 use crate::proto;
 use crate::raft::{RaftHandle, Timings};
@@ -22,7 +22,7 @@ use crate::store::hard::HardStateFile;
 use crate::store::log::LogStore;
 use crate::store::machine::{AppliedState, Machine};
 use crate::store::open;
-use crate::store::thread::{Storage, Work};
+use crate::store::thread::{Storage, Work, read};
 use crate::transport::guard::Guard;
 use crate::transport::pool::Pool;
 use crate::transport::{AddressBook, Certified, Connector, Me, RaftService, server};
@@ -199,7 +199,11 @@ impl Consensus {
 
     /// Returns Raft's state now.
     pub fn status(&self) -> RaftStatus {
-        status::read(&self.raft, &self.contacts, &self.timings, self.me.identity.node)
+        let mut status = status::read(&self.raft, &self.contacts, &self.timings, self.me.identity.node);
+        // Right after a start Raft has applied a part of the log and said nothing of its end yet.
+        let last = read(self.storage.mirror()).last().map_or(0, |id| id.index);
+        status.last_log = status.last_log.max(LogIndex(last));
+        status
     }
 
     /// Changes when leader, term, role, membership or `leading` changes.

@@ -156,6 +156,16 @@ async fn a_single_voter_leads_again_after_a_restart() {
 }
 
 #[tokio::test]
+async fn the_end_of_the_log_is_known_right_after_a_start() {
+    let mut group = Group::founded(1, 1).await;
+    let applied = group.propose(prepare()).await;
+    group.members[0].stop().await;
+    group.members[0].start().await;
+    // Whatever Raft has applied or said by now: a member that is behind knows that it is.
+    assert!(group.members[0].raft().status().last_log >= applied.index);
+}
+
+#[tokio::test]
 async fn a_learner_never_campaigns_and_is_promoted_through_a_joint_configuration() {
     let group = Group::founded(4, 3).await;
     let leader = group.leader_among(&[0, 1, 2]).await;
