@@ -300,6 +300,41 @@ fn evidence_alone_decides_where_commits_wait_for_standbys() {
     check("any1 n2 n3", "n1' 2:0/20 | n2 2:0/20 | aged", "they may not hold every commit of epoch 4");
 }
 
+#[test]
+fn who_has_enough_need_not_have_the_most() {
+    let check = |reason: PrepareReason, kind, input, expected: &str| {
+        let mut state = established(kind);
+        state.apply(LogIndex(8), &prepare(reason));
+        let found = elect_in(&state, input);
+        assert!(found.contains(expected), "{kind}: {input}: {found}");
+    };
+    let silent =
+        |kind, input, expected| check(PrepareReason::OwnerSilent { silent_ms: 600 }, kind, input, expected);
+    let down = |kind, input, expected| {
+        check(PrepareReason::OwnerDown { detail: "killed".to_owned() }, kind, input, expected);
+    };
+    // What the last owner has besides was never acknowledged, and it cannot be promoted.
+    silent("any1 n2 n3", "n1 2:0/28 unable | n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21");
+    silent("any2 n2 n3 n4", "n1 2:0/28 unable | n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21");
+    silent("any1 n2", "n1 2:0/28 unable | n2 2:0/20", "grant n2 at 2:0/20");
+    silent("any1 n2 n3", "n1 2:0/28 unable | n2 2:0/20", "cannot be promoted holds more, up to 2:0/28");
+    silent("any1 n2 n3", "n1 2:0/28 unable | n2 2:0/20 | n3 2:0/21 unable", "holds more, up to 2:0/28");
+    silent(
+        "alone",
+        "n1 2:0/28 unable | n2 2:0/20 | n3 2:0/21",
+        "cannot be promoted holds more, up to 2:0/28",
+    );
+    silent("any1 n2 n3", "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n1 at 2:0/28");
+    // One that went down is started again only where nobody else has enough.
+    down("any1 n2 n3", "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21");
+    down("any1 n2 n3", "n1 2:0/28 | n2 2:0/20", "grant n1 at 2:0/28");
+    down("any1 n2 n3", "n1 2:0/28 | n2 2:0/28", "grant n2 at 2:0/28");
+    down("any1 n2 n3", "n2 2:0/20 | n3 2:0/21 | live n1", "grant n3 at 2:0/21"); // nor waited for
+    down("alone", "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n1 at 2:0/28");
+    down("async 16", "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n1 at 2:0/28");
+    down("any1 n2 n3", "n1 2:0/28 | n2 2:0/20 | n5 2:0/21", "grant n1 at 2:0/28"); // n5 is not of S
+}
+
 /// The settings say `mode`, with five data members of which n5 is never promoted; n1 owns epoch 4 under `kind`.
 fn in_mode(mode: SyncMode, required: Option<u32>, kind: &str) -> ClusterState {
     let mut state = established(kind);

@@ -96,6 +96,7 @@ pub fn data_worlds() -> Vec<Case> {
         data::Setup { epochs: 1, faults: 1, ..calm },
         data::Setup { epochs: 1, writes: 2, delays: 1, ..calm },
         data::Setup { changes: 1, ..calm },
+        data::Setup { unfit: true, writes: 2, changes: 1, ..calm },
         data::Setup { epochs: 1, restores: 1, ..calm },
         data::Setup { mode: Mode::Two, epochs: 1, changes: 2, ..calm },
         data::Setup { mode: Mode::Strict, epochs: 1, changes: 1, restores: 1, ..calm },
@@ -111,6 +112,7 @@ pub fn deep() -> Vec<Case> {
     let all = data::Setup { epochs: 2, writes: 2, faults: 1, changes: 1, delays: 1, ..data::Setup::SYNC };
     let worlds = [
         all,
+        data::Setup { unfit: true, ..all },
         data::Setup { faults: 0, changes: 0, delays: 2, ..all },
         data::Setup { faults: 1, changes: 0, delays: 0, ..all },
         data::Setup { faults: 0, changes: 2, delays: 0, ..all },

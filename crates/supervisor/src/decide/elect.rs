@@ -81,7 +81,16 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
     let Some(first) = candidates.iter().max_by_key(|c| c.rank) else {
         return Election::Wait(Wait::NoCandidate);
     };
-    let best = candidates.iter().filter(|c| may_lead(view, c)).max_by_key(|c| preference(view, c));
+    let fit = || candidates.iter().filter(|c| may_lead(view, c));
+    // An instance that went down takes longer to start, if it can be started, than a standby to be promoted.
+    let down = matches!(view.state.reason, Some(PrepareReason::OwnerDown { .. }));
+    let standby = fit().filter(|c| down && view.state.last_owner() != Some(c.node));
+    let complete =
+        |c: &&Candidate<'_>| enough(view, c, &candidates) && loss(view, &counted, c, c) == Ok(None);
+    let standby = standby.max_by_key(|c| preference(view, c)).filter(complete);
+    let best = standby.or_else(|| fit().max_by_key(|c| preference(view, c)));
+    // What only the others have was never acknowledged.
+    let first = best.filter(|best| enough(view, best, &candidates)).unwrap_or(first);
     if let Some(missing) = stragglers(view, now)
         && !founding
         && !best.is_some_and(|best| nobody_is_better(view, best, &candidates))
@@ -109,7 +118,7 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
 /// make an asynchronous loss smaller, and adds a standby that can acknowledge at once.
 ///
 /// A last owner that fell silent is not waited for where evidence is enough: its last report is as
-/// fresh as its death.
+/// fresh as its death. Nor is one whose instance went down: it reads its WAL's end meanwhile.
 fn stragglers(view: &ClusterView<'_>, now: Moment) -> Option<usize> {
     let only_async = view.state.policies.iter().all(|p| matches!(p.kind, PolicyKind::Async { .. }));
     let first =
@@ -117,11 +126,20 @@ fn stragglers(view: &ClusterView<'_>, now: Moment) -> Option<usize> {
     if now.millis_since(first) >= ELECTION_WINDOW_MS {
         return None;
     }
-    let silent = !only_async && matches!(view.state.reason, Some(PrepareReason::OwnerSilent { .. }));
+    let gone = match view.state.reason {
+        Some(PrepareReason::OwnerSilent { .. } | PrepareReason::OwnerDown { .. }) => !only_async,
+        Some(
+            PrepareReason::Founding
+            | PrepareReason::Switchover
+            | PrepareReason::Operator
+            | PrepareReason::OperatorTo { .. },
+        )
+        | None => false,
+    };
     let missing = view
         .state
         .data_members()
-        .filter(|m| !silent || view.state.last_owner() != Some(m.node))
+        .filter(|m| !gone || view.state.last_owner() != Some(m.node))
         .filter(|m| view.revoked.get(&m.node).is_none_or(|(_, a)| a.epoch != view.state.epoch))
         .filter(|m| view.reports.get(&m.node).is_some_and(|r| now.millis_since(r.at) < REPORT_FRESH_MS))
         .count();
@@ -161,6 +179,19 @@ fn wanted(view: &ClusterView<'_>) -> Option<NodeId> {
         | None => None,
     };
     state.handover.as_ref().and_then(|handover| handover.to).or(asked)
+}
+
+/// Returns whether the candidates that end no later than this one cover every policy without the others: then it
+/// holds every acknowledged commit (DESIGN 6), whatever others have besides.
+///
+/// False where commits may have been acknowledged asynchronously: there more is always better.
+fn enough(view: &ClusterView<'_>, best: &Candidate<'_>, candidates: &[Candidate<'_>]) -> bool {
+    let others = candidates.iter().filter(|c| c.rank <= best.rank);
+    let held: BTreeSet<Replica> = others.map(|c| Replica { node: c.node, data: c.answer.data }).collect();
+    view.state.policies.iter().all(|policy| match policy.kind {
+        PolicyKind::Quorum { .. } | PolicyKind::Alone => policy.covered(&held, false),
+        PolicyKind::Async { .. } => false,
+    })
 }
 
 fn may_lead(view: &ClusterView<'_>, candidate: &Candidate<'_>) -> bool {

@@ -17,7 +17,7 @@ const ANSWER_EXTRA: Duration = Duration::from_millis(500);
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// A member that was not heard from for this long is not asked.
-const HEARD_MS: u64 = 3000;
+const HEARD_MS: u64 = 10_000;
 
 /// Asks the keeper to pause for the end of an epoch, and returns whether it has: at once where there is no PgBouncer.
 pub async fn pause_here(handle: &Handle, pooler: Option<&Pooler>, epoch: Epoch) -> bool {

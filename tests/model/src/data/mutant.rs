@@ -47,6 +47,9 @@ pub enum Mutant {
     RewindUnannounced,
     /// A member is granted that has less than another.
     NotTheMost,
+    /// A member is granted that has less than one that cannot be promoted, though those who have no more
+    /// than it do not cover every policy.
+    EnoughIgnored,
     /// A Grant does not wait for the last owner's lease.
     FenceIgnored,
     /// A Grant takes no note of how much would be lost.
@@ -55,7 +58,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every rule that can be left out.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::PromiseForgotten,
         Self::CoverTooSmall,
         Self::PoliciesForgotten,
@@ -73,6 +76,7 @@ impl Mutant {
         Self::GateWithoutMarker,
         Self::RewindUnannounced,
         Self::NotTheMost,
+        Self::EnoughIgnored,
         Self::FenceIgnored,
         Self::NoLagGate,
     ];
@@ -93,6 +97,7 @@ impl Mutant {
             }
             Self::MixtureForgotten => Setup { mode: Mode::Two, changes: 2, ..sync },
             Self::FenceIgnored => Setup { mode: Mode::Async, ..sync },
+            Self::EnoughIgnored => Setup { unfit: true, ..sync },
             Self::NoLagGate => Setup { mode: Mode::Async, writes: 3, ..sync },
             Self::CoverTooSmall | Self::UnderReported | Self::StreamsOn | Self::NotTheMost => sync,
         }
@@ -117,6 +122,7 @@ impl Mutant {
             | Self::MixtureForgotten
             | Self::UnderReported
             | Self::RewindUnannounced
+            | Self::EnoughIgnored
             | Self::NotTheMost => "I3",
         }
     }

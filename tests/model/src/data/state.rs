@@ -39,6 +39,8 @@ pub struct Setup {
     pub mode: Mode,
     /// Whether there is a witness besides the data members.
     pub witness: bool,
+    /// Whether the first primary may not be promoted again, as one whose instance cannot be started.
+    pub unfit: bool,
     /// How many new epochs may be opened.
     pub epochs: u8,
     /// How many rows clients may write.
@@ -60,6 +62,7 @@ impl Setup {
         members: 3,
         mode: Mode::Quorum,
         witness: false,
+        unfit: false,
         epochs: 2,
         writes: 1,
         faults: 1,
@@ -78,6 +81,7 @@ impl fmt::Display for Setup {
             Mode::Async => "async",
         };
         let witness = if self.witness { "+witness" } else { "" };
+        let mode = if self.unfit { format!("{mode}, the first unfit") } else { mode.to_owned() };
         write!(f, "{}{witness} {mode}; {} epochs, {} writes", self.members, self.epochs, self.writes)?;
         for (count, what) in [
             (self.faults, "faults"),

@@ -10,7 +10,7 @@ use rhone::view::{
 use rhone_consensus::ids::{DataId, Epoch, LogIndex, NodeId};
 use rhone_consensus::policy::PolicyKind;
 use rhone_consensus::state::{ClusterState, Phase};
-use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
+use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
 
 use super::mutant::Mutant;
 use super::state::{Answer, Pg, State, bit, id, index_of};
@@ -265,6 +265,20 @@ impl<const N: usize> DataWorld<N> {
                 let least = least.min_by_key(|position| (position.timeline, position.lsn));
                 for (_, answer) in revoked.values_mut() {
                     answer.position = answer.position.and(least);
+                }
+            }
+            Mutant::EnoughIgnored => {
+                // As if the unfit one had no more than the best of the others.
+                let position = |node: &NodeId| revoked.get(node).and_then(|(_, answer)| answer.position);
+                let others = revoked.keys().filter(|node| **node != id(0)).filter_map(position);
+                let most = others.max_by_key(|position| (position.timeline, position.lsn));
+                if let Some((_, answer)) = revoked.get_mut(&id(0)) {
+                    let more = |(one, most): (&WalPosition, &WalPosition)| {
+                        (one.timeline, one.lsn) > (most.timeline, most.lsn)
+                    };
+                    if answer.position.as_ref().zip(most.as_ref()).is_some_and(more) {
+                        answer.position = most;
+                    }
                 }
             }
             Mutant::NoLagGate => {

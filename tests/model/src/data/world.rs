@@ -62,7 +62,10 @@ impl<const N: usize> DataWorld<N> {
     }
 
     fn founding(&self) -> Vec<ClusterCommand> {
-        let data = (0..N).map(|node| member(node, MemberKind::Data));
+        let mut data: Vec<Member> = (0..N).map(|node| member(node, MemberKind::Data)).collect();
+        if let Some(first) = data.first_mut().filter(|_| self.setup.unfit) {
+            first.tags.no_failover = true;
+        }
         let witness = self.setup.witness.then(|| member(N, MemberKind::Witness));
         let (sync, sync_required) = match self.setup.mode {
             Mode::Quorum => (SyncMode::Quorum, None),
@@ -74,7 +77,7 @@ impl<const N: usize> DataWorld<N> {
         let found = ClusterCommand::Found {
             cluster: "main".to_owned(),
             founder: id(0),
-            members: data.chain(witness).collect(),
+            members: data.into_iter().chain(witness).collect(),
             settings,
         };
         let policy = match self.setup.mode {
