@@ -100,8 +100,9 @@ model: ## small worlds of lease and failover searched as deep as they go, and ev
 image: ## (later) the container image
 	$(call LATER,"cargo build --release -p rhone" makes the one binary; it needs glibc and the programs of Postgres)
 
-deb: ## (later) the Debian package
-	$(call LATER,README.md shows how to install the binary and its systemd unit)
+deb: ## the Debian package, in target/debian (DEB_BINARY= for another binary than the release build)
+	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
+	@deploy/debian/build.sh "$(or $(DEB_BINARY),$(TARGET)/release/rhone)" "$(TARGET)/debian"
 
 deps: ## installs what is missing for all of the above, as root or by sudo
 	@deploy/install-deps.sh test
