@@ -166,4 +166,18 @@ install_schemas() {
         say "warning: no schemas: the manifests' test says that it is skipped"
 }
 
-if [ "$wanted" = test ]; then install_schemas; fi
+# node-postgres, for its example, where Node.js is here.
+install_node_postgres() {
+    have npm || return 0
+    folder=${HOME:-/tmp}/.cache/rhone/node
+    if [ -d "$folder/node_modules/pg" ]; then return; fi
+    say "installs node-postgres into $folder"
+    mkdir -p "$folder"
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$folder" pg@8 >&2 ||
+        say "warning: no node-postgres: its example's test says that it is skipped"
+}
+
+if [ "$wanted" = test ]; then
+    install_schemas
+    install_node_postgres
+fi
