@@ -15,9 +15,6 @@ NEXTEST := $(shell PATH="$(PATH)" cargo nextest --version >/dev/null 2>&1 && ech
 PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/null \
 	| awk -F/ '$$5 >= 15 {print $$5, $$0}' | sort -n | tail -n 1 | cut -d' ' -f2))
 
-# What the targets of later releases say.
-LATER = @echo 'make $@: not there yet in this version; $(1)' >&2; exit 2
-
 # What tests, chaos and the benchmark use.
 tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
@@ -97,11 +94,12 @@ test-all: test ## `make test`, then half an hour of chaos and the benchmark
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
 
-image: ## (later) the container image
-	$(call LATER,"cargo build --release -p rhone" makes the one binary; it needs glibc and the programs of Postgres)
+image: ## the container image rhone:VERSION, by podman, buildah or docker: IMAGE=registry.example.com/rhone:0.1.0
+	@deploy/container/build.sh "$(or $(IMAGE_BINARY),$(TARGET)/release/rhone)" "$(IMAGE)"
 
-deb: ## (later) the Debian package
-	$(call LATER,README.md shows how to install the binary and its systemd unit)
+deb: ## the Debian package, in target/debian (DEB_BINARY= for another binary than the release build)
+	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
+	@deploy/debian/build.sh "$(or $(DEB_BINARY),$(TARGET)/release/rhone)" "$(TARGET)/debian"
 
 deps: ## installs what is missing for all of the above, as root or by sudo
 	@deploy/install-deps.sh test

@@ -3,10 +3,10 @@
 #
 #   deploy/install-deps.sh run     what `make demo` needs: Postgres 15 or later, a C compiler, cargo
 #   deploy/install-deps.sh test    and what the tests and the benchmark use: iproute2, nftables, strace
+#                                     pgbouncer, haproxy, psycopg2, psycopg, asyncpg, JDBC where there is a Java,
+#                                     and Kubernetes's schemas (PyPI's kubernetes-validate) in ~/.cache/rhone
 #
-#                                     pgbouncer, haproxy, psycopg2
-#
-# Debian's and Ubuntu's packages only, as root or by sudo. A second run does nothing.
+# Debian's and Ubuntu's packages, as root or by sudo, and two from PyPI and npm for the tests, as the user. A second run does nothing.
 set -eu
 
 wanted=${1:-test}
@@ -138,6 +138,11 @@ if [ "$wanted" = test ]; then
     have nsenter || packages="$packages util-linux"
     have openssl || packages="$packages openssl"
     /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || packages="$packages python3-psycopg2"
+    for driver in psycopg asyncpg; do
+        /usr/bin/python3 -c "import $driver" 2>/dev/null || packages="$packages python3-$driver"
+    done
+    if have java && [ ! -e /usr/share/java/postgresql.jar ]; then packages="$packages libpostgresql-jdbc-java"; fi
+    have kubectl || have kustomize || say "no kubectl and no kustomize: the manifests' test says that it is skipped"
     services=
     have pgbouncer || services="$services pgbouncer"
     have haproxy || services="$services haproxy"
@@ -147,3 +152,32 @@ fi
 # shellcheck disable=SC2086 # a list of words
 [ -z "$packages" ] || apt $packages
 install_cargo
+
+# Kubernetes's schemas, in a folder of their own: nothing else sees them.
+install_schemas() {
+    folder=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/rhone/manifests
+    wanted_version=1.37.0
+    if "$folder/bin/python" -c "import kubernetes_validate as k; assert k.__version__ == '$wanted_version'" 2>/dev/null; then
+        return
+    fi
+    say "installs kubernetes-validate $wanted_version into $folder"
+    python3 -m venv "$folder" >/dev/null 2>&1 || { apt python3-venv && python3 -m venv "$folder" >&2; }
+    "$folder/bin/pip" install -q --disable-pip-version-check "kubernetes-validate==$wanted_version" >&2 ||
+        say "warning: no schemas: the manifests' test says that it is skipped"
+}
+
+# node-postgres, for its example, where Node.js is here.
+install_node_postgres() {
+    have npm || return 0
+    folder=${HOME:-/tmp}/.cache/rhone/node
+    if [ -d "$folder/node_modules/pg" ]; then return; fi
+    say "installs node-postgres into $folder"
+    mkdir -p "$folder"
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$folder" pg@8 >&2 ||
+        say "warning: no node-postgres: its example's test says that it is skipped"
+}
+
+if [ "$wanted" = test ]; then
+    install_schemas
+    install_node_postgres
+fi

@@ -39,6 +39,11 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    if let Command::Run { log_format } = &cli.command
+        && crate::init::is_needed()
+    {
+        return crate::init::main(*log_format);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(execute(cli, &mut terminal)),

@@ -10,6 +10,8 @@ pub mod config;
 pub mod decide;
 pub mod demo;
 pub mod guardian;
+pub mod init;
+pub mod notify;
 pub mod pooler;
 pub mod proxy;
 pub mod run;

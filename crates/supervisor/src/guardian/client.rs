@@ -391,6 +391,9 @@ async fn spawn(options: &GuardianOptions) -> Result<bool, GuardianError> {
     command.arg("guardian").arg("--state-dir").arg(&options.state_dir).arg("--name").arg(&options.name);
     command.arg("--fence").arg(options.fence.as_str()).arg("--detach");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    for variable in crate::notify::VARIABLES {
+        command.env_remove(variable);
+    }
     let output = within("start", None, CONNECT_LIMIT, async {
         command.output().await.map_err(|error| failed(error.to_string()))
     })

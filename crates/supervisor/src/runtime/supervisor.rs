@@ -372,6 +372,7 @@ pub(super) async fn serving(
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
     crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
+    let shown = view.clone();
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
         Box::pin(serve_socket(shared, owner, operator)?),
@@ -392,6 +393,7 @@ pub(super) async fn serving(
         Ok(())
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));
+    crate::notify::ready(shown);
     if let Some(security) = &shared.security {
         tokio::spawn(tls::watch(Arc::clone(security)));
     }
@@ -533,6 +535,7 @@ pub(super) fn leave_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            crate::notify::stopping();
             if tell.send(true).is_err() {
                 return;
             }
