@@ -228,6 +228,24 @@ pub enum ClusterCommand {
         /// Whether it is held from now on.
         fenced: bool,
     },
+    /// Replaces the settings, all of them at once.
+    ChangeSettings {
+        /// The version that this is a change of; refused when there is a newer one.
+        expected: u64,
+        /// The settings from now on.
+        settings: Box<Settings>,
+        /// Who asked for it, and from where, for people.
+        by: String,
+        /// When, for people.
+        at: WallTime,
+    },
+    /// Keeps a member from voting, or lets it vote where there is room.
+    SetLearner {
+        /// Who.
+        node: NodeId,
+        /// Whether it only learns from now on.
+        learner: bool,
+    },
     /// Completes the history by what a former primary turned out to hold when it came back.
     RecordLeft {
         /// The former primary.

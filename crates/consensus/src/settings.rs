@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::command::WallTime;
+
 /// The timings of the lease (DESIGN 3), in milliseconds; the drift in parts per thousand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Timing {
@@ -87,6 +89,81 @@ pub struct Settings {
     pub postgres: BTreeMap<String, String>,
     /// Lines of pg_hba.conf, before the ones Rhone manages for clients.
     pub pg_hba: Vec<String>,
+}
+
+impl Settings {
+    /// Returns all settings as text, by the keys that operators use. What is not set is not in it.
+    pub fn flat(&self) -> BTreeMap<String, String> {
+        let timing = &self.timing;
+        let permille = timing.drift_permille;
+        let drift = if permille.is_multiple_of(10) {
+            format!("{}%", permille / 10)
+        } else {
+            format!("{}.{}%", permille / 10, permille % 10)
+        };
+        let mut flat = BTreeMap::from([
+            ("sync".to_owned(), self.sync.name().to_owned()),
+            ("max-lag-on-failover".to_owned(), size_text(self.max_lag_on_failover)),
+            ("timing.renewal".to_owned(), format!("{}ms", timing.renewal_ms)),
+            ("timing.suspicion".to_owned(), format!("{}ms", timing.suspicion_ms)),
+            ("timing.lease".to_owned(), format!("{}ms", timing.lease_ms)),
+            ("timing.drift".to_owned(), drift),
+            ("timing.guard".to_owned(), format!("{}ms", timing.guard_ms)),
+        ]);
+        if let Some(required) = self.sync_required {
+            flat.insert("sync-required".to_owned(), required.to_string());
+        }
+        if !self.pg_hba.is_empty() {
+            flat.insert("pg-hba".to_owned(), self.pg_hba.join("\n"));
+        }
+        for (name, value) in &self.postgres {
+            flat.insert(format!("postgres.{name}"), value.clone());
+        }
+        flat
+    }
+}
+
+/// Prints bytes in the largest unit that they are a whole number of, as Postgres does.
+fn size_text(bytes: u64) -> String {
+    let units = [("TB", 40), ("GB", 30), ("MB", 20), ("kB", 10)];
+    let whole = units.iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    whole.map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
+}
+
+/// What became of one setting in a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingDiff {
+    /// Its key, as in [`Settings::flat`].
+    pub key: String,
+    /// Its value before; none: it was not set.
+    pub before: Option<String>,
+    /// Its value after; none: it is not set any more.
+    pub after: Option<String>,
+}
+
+/// Returns what differs between two settings, by key.
+pub fn differences(before: &Settings, after: &Settings) -> Vec<SettingDiff> {
+    let (before, after) = (before.flat(), after.flat());
+    let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let diff = |key: &String| SettingDiff {
+        key: key.clone(),
+        before: before.get(key).cloned(),
+        after: after.get(key).cloned(),
+    };
+    keys.into_iter().map(diff).filter(|diff| diff.before != diff.after).collect()
+}
+
+/// One version of the settings: what was changed, by whom and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsChange {
+    /// The version that it made; the first settings are version 1.
+    pub version: u64,
+    /// When, for people.
+    pub at: WallTime,
+    /// Who, and from where, for people.
+    pub by: String,
+    /// What.
+    pub changes: Vec<SettingDiff>,
 }
 
 impl Default for Settings {

@@ -4,6 +4,8 @@
 //! every member.
 
 mod hold;
+mod membership;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,7 +18,7 @@ use crate::command::{
 use crate::ids::{Epoch, LogIndex, NodeId, Replica};
 use crate::ledger::{Ledger, LedgerEntry};
 use crate::policy::{Policy, PolicyKind};
-use crate::settings::Settings;
+use crate::settings::{Settings, SettingsChange};
 
 /// How many changes of primary the history keeps.
 pub const HISTORY_LIMIT: usize = 200;
@@ -116,6 +118,14 @@ pub struct ClusterState {
     pub history: VecDeque<HistoryEntry>,
     /// Members whose Postgres is stopped until an operator lets it go.
     pub fenced: BTreeSet<NodeId>,
+    /// Which version of the settings these are: 1 at founding, one more with each change.
+    pub settings_version: u64,
+    /// The last changes of the settings, oldest first.
+    pub settings_log: VecDeque<SettingsChange>,
+    /// Members that an operator keeps from voting.
+    pub learners: BTreeSet<NodeId>,
+    /// The last stores that were removed: none of them is admitted again.
+    pub removed: VecDeque<NodeId>,
 }
 
 impl ClusterState {
@@ -136,17 +146,11 @@ impl ClusterState {
                 self.founder = Some(*founder);
                 self.members = members.iter().map(|member| (member.node, member.clone())).collect();
                 self.settings = settings.clone();
+                self.settings_version = 1;
                 Outcome::Done
             }
             ClusterCommand::Admit(member) => self.admit(member),
-            ClusterCommand::Remove(node) if self.leads(*node) => refused("the member leads: hand over first"),
-            ClusterCommand::Remove(node) => match self.members.remove(node) {
-                Some(_) => {
-                    self.forget_fenced(*node);
-                    Outcome::Done
-                }
-                None => refused("no such member"),
-            },
+            ClusterCommand::Remove(node) => self.remove(*node),
             ClusterCommand::SetSystemId(system_id) => match self.system_id {
                 Some(known) if known != *system_id => refused("the system identifier is already known"),
                 Some(_) | None => {
@@ -175,6 +179,10 @@ impl ClusterState {
                 Outcome::Done
             }
             ClusterCommand::SetFenced { node, fenced } => self.set_fenced(*node, *fenced),
+            ClusterCommand::ChangeSettings { expected, settings, by, at } => {
+                self.change_settings(*expected, settings, by, *at)
+            }
+            ClusterCommand::SetLearner { node, learner } => self.set_learner(*node, *learner),
             ClusterCommand::RecordLeft { node, end } => self.record_left(*node, *end),
         }
     }
@@ -185,6 +193,11 @@ impl ClusterState {
         }
         if self.members.get(&member.node).is_some_and(|m| m.kind != member.kind) {
             return refused("a member stays what it is: data or witness");
+        }
+        if self.removed.contains(&member.node) {
+            return refused(
+                "this store was removed from the cluster: empty its state directory to join anew",
+            );
         }
         let mut members = self.members.clone();
         let older = self.members.values().find(|m| m.name == member.name && m.node != member.node);
@@ -202,6 +215,7 @@ impl ClusterState {
         }
         if let Some(older) = older {
             self.replace_fenced(older, member.node);
+            self.replace_learner(older, member.node);
         }
         self.members = members;
         Outcome::Done

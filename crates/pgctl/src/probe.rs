@@ -21,8 +21,8 @@ pub struct Probe {
     pub started: f64,
     /// When the configuration was read last, in seconds since 1970.
     pub config_loaded: f64,
-    /// Whether a changed setting waits for a restart.
-    pub pending_restart: bool,
+    /// Changed settings that wait for a restart, with the values that run.
+    pub pending: Vec<(String, String)>,
     /// The value of `synchronous_standby_names` in the session.
     pub synchronous_standby_names: String,
     /// What only a primary or only a standby has.
@@ -132,7 +132,8 @@ pub struct Slot {
 const SQL: &str = "\
 SELECT r.rec, s.system_identifier, current_setting('server_version_num'),
   extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_conf_load_time()),
-  EXISTS (SELECT 1 FROM pg_settings WHERE pending_restart), current_setting('synchronous_standby_names'),
+  (SELECT string_agg(name || E'\\x1f' || current_setting(name), E'\\x1e') FROM pg_settings WHERE pending_restart),
+  current_setting('synchronous_standby_names'),
   CASE WHEN r.rec THEN NULL ELSE pg_current_wal_flush_lsn() END,
   CASE WHEN r.rec THEN NULL ELSE pg_current_wal_insert_lsn() END,
   CASE WHEN r.rec THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
@@ -188,6 +189,13 @@ pub(crate) fn field<T: FromStr>(row: &SimpleQueryRow, index: usize) -> Option<T>
     row.try_get(index).ok().flatten()?.parse().ok()
 }
 
+/// Splits names and values as the probe joins them.
+fn pairs(text: &str) -> Vec<(String, String)> {
+    let pair =
+        |pair: &str| pair.split_once('\u{1f}').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    text.split('\u{1e}').filter_map(pair).collect()
+}
+
 fn flag(row: &SimpleQueryRow, index: usize) -> bool {
     row.try_get(index).ok().flatten() == Some("t")
 }
@@ -212,7 +220,7 @@ fn parse(messages: &[SimpleQueryMessage]) -> Option<Probe> {
         version: field(row, 2)?,
         started: field(row, 3)?,
         config_loaded: field(row, 4)?,
-        pending_restart: flag(row, 5),
+        pending: field::<String>(row, 5).map(|text| pairs(&text)).unwrap_or_default(),
         synchronous_standby_names: field(row, 6)?,
         role,
         walsenders: results.next()?.iter().filter_map(|row| walsender(row)).collect(),

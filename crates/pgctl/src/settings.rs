@@ -16,9 +16,21 @@ pub const MANAGED_FILE: &str = "rhone.conf";
 /// The custom parameter that numbers the value of `synchronous_standby_names`.
 pub(crate) const POLICY_SETTING: &str = "rhone.policy";
 
+/// The custom parameter that names the version of the settings.
+const VERSION_SETTING: &str = "rhone.settings";
+
 /// Reads the number of the policy out of a managed settings file.
 pub fn policy_of(text: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix(POLICY_SETTING)?.trim().strip_prefix('='))?;
+    number_of(text, POLICY_SETTING)
+}
+
+/// Reads the version of the settings out of a managed settings file.
+pub fn version_of(text: &str) -> Option<u64> {
+    number_of(text, VERSION_SETTING)
+}
+
+fn number_of(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_prefix('='))?;
     value.trim().trim_matches('\'').parse().ok()
 }
 
@@ -36,6 +48,8 @@ pub struct ManagedSettings {
     /// Whose value that is: a number that the server can be asked for (`rhone.policy`), written in the same
     /// step. 0 on a standby.
     pub policy: u64,
+    /// The version of the replicated settings that the parameters are of.
+    pub version: u64,
     /// How to get WAL from an archive; empty for members.
     pub restore_command: String,
     /// What a standby must not go below: from its control file.
@@ -114,6 +128,29 @@ const OWNED: &[(&str, &str)] = &[
     ("wal_retrieve_retry_interval", "failover needs it short"),
 ];
 
+/// Parameters that a standby must not have lower than the server whose WAL it replays had them.
+pub const NEVER_LOWER: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
+
+/// Returns what Rhone sets a parameter to unless the user does.
+pub fn default_of(parameter: &str) -> Option<&'static str> {
+    DEFAULTS.iter().find(|(name, _)| *name == parameter).map(|(_, value)| *value)
+}
+
+/// Reads a parameter's value out of a managed settings file.
+pub fn value_in(text: &str, parameter: &str) -> Option<String> {
+    let line = |line: &str| -> Option<String> {
+        let value = line.strip_prefix(parameter)?.strip_prefix(" = '")?.strip_suffix('\'')?;
+        Some(value.replace("''", "'").replace("\\\\", "\\"))
+    };
+    text.lines().find_map(line)
+}
+
 /// Returns why a user may not set a parameter, `None` when it is free.
 pub fn owned_reason(parameter: &str) -> Option<&'static str> {
     let name = parameter.to_ascii_lowercase();
@@ -185,6 +222,7 @@ impl ManagedSettings {
         set("primary_slot_name", self.primary_slot_name.as_deref().unwrap_or_default());
         set("synchronous_standby_names", &self.synchronous_standby_names);
         set(POLICY_SETTING, &self.policy.to_string());
+        set(VERSION_SETTING, &self.version.to_string());
         set("restore_command", &self.restore_command);
         self.raise_to_minimums(&mut lines);
         let mut text = String::from("# Written by rhone at each change; edit rhone's settings instead.\n");
@@ -311,6 +349,10 @@ mod tests {
         assert_eq!(line("restart_after_crash"), "restart_after_crash = 'off'");
         assert_eq!(policy_of(&text), Some(17));
         assert_eq!(policy_of("port = 1\n"), None);
+        assert_eq!(
+            (version_of(&text), value_in(&text, "log_line_prefix")),
+            (Some(0), Some("%m 'x' \\ ".to_owned()))
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod access;
 pub mod admin;
 pub mod agent;
 mod convert;
+mod convert_settings;
 pub mod health;
 mod metrics;
 mod page;
@@ -17,3 +18,4 @@ pub use self::admin::admin_service;
 pub(crate) use self::convert::{
     change_reply, cluster_status, event, explanation, history_entry, to_dsn_role,
 };
+pub(crate) use self::convert_settings::{finding, settings_changed, settings_version, settings_view};

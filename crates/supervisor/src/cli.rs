@@ -7,14 +7,19 @@ pub mod args;
 pub mod certs;
 mod check;
 mod client;
+mod doctor;
 mod events;
 mod exit;
 mod explain;
 mod history;
 mod hold;
+mod man;
+mod member;
 mod operate;
 mod psql;
+mod restart;
 mod serve;
+mod settings;
 mod status;
 mod table;
 pub mod terminal;
@@ -91,10 +96,23 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Unfence { name, no_wait } => {
             hold::unfence(&global, hold::Whose { name, no_wait }, terminal).await
         }
+        Command::Settings { verb } => settings::run(&global, verb, terminal).await,
+        Command::ShowConfig => settings::show_config(&global, terminal).await,
+        Command::EditConfig => settings::edit(&global, terminal).await,
+        Command::Reload { name } => restart::reload(&global, name, terminal).await,
+        Command::Restart { name, rolling: _, if_pending, no_wait } => {
+            restart::restart(&global, restart::Flags { name, if_pending, no_wait }, terminal).await
+        }
+        Command::Reinit { name, yes, no_wait } => {
+            member::reinit(&global, &name, yes, no_wait, terminal).await
+        }
+        Command::Member { verb } => member::run(&global, verb, terminal).await,
+        Command::Doctor => doctor::run(&global, terminal).await,
         Command::Completions { shell } => {
             completions(shell, terminal);
             Ok(())
         }
+        Command::Man { folder } => man::run(folder.as_deref(), terminal),
         Command::Certs(verb) => certs::run(&global, verb, terminal),
         Command::Dsn { role } => psql::dsn(&global, role, terminal).await,
         Command::Psql { arguments } => psql::psql(&global, &arguments).await,

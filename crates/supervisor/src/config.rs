@@ -27,6 +27,7 @@ use crate::tls::TlsFiles;
 pub use self::address::Address;
 pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::inspect::{find_bin_dir, inspect};
+pub(crate) use self::nearest::nearest;
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
 

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use self::dsn::DsnRole;
 pub use self::local::LocalView;
 pub use self::operator::{
-    Event, Explanation, FailoverRequest, FenceRequest, MemberDecision, Operator, OperatorError, Subscription,
-    SwitchoverReply, SwitchoverRequest,
+    Event, Explanation, FailoverRequest, FenceRequest, MemberDecision, MemberRequest, MemberWork, Operator,
+    OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply, SwitchoverRequest,
 };
 use crate::civil::WallTime;
 
@@ -134,6 +134,20 @@ pub struct SyncStatus {
     pub required: u32,
     /// Names of the standbys that may acknowledge.
     pub members: Vec<String>,
+    /// Whether Postgres goes by the settings: no change is under way.
+    #[serde(default)]
+    pub settled: bool,
+}
+
+/// A Postgres parameter whose new value counts from the next start on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingSetting {
+    /// Its name.
+    pub name: String,
+    /// The value that runs.
+    pub running: String,
+    /// The value that is set; none: Postgres' own default.
+    pub wanted: Option<String>,
 }
 
 /// One member.
@@ -170,6 +184,15 @@ pub struct MemberStatus {
     pub tags: BTreeMap<String, String>,
     /// A remark for people.
     pub note: Option<String>,
+    /// When its Postgres was started.
+    #[serde(default)]
+    pub started: Option<WallTime>,
+    /// What waits for a restart.
+    #[serde(default)]
+    pub pending: Vec<PendingSetting>,
+    /// The version of the settings that its Postgres was told.
+    #[serde(default)]
+    pub settings_version: Option<u64>,
 }
 
 /// The cluster at a glance: what `rhone status -o json` prints.
@@ -203,6 +226,9 @@ pub struct ClusterStatus {
     /// What an operator should know, a sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The version of the replicated settings.
+    #[serde(default)]
+    pub settings_version: Option<u64>,
 }
 
 /// One change of primary: a line of `rhone history`.

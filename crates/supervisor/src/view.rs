@@ -133,6 +133,28 @@ pub struct Stream {
     pub caught_up: bool,
 }
 
+/// A parameter whose new value counts from the next start on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Its name.
+    pub name: String,
+    /// The value that runs.
+    pub running: String,
+    /// The value that is set; none: Postgres' own default.
+    pub wanted: Option<String>,
+}
+
+/// What a running server says of itself, for people and for those who wait for its restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// When its postmaster started, in milliseconds since 1970; none: it does not answer.
+    pub started_ms: Option<u64>,
+    /// The version of the settings that its files were written by; 0: not known.
+    pub settings: u64,
+    /// What waits for a restart.
+    pub pending: Vec<Pending>,
+}
+
 /// What a member tells the Raft leader; never enters the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -169,6 +191,8 @@ pub struct Report {
     pub left: Option<WalPosition>,
     /// One line for a person.
     pub note: Option<String>,
+    /// What its running server says of itself.
+    pub server: ServerFacts,
 }
 
 /// Long work on an instance.
@@ -231,6 +255,17 @@ pub struct Sources {
     pub clone: Option<NodeId>,
 }
 
+/// What is due besides: it is done when nothing else is, and never to the owner of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chores {
+    /// The settings are newer than the files here, or a reload was asked for; also for the owner.
+    pub configure: bool,
+    /// The instance is to be restarted.
+    pub restart: bool,
+    /// The data directory is to be made anew.
+    pub reinit: bool,
+}
+
 /// All that `decide::node` may see.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -273,4 +308,6 @@ pub struct NodeView<'a> {
     pub start_failed: Option<&'a str>,
     /// Who else than the primary may be received from.
     pub sources: Sources,
+    /// What is due besides.
+    pub chores: Chores,
 }

@@ -149,6 +149,7 @@ fn report() -> Report {
         version: None,
         left: None,
         note: None,
+        server: rhone::view::ServerFacts::default(),
     }
 }
 

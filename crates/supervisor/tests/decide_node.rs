@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 
 use expect_test::expect_file;
 use rhone::decide::{self, Effect, NodeDecision};
-use rhone::view::{Instance, Moment, NodeView};
+use rhone::view::{Chores, Instance, Moment, NodeView};
 use rhone_consensus::command::{
     ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
 };
@@ -216,6 +216,15 @@ fn properties(view: &NodeView<'_>, decision: &NodeDecision, row: &str) {
 }
 
 fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> String {
+    row_with(state, (name, instance), case, Chores::default())
+}
+
+fn row_with(
+    state: &ClusterState,
+    (name, instance): (&str, &Instance),
+    case: &Case,
+    chores: Chores,
+) -> String {
     let view = NodeView {
         state,
         me: ME,
@@ -235,6 +244,7 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
         rewinds_failed: 0,
         start_failed: None,
         sources: rhone::view::Sources::default(),
+        chores,
     };
     let decision = decide::node(&view, Moment(0));
     let mut text = format!("{name:<27} promise {:<3}", case.promise);
@@ -303,6 +313,79 @@ fn a_fenced_member_is_stopped_and_rests() {
                 // Its word about its WAL counts as before, and comes first.
                 let text = row(&state, name, &instance, &case(Some(12)));
                 assert!(text.contains("revoke in 12: revoke_asked"), "{text}");
+            }
+        }
+    }
+}
+
+/// What an operator asked for is done where nothing else is due, and the owner's instance is never stopped
+/// for it; what must hold of every row holds of these too.
+#[test]
+fn chores_come_last_and_stop_nobody_who_owns_the_epoch() {
+    let plain = Case {
+        promise: 8,
+        revoke: None,
+        leaving: false,
+        guardian: true,
+        unfinished: false,
+        copied: false,
+        stranger: false,
+        policies: (9, 9),
+    };
+    let chores = |word: &str| Chores {
+        configure: word.contains("configure"),
+        restart: word.contains("restart"),
+        reinit: word.contains("reinit"),
+    };
+    let check = |case: &str, name: &str, word: &str, expected: &str| {
+        let (state, instances) = (state(case), instances());
+        let (_, instance) = instances.iter().find(|(known, _)| *known == name).expect("an instance");
+        let text = row_with(&state, (name, instance), &plain, chores(word));
+        let text = text.split("promise 8").nth(1).expect("a row").trim();
+        assert_eq!(text, expected, "{case}: {name}, {word}");
+    };
+    let (streams, other) = ("streams at 3:0/30", "other's, established");
+    check(other, streams, "configure", "follow n2 in 8: settings_changed");
+    check(other, streams, "configure restart", "stop in 8: restart_asked");
+    check(other, streams, "restart reinit", "clone n2 in 8: reinit_asked");
+    check(other, "standby at 2:0/20", "configure", "follow n2 in 8: within_history");
+    check(other, "standby at 2:0/28", "restart", "rewind n2 in 8: forked");
+    check(other, "stopped at 2:0/20", "restart", "start n2 in 8: within_history");
+    check(other, "starting", "restart reinit", "- starting");
+    check(other, "absent", "reinit", "clone n2 in 8: no_data");
+    check("other's, granted", streams, "reinit", "- no_primary_yet");
+    let (open, mine) = ("primary of 8, open", "mine, established");
+    check(mine, open, "configure", "set_policy in 8: settings_changed");
+    check(mine, open, "restart reinit", "- serving");
+    check(mine, "primary of 8, closed", "configure", "open_gate in 8: gate_closed");
+    check("mine, handover", open, "configure", "hand_over in 8: handover");
+    for case in STATES {
+        let state = state(case);
+        for (name, instance) in instances() {
+            for word in ["configure", "restart", "reinit"] {
+                for promise in [0, 4, 8, 12] {
+                    for revoke in [None, Some(12)] {
+                        let case = Case { promise, revoke, ..plain };
+                        let text = row_with(&state, (name, &instance), &case, chores(word));
+                        let without = row(&state, name, &instance, &case);
+                        let due = text.contains("settings_changed")
+                            || text.contains("restart_asked")
+                            || text.contains("reinit_asked");
+                        let idle = without.contains("- streaming")
+                            || without.contains("- connecting")
+                            || without.contains("- serving");
+                        // A new copy, or a word from the owner's primary, is all that may come before something else.
+                        assert!(
+                            due || text == without || text.contains("- no_primary_yet"),
+                            "{text}, without {without}"
+                        );
+                        assert!(
+                            !due || idle || text.contains("reinit_asked") || text.contains("restart_asked"),
+                            "{text}, without {without}"
+                        );
+                        assert!(!due || revoke.is_none(), "{text}");
+                    }
+                }
             }
         }
     }

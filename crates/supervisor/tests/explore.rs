@@ -17,11 +17,28 @@ use world::{Mutant, World};
 
 /// Runs one seed; returns what went wrong.
 fn walk(mode: SyncMode, mutant: Mutant, seed: u64) -> Result<(), (String, Vec<String>)> {
-    let mut world = World::with(mode, mutant, Some(seed));
+    walk_through(World::with(mode, mutant, Some(seed)), |_| {})
+}
+
+/// The same, while a person changes the synchronous mode again and again.
+fn walk_by_modes(mode: SyncMode, mutant: Mutant, seed: u64) -> Result<(), (String, Vec<String>)> {
+    walk_through(World::with(mode, mutant, Some(seed)), |world| {
+        let mode = match world.draw(45) {
+            0 => SyncMode::Off,
+            1 => SyncMode::Quorum,
+            2 => SyncMode::Strict,
+            _ => return,
+        };
+        world.set_mode(mode);
+    })
+}
+
+fn walk_through(mut world: World, mut besides: impl FnMut(&mut World)) -> Result<(), (String, Vec<String>)> {
     for _ in 0..60 {
         world.tick();
     }
     for _ in 0..150 {
+        besides(&mut world);
         fault(&mut world);
         for node in 0..3 {
             if world.draw(3) == 1 {
@@ -116,6 +133,24 @@ fn no_acknowledged_commit_is_lost_in_synchronous_mode() {
 #[test]
 fn no_acknowledged_commit_is_lost_in_strict_mode() {
     check(SyncMode::Strict);
+}
+
+/// From the moment on at which no asynchronous policy is open, nothing that was ever acknowledged is lost.
+#[test]
+fn the_mode_may_change_at_any_time() {
+    let seeds = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = seeds.map_or(1..1000, |seed: u64| seed..seed + 1);
+    for mode in [SyncMode::Off, SyncMode::Quorum] {
+        for seed in seeds.clone() {
+            if let Err((what, trace)) = walk_by_modes(mode, Mutant::None, seed) {
+                panic!("SEED={seed} from {mode:?}: {what}\n{}", trace.join("\n"));
+            }
+        }
+    }
+    // An asynchronous policy that goes before the others have what it acknowledged is noticed.
+    let noticed = (1..6000).find_map(|seed| walk_by_modes(SyncMode::Off, Mutant::NarrowsEarly, seed).err());
+    let (what, _) = noticed.expect("a policy that is narrowed too early is noticed");
+    println!("{what}");
 }
 
 #[test]

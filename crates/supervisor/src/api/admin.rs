@@ -9,10 +9,13 @@ use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
 use super::convert::to_change_reply;
+use super::convert_settings::{member_request, settings_request, to_settings_reply};
 use super::proto::v1;
 use super::proto::v1::admin_server::{Admin, AdminServer};
+use crate::civil::WallTime;
 use crate::status::{
-    FailoverRequest, FenceRequest, Operator, OperatorError, Subscription, SwitchoverReply, SwitchoverRequest,
+    FailoverRequest, FenceRequest, MemberRequest, MemberWork, Operator, OperatorError, Subscription,
+    SwitchoverReply, SwitchoverRequest,
 };
 
 /// A request to `Admin` larger than this is refused: each holds a few names.
@@ -59,6 +62,21 @@ impl<O: Operator> AdminService<O> {
     async fn hold(&self, request: FenceRequest) -> Result<Response<v1::ChangeReply>, Status> {
         self.check_epoch(request.expected_epoch).await?;
         Ok(Response::new(to_change_reply(self.operator.fence(request).await)?))
+    }
+}
+
+impl<O: Operator> AdminService<O> {
+    async fn work(&self, request: MemberRequest) -> Result<Response<v1::ChangeReply>, Status> {
+        self.check_epoch(request.expected_epoch).await?;
+        Ok(Response::new(to_change_reply(self.operator.perform(request).await)?))
+    }
+
+    async fn work_on(
+        &self,
+        request: Request<v1::MemberRequest>,
+        work: MemberWork,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.work(member_request(request.into_inner(), work)).await
     }
 }
 
@@ -154,6 +172,80 @@ impl<O: Operator> Admin for AdminService<O> {
             idempotency_key: request.idempotency_key,
         })
         .await
+    }
+
+    async fn settings(&self, _: Request<v1::SettingsRequest>) -> Result<Response<v1::SettingsReply>, Status> {
+        Ok(Response::new(self.operator.settings().await?.into()))
+    }
+
+    async fn settings_history(
+        &self,
+        request: Request<v1::SettingsHistoryRequest>,
+    ) -> Result<Response<v1::SettingsHistoryReply>, Status> {
+        let versions = self.operator.settings_history().await?;
+        let limit = match request.into_inner().limit {
+            0 => usize::MAX,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let skip = versions.len().saturating_sub(limit);
+        let versions = versions.into_iter().skip(skip).map(Into::into).collect();
+        Ok(Response::new(v1::SettingsHistoryReply { versions }))
+    }
+
+    async fn change_settings(
+        &self,
+        request: Request<v1::ChangeSettingsRequest>,
+    ) -> Result<Response<v1::ChangeSettingsReply>, Status> {
+        let outcome = self.operator.change_settings(settings_request(request.into_inner())).await;
+        Ok(Response::new(to_settings_reply(outcome)?))
+    }
+
+    async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
+        let findings = self.operator.doctor().await?.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::DoctorReply { findings }))
+    }
+
+    async fn reload(&self, request: Request<v1::MemberRequest>) -> Result<Response<v1::ChangeReply>, Status> {
+        self.work_on(request, MemberWork::Reload).await
+    }
+
+    async fn restart(
+        &self,
+        request: Request<v1::RestartRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let request = request.into_inner();
+        let started = request.started_ms.map(WallTime::from_ms);
+        self.work(MemberRequest {
+            name: request.name,
+            work: MemberWork::Restart { started },
+            expected_epoch: request.expected_epoch.map(Epoch),
+        })
+        .await
+    }
+
+    async fn reinit(&self, request: Request<v1::MemberRequest>) -> Result<Response<v1::ChangeReply>, Status> {
+        self.work_on(request, MemberWork::Reinit).await
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::MemberRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.work_on(request, MemberWork::Remove).await
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<v1::MemberRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.work_on(request, MemberWork::Promote).await
+    }
+
+    async fn demote_member(
+        &self,
+        request: Request<v1::MemberRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.work_on(request, MemberWork::Demote).await
     }
 
     async fn dsn(&self, request: Request<v1::DsnRequest>) -> Result<Response<v1::DsnReply>, Status> {

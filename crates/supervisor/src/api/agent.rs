@@ -14,13 +14,14 @@ use tonic::{Request, Response, Status};
 
 use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
-    AcceptFounderReply, AcceptFounderRequest, HelloReply, HelloRequest, JoinReply, JoinRequest,
-    PausePoolerReply, PausePoolerRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply,
+    AcceptFounderReply, AcceptFounderRequest, ExamineReply, ExamineRequest, HelloReply, HelloRequest,
+    JoinReply, JoinRequest, ParametersReply, ParametersRequest, PausePoolerReply, PausePoolerRequest,
+    PerformReply, PerformRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply,
     RevokeRequest, StoreState,
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
-use crate::runtime::{codec, found};
+use crate::runtime::{chores, codec, doctor, found};
 use crate::view::{Received, Report};
 
 /// How long an admission may take: two proposals on slow disks.
@@ -257,6 +258,36 @@ impl Agent for AgentService {
         let pooler = self.shared.config.pooler.as_ref();
         let paused = crate::pooler::pause_here(&self.shared.pooler, pooler, epoch).await;
         Ok(Response::new(PausePoolerReply { paused }))
+    }
+
+    async fn perform(&self, request: Request<PerformRequest>) -> Result<Response<PerformReply>, Status> {
+        let (caller, request) = opened(request);
+        let node = self.member(request.from.as_ref(), caller.as_ref())?;
+        if self.shared.consensus.status().leader != Some(node) {
+            return Err(Status::failed_precondition(format!("{node} is not known here as the leader")));
+        }
+        let taken = chores::take_on(&self.shared, Epoch(request.epoch), request.work(), request.started_ms);
+        let reason = taken.err();
+        Ok(Response::new(PerformReply { accepted: reason.is_none(), reason: reason.unwrap_or_default() }))
+    }
+
+    async fn examine(&self, request: Request<ExamineRequest>) -> Result<Response<ExamineReply>, Status> {
+        let (caller, request) = opened(request);
+        self.member(request.from.as_ref(), caller.as_ref())?;
+        let exam = doctor::examine(&self.shared).await;
+        Ok(Response::new(ExamineReply { exam: codec::pack(&exam) }))
+    }
+
+    async fn parameters(
+        &self,
+        request: Request<ParametersRequest>,
+    ) -> Result<Response<ParametersReply>, Status> {
+        let (caller, request) = opened(request);
+        self.member(request.from.as_ref(), caller.as_ref())?;
+        Ok(Response::new(match chores::own_parameters(&self.shared).await {
+            Ok(parameters) => ParametersReply { parameters: codec::pack(&parameters), reason: String::new() },
+            Err(reason) => ParametersReply { parameters: Vec::new(), reason },
+        }))
     }
 }
 

@@ -11,7 +11,7 @@ use super::proto::v1;
 use crate::civil::WallTime;
 use crate::status::{
     ClusterStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
-    OperatorError, Role, State, SwitchoverReply, SyncMode, SyncStatus,
+    OperatorError, PendingSetting, Role, State, SwitchoverReply, SyncMode, SyncStatus,
 };
 
 /// Metadata key with the leader's address, on "this member does not lead".
@@ -161,6 +161,9 @@ impl From<MemberStatus> for v1::Member {
             pending_restart: m.pending_restart,
             tags: m.tags.into_iter().collect(),
             note: m.note,
+            started_ms: m.started.map(WallTime::as_ms),
+            pending: m.pending.into_iter().map(pending_to_wire).collect(),
+            settings_version: m.settings_version,
         }
     }
 }
@@ -183,8 +186,19 @@ impl From<v1::Member> for MemberStatus {
             pending_restart: m.pending_restart,
             tags: m.tags.into_iter().collect(),
             note: m.note,
+            started: m.started_ms.map(WallTime::from_ms),
+            pending: m.pending.into_iter().map(pending_from_wire).collect(),
+            settings_version: m.settings_version,
         }
     }
+}
+
+fn pending_to_wire(p: PendingSetting) -> v1::PendingSetting {
+    v1::PendingSetting { name: p.name, running: p.running, wanted: p.wanted }
+}
+
+fn pending_from_wire(p: v1::PendingSetting) -> PendingSetting {
+    PendingSetting { name: p.name, running: p.running, wanted: p.wanted }
 }
 
 impl From<ClusterStatus> for v1::ClusterStatus {
@@ -203,10 +217,12 @@ impl From<ClusterStatus> for v1::ClusterStatus {
                 mode: v1::SyncMode::from(s.sync.mode).into(),
                 required: s.sync.required,
                 members: s.sync.members,
+                settled: s.sync.settled,
             }),
             failover_would_lose: s.failover_would_lose,
             members: s.members.into_iter().map(Into::into).collect(),
             warnings: s.warnings,
+            settings_version: s.settings_version,
         }
     }
 }
@@ -217,6 +233,7 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
         mode: sync.mode().into(),
         required: sync.required,
         members: sync.members,
+        settled: sync.settled,
     });
     ClusterStatus {
         cluster: s.cluster,
@@ -232,6 +249,7 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
         failover_would_lose: s.failover_would_lose,
         members: s.members.into_iter().map(Into::into).collect(),
         warnings: s.warnings,
+        settings_version: s.settings_version,
     }
 }
 

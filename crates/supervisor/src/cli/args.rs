@@ -182,10 +182,63 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Shows or changes the replicated settings; Postgres parameters are `postgres.NAME`
+    Settings {
+        /// What to do [default: show them]
+        #[command(subcommand)]
+        verb: Option<SettingsVerb>,
+    },
+    /// Prints the replicated settings as they are edited
+    ShowConfig,
+    /// Edits the replicated settings: as `rhone settings edit`
+    EditConfig,
+    /// Makes Postgres read its configuration again
+    Reload {
+        /// The member [default: all]
+        name: Option<String>,
+    },
+    /// Restarts Postgres: standbys first, one at a time, the primary last by a switchover
+    Restart {
+        /// The member [default: all, one after the other]
+        name: Option<String>,
+        /// All members, one after the other
+        #[arg(long, conflicts_with = "name")]
+        rolling: bool,
+        /// Only where a changed setting waits for a restart
+        #[arg(long)]
+        if_pending: bool,
+        /// Return as soon as it has begun (with a member's name)
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Copies a standby anew from the primary
+    Reinit {
+        /// The member
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Return as soon as it has begun
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Shows or changes who is a member and who votes
+    Member {
+        /// What to do [default: list them]
+        #[command(subcommand)]
+        verb: Option<MemberVerb>,
+    },
+    /// Says what an operator should fix: clocks, disks, versions, slots, what corrupts silently
+    Doctor,
     /// Prints what a shell needs to complete commands
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Prints the manual page, or writes those of all commands
+    Man {
+        /// A folder to write one page for each command into
+        folder: Option<PathBuf>,
     },
     /// Prints libpq's connection string of the cluster
     Dsn {
@@ -198,5 +251,102 @@ pub enum Command {
         /// psql's own arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
+    },
+}
+
+/// What `rhone settings` does.
+#[derive(Debug, Subcommand)]
+pub enum SettingsVerb {
+    /// Prints one setting
+    Get {
+        /// Its key: sync, postgres.work_mem
+        key: String,
+    },
+    /// Changes settings, all or none of them
+    Set {
+        /// KEY=VALUE, as in sync=quorum or postgres.work_mem=16MB
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        assignments: Vec<String>,
+        /// How.
+        #[command(flatten)]
+        flags: ChangeFlags,
+    },
+    /// Takes settings back to what they are when nobody sets them
+    Reset {
+        /// Their keys
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+        /// How.
+        #[command(flatten)]
+        flags: ChangeFlags,
+    },
+    /// Opens all settings in $EDITOR, and changes what was edited
+    Edit,
+    /// Lists the versions that are kept: who changed what, and when
+    History {
+        /// Show only so many, the newest
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        limit: u32,
+    },
+    /// Prints what differs between two versions
+    Diff {
+        /// The one version [default: the one before the newest]
+        from: Option<u64>,
+        /// The other [default: the newest]
+        to: Option<u64>,
+    },
+    /// Goes back to the settings of a version; that is a new version
+    Revert {
+        /// The version
+        version: u64,
+        /// How.
+        #[command(flatten)]
+        flags: ChangeFlags,
+    },
+}
+
+/// How settings are changed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct ChangeFlags {
+    /// Refuse unless the settings are at this version
+    #[arg(long, value_name = "VERSION")]
+    pub expect: Option<u64>,
+    /// Only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Return as soon as it is decided, before every member goes by it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// What `rhone member` does.
+#[derive(Debug, Subcommand)]
+pub enum MemberVerb {
+    /// Lists the members
+    List,
+    /// Prints the configuration that a new member joins with
+    Add {
+        /// Its name
+        name: String,
+        /// Its host, as the others reach it
+        address: String,
+    },
+    /// Removes a member for good
+    Remove {
+        /// The member
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lets a member vote where there is room
+    Promote {
+        /// The member
+        name: String,
+    },
+    /// Keeps a member from voting
+    Demote {
+        /// The member
+        name: String,
     },
 }

@@ -147,6 +147,14 @@ pub(super) fn load_config(global: &Global) -> Result<Config, CliError> {
     Ok(Config::load(&path, &config::environment())?)
 }
 
+/// Returns the addresses that a new member can join at: those that this command would ask.
+pub(super) fn addresses(global: &Global) -> Result<Vec<String>, CliError> {
+    if global.hosts.is_empty() {
+        return Ok(load_config(global)?.node.peers.iter().map(ToString::to_string).collect());
+    }
+    Ok(targets(global)?.iter().map(Target::shown).collect())
+}
+
 fn targets(global: &Global) -> Result<Vec<Target>, CliError> {
     if !global.hosts.is_empty() {
         return Ok(global.hosts.iter().map(|host| Target::of(host.trim())).collect());
@@ -221,6 +229,8 @@ async fn ask_once<T>(
             Err(OperatorError::NotLeader { leader: Some(leader) }) if redirects < MAX_REDIRECTS => {
                 redirects += 1;
                 queue.push(Target::of(&leader));
+                // Should that one be gone, another is being elected.
+                last = Some(OperatorError::NotLeader { leader: None });
             }
             Err(OperatorError::Unknown) if !changes => {
                 tried.push(format!("{}: connected, but it did not answer", target.shown()));

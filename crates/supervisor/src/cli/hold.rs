@@ -137,7 +137,7 @@ fn tell(
 }
 
 /// Waits until the cluster is as asked for.
-async fn wait(
+pub(super) async fn wait(
     global: &Global,
     limit: Duration,
     done: impl Fn(&ClusterStatus) -> bool,

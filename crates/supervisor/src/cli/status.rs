@@ -11,7 +11,7 @@ use super::{client, print_json};
 use crate::api;
 use crate::api::proto::v1;
 use crate::config::units;
-use crate::status::{ClusterStatus, MemberStatus, OperatorError, Role, State, SyncMode};
+use crate::status::{ClusterStatus, MemberStatus, OperatorError, PendingSetting, Role, State, SyncMode};
 
 /// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -138,7 +138,10 @@ fn row(status: &ClusterStatus, member: &MemberStatus) -> [String; 7] {
         notes.push("learner".to_owned());
     }
     if member.pending_restart == Some(true) {
-        notes.push("restart pending".to_owned());
+        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "default".to_owned());
+        let each = |p: &PendingSetting| format!("{} {} -> {}", p.name, p.running, value(&p.wanted));
+        let pending: Vec<String> = member.pending.iter().map(each).collect();
+        notes.push(format!("restart pending: {}", pending.join(", ")));
     }
     [
         member.name.clone(),

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::exit::CliError;
+use super::exit::{CliError, Exit};
 
 /// Where a command's data and talk go.
 pub struct Terminal {
@@ -52,6 +52,29 @@ impl Terminal {
     /// Says whether a person looks at stdout.
     pub fn interactive(&self) -> bool {
         self.interactive
+    }
+
+    /// Asks a person whether to go on; `yes` answers beforehand.
+    ///
+    /// # Errors
+    /// The answer is no, or there is nobody to ask.
+    pub fn confirm(&mut self, what: &str, yes: bool) -> Result<(), CliError> {
+        if yes {
+            return Ok(());
+        }
+        if !self.interactive || !std::io::stdin().is_terminal() {
+            return Err(CliError::new(Exit::Refused, format!("refused, nothing was changed: {what}"))
+                .hint("add `--yes` to do it"));
+        }
+        self.talk(&format!("{what}. Go on? [y/N]"));
+        let mut answer = String::new();
+        std::io::stdin()
+            .read_line(&mut answer)
+            .map_err(|error| CliError::failed(format!("read the answer: {error}")))?;
+        if matches!(answer.trim(), "y" | "Y" | "yes") {
+            return Ok(());
+        }
+        Err(CliError::new(Exit::Refused, "nothing was changed"))
     }
 
     /// Writes data. A reader that went away (`| head`) is not an error.

@@ -342,3 +342,75 @@ async fn events_are_lines_for_people_and_for_programs() {
     let (exit, out, err) = member.run("events --follow").await;
     assert_eq!((exit, out.lines().count()), (Exit::NoQuorum, 1), "{err}");
 }
+
+#[tokio::test]
+async fn settings_are_shown_changed_compared_and_gone_back_to() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, err) = member.run("settings").await;
+    assert_eq!(exit, Exit::Done);
+    assert!(out.starts_with("SETTING              VALUE\nmax-lag-on-failover  1MB\nsync"), "{out}");
+    assert_eq!(err, "version 1; `rhone settings history` lists the versions before\n");
+    check(
+        member.run("settings set postgres.work_mem=8MB postgres.max_connections=200").await,
+        expect![[r#""#]],
+    );
+    check(member.run("settings get postgres.work_mem").await, expect![[r#""#]]);
+    check(member.run("settings get postgres.jit").await, expect![[r#""#]]);
+    check(member.run("settings set --expect 1 postgres.work_mem=9MB").await, expect![[r#""#]]);
+    check(member.run("settings set --dry-run postgres.work_mem=9MB --json").await, expect![[r#""#]]);
+    check(member.run("settings set postgres.work_mem=8MB").await, expect![[r#""#]]);
+    check(member.run("settings set work_mem=8MB").await, expect![[r#""#]]);
+    check(member.run("settings set sync").await, expect![[r#""#]]);
+    check(member.run("settings reset postgres.work_mem --json").await, expect![[r#""#]]);
+    check(member.run("settings history").await, expect![[r#""#]]);
+    check(member.run("settings history -n 1 --json").await, expect![[r#""#]]);
+    check(member.run("settings diff").await, expect![[r#""#]]);
+    check(member.run("settings diff 1 9").await, expect![[r#""#]]);
+    let (exit, out, _) = member.run("show-config").await;
+    assert!(
+        exit == Exit::Done && out.contains("postgres.max_connections = \"200\"\nsync = \"off\"\n# timing"),
+        "{out}"
+    );
+}
+
+#[tokio::test]
+async fn members_are_restarted_copied_and_removed_and_nobody_is_asked_behind_their_back() {
+    let member = Member::start(FakeOperator::default());
+    check(member.run("restart pg-2 --json --no-wait").await, expect![[r#""#]]);
+    check(member.run("restart pg-9").await, expect![[r#""#]]);
+    check(member.run("restart --if-pending --json").await, expect![[r#""#]]);
+    check(member.run("reload").await, expect![[r#""#]]);
+    check(member.run("reinit pg-3").await, expect![[r#""#]]);
+    let (exit, out, err) = member.run("reinit pg-3 --yes").await;
+    assert!(exit == Exit::Done && out.contains("pg-3   standby  streaming"), "{out}{err}");
+    check(member.run("member").await, expect![[r#""#]]);
+    let (exit, out, err) = member.run("member add pg-4 10.0.0.14").await;
+    assert!(exit == Exit::Done && out.contains("advertise = \"10.0.0.14:7400\""), "{out}{err}");
+    check(member.run("member add pg-2 10.0.0.14").await, expect![[r#""#]]);
+    check(member.run("member demote pg-3 --json").await, expect![[r#""#]]);
+    check(member.run("member remove pg-3").await, expect![[r#""#]]);
+    check(member.run("member remove pg-3 --yes --json").await, expect![[r#""#]]);
+}
+
+#[tokio::test]
+async fn every_command_has_a_manual_page() {
+    use clap::CommandFactory;
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, _) = member.run("man").await;
+    assert!(exit == Exit::Done && out.contains(".TH rhone 1") && out.contains("switchover"), "{out}");
+    let folder = member.folder.path().join("man");
+    let (exit, _, err) = member.run(&format!("man {}", folder.display())).await;
+    assert_eq!(exit, Exit::Done, "{err}");
+    for verb in Cli::command().get_subcommands() {
+        assert!(folder.join(format!("rhone-{}.1", verb.get_name())).is_file(), "{}", verb.get_name());
+    }
+    let set = std::fs::read_to_string(folder.join("rhone-settings-set.1")).expect("a page");
+    assert!(set.contains("postgres.work_mem=16MB"), "{set}");
+}
+
+#[tokio::test]
+async fn doctor_says_what_to_fix() {
+    let member = Member::start(FakeOperator::default());
+    check(member.run("doctor").await, expect![[r#""#]]);
+    check(member.run("doctor --json").await, expect![[r#""#]]);
+}

@@ -164,6 +164,12 @@ pub enum Reason {
     PositionUnknown,
     /// An operator fenced it: stopped until let go.
     Fenced,
+    /// The settings have changed, or a reload was asked for.
+    SettingsChanged,
+    /// An operator asked for a restart.
+    RestartAsked,
+    /// An operator asked for a new copy.
+    ReinitAsked,
 }
 
 impl Reason {
@@ -206,6 +212,9 @@ impl Reason {
             Self::RewindFailed => "rewind_failed",
             Self::PositionUnknown => "position_unknown",
             Self::Fenced => "fenced",
+            Self::SettingsChanged => "settings_changed",
+            Self::RestartAsked => "restart_asked",
+            Self::ReinitAsked => "reinit_asked",
         }
     }
 }

@@ -166,6 +166,10 @@ fn owner(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Primary { gate_open: false, .. } => {
             NodeDecision::Act(Effect::OpenGate, epoch, Reason::GateClosed)
         }
+        // The same effect writes all settings, and proves the policy once more.
+        Instance::Primary { .. } if view.chores.configure => {
+            NodeDecision::Act(Effect::SetPolicy, epoch, Reason::SettingsChanged)
+        }
         Instance::Primary { .. } => NodeDecision::Rest(Reason::Serving),
         Instance::Frozen { .. } => NodeDecision::Rest(Reason::Frozen),
         Instance::Hung { .. } => NodeDecision::Rest(Reason::Hung),
@@ -343,6 +347,9 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     if view.unfinished.is_some() && !matches!(view.instance, Instance::Absent) {
         return rewind_or_clone(Reason::Unfinished);
     }
+    if view.chores.reinit && !matches!(view.instance, Instance::Absent | Instance::Starting) {
+        return copy(Effect::Clone(clone_from), Reason::ReinitAsked);
+    }
     match view.instance {
         Instance::Absent => copy(Effect::Clone(clone_from), Reason::NoData),
         // A copy of this very history, whose last WAL only the source has. Where it is of another
@@ -369,8 +376,15 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
             match view.state.ledger.lineage(*position, grant.timeline) {
                 Lineage::Forked(_) => rewind_or_clone(Reason::Forked),
                 Lineage::Foreign => copy(Effect::Clone(clone_from), Reason::ForeignTimeline),
+                // Stopped in order it is started again like any other that is stopped.
+                Lineage::Within if view.chores.restart => {
+                    NodeDecision::Act(Effect::Stop, epoch, Reason::RestartAsked)
+                }
                 Lineage::Within if *upstream_now != Some(upstream) => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::WithinHistory)
+                }
+                Lineage::Within if view.chores.configure => {
+                    NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::SettingsChanged)
                 }
                 Lineage::Within if *streaming => NodeDecision::Rest(Reason::Streaming),
                 Lineage::Within if *wal_gone && *idle_ms >= STREAM_STALLED_MS => {

@@ -65,6 +65,7 @@ fn report(instance: Instance) -> Report {
         lease_left_ms: None,
         version: None,
         note: None,
+        server: crate::view::ServerFacts::default(),
     }
 }
 

@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use rhone_consensus::command::{Acceptance, ClusterCommand, Outcome, PrepareReason, WallTime};
+use rhone_consensus::command::{Acceptance, ClusterCommand, Member, Outcome, PrepareReason, WallTime};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::state::{ClusterState, Phase};
 
 use super::operator::{RuntimeOperator, refused};
-use super::outlook;
+use super::{outlook, publish};
 use crate::runtime::clock::wall_time;
 use crate::status::{FailoverRequest, OperatorError, SwitchoverReply};
+use crate::view::Instance;
 
 /// For how long an election is left to find its evidence before the accepted loss is recorded: what
 /// is not needed is not accepted.
@@ -25,7 +26,7 @@ impl RuntimeOperator {
         if request.expected_epoch.is_some_and(|expected| expected != present) {
             return Err(refused(format!("the epoch is {present} by now"), Some("rhone status")));
         }
-        let to = candidate(state, request.to.as_deref())?;
+        let to = candidate(state, request.to.as_deref())?.or_else(|| self.best_other(state));
         let from =
             state.last_owner().and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
         let epoch = match &state.phase {
@@ -53,6 +54,26 @@ impl RuntimeOperator {
             return Ok(SwitchoverReply { from, ..SwitchoverReply::default() });
         }
         self.outcome(from, epoch.0.saturating_sub(1)).await
+    }
+
+    /// Returns the standby with the most, where somebody else leads: who asks for a failover does not ask for
+    /// the same primary again. It is no more than a wish: the election decides by what it finds.
+    fn best_other(&self, state: &ClusterState) -> Option<NodeId> {
+        let owner = state.last_owner().filter(|_| state.phase == Phase::Established)?;
+        let (table, now) = (self.shared().table.borrow().clone(), self.shared().now());
+        let others =
+            state.data_members().filter(|m| m.node != owner && m.may_lead() && !state.is_fenced(m.node));
+        let streams = |member: &&Member| {
+            table.get(&member.node).is_some_and(|received| {
+                now.millis_since(received.at) < publish::UNREACHABLE_MS
+                    && matches!(received.report.instance, Instance::Standby { streaming: true, .. })
+            })
+        };
+        let held = |member: &&Member| {
+            let position = table.get(&member.node).and_then(|received| received.report.instance.position());
+            (position.map(|position| position.lsn), member.priority, std::cmp::Reverse(member.node))
+        };
+        others.filter(streams).max_by_key(held).map(|member| member.node)
     }
 
     /// Opens an epoch and returns it.
@@ -88,8 +109,10 @@ fn candidate(state: &ClusterState, name: Option<&str>) -> Result<Option<NodeId>,
     let member = state.data_members().find(|member| member.name == name);
     let member =
         member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
-    if member.priority == 0 {
-        return Err(refused(format!("{name} has priority 0 and is never promoted"), None));
+    if !member.may_lead() {
+        let reason =
+            format!("{name} is never promoted: it has priority 0, or is tagged no-failover or delayed");
+        return Err(refused(reason, None));
     }
     if state.phase == Phase::Established && state.last_owner() == Some(member.node) {
         return Err(refused(format!("{name} is the primary already"), None));

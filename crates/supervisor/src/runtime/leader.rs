@@ -254,6 +254,8 @@ impl Leader {
             | ClusterCommand::SetHandover(_)
             | ClusterCommand::SetPaused(_)
             | ClusterCommand::SetFenced { .. }
+            | ClusterCommand::ChangeSettings { .. }
+            | ClusterCommand::SetLearner { .. }
             | ClusterCommand::RecordLeft { .. } => {}
         }
         let words = command_in_words(&command);
@@ -370,6 +372,11 @@ impl Leader {
             status.voters.iter().filter(|node| state.members.contains_key(node)).copied().collect();
         let wanted = wanted_voters(&staying, state, &self.alive(state));
         if wanted != status.voters && !wanted.is_empty() {
+            if !wanted.contains(&self.shared.me()) {
+                // Who leads does not take its own vote away: its successor does.
+                self.shared.consensus.yield_leadership().await;
+                return;
+            }
             tracing::info!(voters = wanted.len(), "changes who votes");
             if let Err(error) = self.shared.consensus.change_voters(wanted, true, PROPOSE_LIMIT).await {
                 tracing::info!(%error, "who votes is not changed yet");
@@ -489,12 +496,16 @@ fn wanted_voters(
     state: &ClusterState,
     alive: &BTreeSet<NodeId>,
 ) -> BTreeSet<NodeId> {
+    let may = |node: &NodeId| !state.learners.contains(node);
+    let staying: BTreeSet<NodeId> = staying.iter().filter(|node| may(node)).copied().collect();
     if staying.is_empty() {
         return BTreeSet::new();
     }
-    let count = found::voter_count(state.members.len());
+    let count = found::voter_count(state.members.keys().filter(|node| may(node)).count());
     let mut newcomers: Vec<_> = state.members.values().collect();
-    newcomers.retain(|member| !staying.contains(&member.node) && alive.contains(&member.node));
+    newcomers.retain(|member| {
+        !staying.contains(&member.node) && may(&member.node) && alive.contains(&member.node)
+    });
     newcomers.sort_by_key(|member| (member.kind == MemberKind::Data, member.name.clone()));
     let newcomers = newcomers.iter().map(|member| &member.node);
     staying.iter().chain(newcomers).take(count.max(staying.len())).copied().collect()
@@ -567,5 +578,10 @@ fn command_in_words(command: &ClusterCommand) -> String {
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
         ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),
         ClusterCommand::SetFenced { node, fenced: false } => format!("unfence {node}"),
+        ClusterCommand::ChangeSettings { expected, by, .. } => {
+            format!("change version {expected} of the settings, says {by}")
+        }
+        ClusterCommand::SetLearner { node, learner: true } => format!("keep {node} from voting"),
+        ClusterCommand::SetLearner { node, learner: false } => format!("let {node} vote"),
     }
 }

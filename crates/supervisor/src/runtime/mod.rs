@@ -6,8 +6,10 @@
 //! - [`lease`] and [`voter`]: the two halves of the lease.
 //! - [`local`] and [`effects`]: what is done to Postgres.
 
+pub mod chores;
 pub mod clock;
 pub(crate) mod codec;
+pub mod doctor;
 pub mod effects;
 mod events;
 mod failover;
@@ -24,5 +26,6 @@ pub mod report;
 mod secret;
 pub mod shared;
 pub mod supervisor;
+mod tune;
 pub mod voter;
 mod witness;

@@ -10,9 +10,11 @@ use rhone_consensus::{AppliedState, ConsensusError};
 use crate::runtime::events::Events;
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
+use crate::settings::{SettingsVersion, SettingsView};
 use crate::status::{
-    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, Operator,
-    OperatorError, State, Subscription, SwitchoverReply, SwitchoverRequest,
+    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, MemberRequest,
+    Operator, OperatorError, SettingsChanged, SettingsRequest, State, Subscription, SwitchoverReply,
+    SwitchoverRequest,
 };
 
 /// How long a proposal may take.
@@ -304,6 +306,28 @@ impl Operator for RuntimeOperator {
         tracing::info!(member = %request.name, fenced = request.fenced, "an operator fences or lets go");
         self.propose(ClusterCommand::SetFenced { node, fenced: request.fenced }).await?;
         Ok(reply)
+    }
+
+    async fn settings(&self) -> Result<SettingsView, OperatorError> {
+        Ok(self.settings_view())
+    }
+
+    async fn settings_history(&self) -> Result<Vec<SettingsVersion>, OperatorError> {
+        Ok(self.settings_versions())
+    }
+
+    async fn change_settings(&self, request: SettingsRequest) -> Result<SettingsChanged, OperatorError> {
+        self.leading()?;
+        self.tune(request).await
+    }
+
+    async fn doctor(&self) -> Result<Vec<crate::doctor::Finding>, OperatorError> {
+        Ok(self.diagnose().await)
+    }
+
+    async fn perform(&self, request: MemberRequest) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        self.perform_on(request).await
     }
 
     async fn pause(&self, paused: bool) -> Result<(), OperatorError> {

@@ -119,5 +119,22 @@ pub(super) fn sync_status(state: &ClusterState) -> SyncStatus {
         (SyncMode::Strict, 0) => quorum::required(state),
         (SyncMode::Quorum | SyncMode::Strict, required) => required,
     };
-    SyncStatus { mode, required, members }
+    SyncStatus { mode, required, members, settled: settled(state) }
+}
+
+/// Whether the only policy of the epoch is one that the settings ask for.
+fn settled(state: &ClusterState) -> bool {
+    let Some(policy) = state.policy().filter(|_| !state.policy_changes()) else { return false };
+    let wanted = quorum::required(state);
+    match (&policy.kind, state.settings.sync) {
+        (PolicyKind::Async { max_lag }, Mode::Off) => *max_lag == state.settings.max_lag_on_failover,
+        (PolicyKind::Quorum { required, standbys }, Mode::Quorum) => {
+            *required == wanted || (*required < wanted && *required as usize == standbys.len())
+        }
+        (PolicyKind::Quorum { required, .. }, Mode::Strict) => *required == wanted,
+        (PolicyKind::Alone, Mode::Quorum) => true,
+        (PolicyKind::Alone, Mode::Off | Mode::Strict)
+        | (PolicyKind::Async { .. }, Mode::Quorum | Mode::Strict)
+        | (PolicyKind::Quorum { .. }, Mode::Off) => false,
+    }
 }

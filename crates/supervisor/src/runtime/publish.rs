@@ -18,9 +18,9 @@ use crate::runtime::local::{Facts, Local};
 use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
-use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, Role, State};
+use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, State};
 use crate::tls::Security;
-use crate::view::{Activity, Instance, Moment, Received};
+use crate::view::{Activity, Instance, Moment, Pending, Received, Report};
 
 /// A member that was not heard from for this long is shown as unreachable.
 pub(super) const UNREACHABLE_MS: u64 = 3000;
@@ -136,6 +136,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         failover_would_lose: outlook::failover_would_lose(state, &table, now),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
+        settings_version: (state.settings_version > 0).then_some(state.settings_version),
     }
 }
 
@@ -208,10 +209,18 @@ fn member_status(
         lag_bytes: lag,
         seen_ms: received.map(|received| now.millis_since(received.at)),
         version: received.and_then(|received| received.report.version.clone()),
-        pending_restart: received.map(|_| false),
+        pending_restart: received.map(|received| !received.report.server.pending.is_empty()),
         tags: member.tags.labels.clone(),
         note: received.and_then(|received| received.report.note.clone()),
+        started: received.and_then(|r| r.report.server.started_ms).map(WallTime::from_ms),
+        pending: received.map(|received| pending(&received.report)).unwrap_or_default(),
+        settings_version: received.map(|r| r.report.server.settings).filter(|version| *version > 0),
     }
+}
+
+fn pending(report: &Report) -> Vec<PendingSetting> {
+    let pending = report.server.pending.iter().cloned();
+    pending.map(|Pending { name, running, wanted }| PendingSetting { name, running, wanted }).collect()
 }
 
 fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<String> {
@@ -231,6 +240,14 @@ fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<St
     }
     for name in state.members.values().filter(|m| state.is_fenced(m.node)).map(|m| &m.name) {
         warnings.push(format!("{name} is fenced (`rhone unfence {name}` lets it go)"));
+    }
+    for member in members.iter().filter(|member| !member.pending.is_empty()) {
+        let names: Vec<&str> = member.pending.iter().map(|pending| pending.name.as_str()).collect();
+        warnings.push(format!(
+            "{} runs with older settings until it is restarted: {} (`rhone restart --rolling --if-pending`)",
+            member.name,
+            names.join(", ")
+        ));
     }
     if !standbys.is_empty() && healthy == 0 && state.phase == Phase::Established {
         warnings.push("no standby could take over now".to_owned());
@@ -388,7 +405,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         tags: shared.config.node.tags.labels.clone(),
         no_load_balance: shared.config.node.tags.no_load_balance,
         system_id: state.system_id,
-        pending_restart: Vec::new(),
+        pending_restart: facts.pending.iter().map(|pending| pending.name.clone()).collect(),
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use rhone_consensus::Consensus;
 use rhone_consensus::command::{ClusterCommand, Member, Outcome};
-use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
+use rhone_consensus::ids::{DataId, Epoch, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::settings::Timing;
 use rhone_consensus::store::hard::HardStateFile;
@@ -31,6 +31,18 @@ pub struct RevokeAsk {
     pub epoch: Epoch,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<Revoked, String>>,
+}
+
+/// What an operator asked of the instance here, through the Raft leader. Each names what it means, so
+/// that it is done once, and nothing when that is gone already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// To restart the server that started then, in milliseconds since 1970.
+    pub restart: Option<u64>,
+    /// To write and read the configuration again.
+    pub reload: bool,
+    /// To make that data directory anew.
+    pub reinit: Option<DataId>,
 }
 
 /// What the tasks of one supervisor share. No task waits while it holds anything of it locked.
@@ -64,6 +76,8 @@ pub struct Shared {
     pub proxy: crate::proxy::Counters,
     /// What the local PgBouncer is asked, where there is one.
     pub pooler: crate::pooler::Handle,
+    /// What an operator asked of the instance here.
+    pub asked: watch::Sender<Asked>,
     /// What the leader's loop decided last, in words, with its code.
     pub decided: watch::Sender<(String, String)>,
 }

@@ -106,6 +106,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         strangers: Arc::new(AtomicU64::new(0)),
         proxy: crate::proxy::Counters::default(),
         pooler: crate::pooler::Handle::default(),
+        asked: watch::Sender::new(crate::runtime::shared::Asked::default()),
         decided: watch::Sender::new((String::new(), String::new())),
         config,
     });

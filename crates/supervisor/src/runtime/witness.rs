@@ -85,5 +85,6 @@ fn report(leaving: bool) -> Report {
         version: None,
         left: None,
         note: None,
+        server: crate::view::ServerFacts::default(),
     }
 }

@@ -19,6 +19,9 @@ pub(crate) struct FakeOperator {
     pub(crate) seen: Mutex<Vec<SwitchoverRequest>>,
     pub(crate) paused: AtomicBool,
     pub(crate) fenced: Mutex<Vec<String>>,
+    pub(crate) settings: Mutex<rhone_consensus::settings::Settings>,
+    pub(crate) versions: Mutex<Vec<crate::settings::SettingsVersion>>,
+    pub(crate) work: Mutex<Vec<super::MemberRequest>>,
 }
 
 fn member(name: &str, role: Role, state: State, position: Option<&str>) -> MemberStatus {
@@ -82,10 +85,12 @@ pub(crate) fn status() -> ClusterStatus {
             mode: SyncMode::Quorum,
             required: 1,
             members: vec!["pg-2".to_owned(), "pg-3".to_owned()],
+            settled: true,
         },
         failover_would_lose: Some("nothing".to_owned()),
         members: vec![pg1, pg2, pg3, wit],
         warnings: vec!["only pg-2 can take over until pg-3 has rejoined".to_owned()],
+        settings_version: Some(1),
     }
 }
 
@@ -120,6 +125,32 @@ impl Operator for FakeOperator {
     async fn status(&self) -> Result<ClusterStatus, OperatorError> {
         let mut status = status();
         status.paused = self.paused.load(Ordering::Relaxed);
+        let version = 1 + self.versions.lock().expect("unpoisoned").len() as u64;
+        status.settings_version = Some(version);
+        for member in status.members.iter_mut().filter(|member| member.kind == Kind::Data) {
+            member.settings_version = Some(version);
+            member.started = Some(WallTime::from_ms(1_795_245_000_000));
+        }
+        for request in self.work.lock().expect("unpoisoned").iter() {
+            use super::MemberWork::{Demote, Promote, Reinit, Reload, Remove, Restart};
+            match request.work {
+                Remove => status.members.retain(|member| member.name != request.name),
+                work @ (Demote | Promote | Reinit | Reload | Restart { .. }) => {
+                    for member in status.members.iter_mut().filter(|member| member.name == request.name) {
+                        match work {
+                            Demote => member.voter = false,
+                            Promote => member.voter = true,
+                            Reinit | Restart { .. } => {
+                                member.started = Some(WallTime::from_ms(1_795_245_100_000));
+                                member.state = State::Streaming;
+                                member.role = Role::Standby;
+                            }
+                            Reload | Remove => {}
+                        }
+                    }
+                }
+            }
+        }
         for name in self.fenced.lock().expect("unpoisoned").iter() {
             for member in status.members.iter_mut().filter(|member| member.name == *name) {
                 member.state = State::Fenced;
@@ -181,6 +212,81 @@ impl Operator for FakeOperator {
         if request.fenced {
             fenced.push(request.name);
         }
+        Ok(SwitchoverReply { epoch: Some(Epoch(7)), finished: true, ..SwitchoverReply::default() })
+    }
+
+    async fn settings(&self) -> Result<crate::settings::SettingsView, OperatorError> {
+        let versions = self.versions.lock().expect("unpoisoned");
+        Ok(crate::settings::SettingsView {
+            version: 1 + versions.len() as u64,
+            time: versions.last().and_then(|version| version.time),
+            by: versions.last().and_then(|version| version.by.clone()),
+            values: self.settings.lock().expect("unpoisoned").flat(),
+        })
+    }
+
+    async fn settings_history(&self) -> Result<Vec<crate::settings::SettingsVersion>, OperatorError> {
+        Ok(self.versions.lock().expect("unpoisoned").clone())
+    }
+
+    async fn change_settings(
+        &self,
+        request: super::SettingsRequest,
+    ) -> Result<super::SettingsChanged, OperatorError> {
+        if let Some(refusal) = self.refusal.clone() {
+            return Err(refusal);
+        }
+        let mut versions = self.versions.lock().expect("unpoisoned");
+        let mut settings = self.settings.lock().expect("unpoisoned");
+        let version = 1 + versions.len() as u64;
+        if request.expected_version.is_some_and(|expected| expected != version) {
+            let reason = format!("the settings are at version {version} by now");
+            return Err(OperatorError::Refused { reason, hint: None });
+        }
+        let mut after = settings.clone();
+        for (key, value) in &request.changes {
+            crate::settings::change(&mut after, key, value.as_deref())
+                .map_err(|refusal| OperatorError::Refused { reason: refusal.reason, hint: refusal.hint })?;
+        }
+        let changes: Vec<crate::settings::SettingDiff> =
+            rhone_consensus::settings::differences(&settings, &after).iter().map(Into::into).collect();
+        let restart =
+            after.postgres.keys().filter(|name| name.as_str() == "max_connections").cloned().collect();
+        if request.dry_run || changes.is_empty() {
+            return Ok(super::SettingsChanged { version, changes, restart });
+        }
+        *settings = after;
+        let time = Some(WallTime::from_ms(1_795_245_180_000));
+        versions.push(crate::settings::SettingsVersion {
+            version: version + 1,
+            time,
+            by: Some("ann@pc".to_owned()),
+            changes: changes.clone(),
+        });
+        Ok(super::SettingsChanged { version: version + 1, changes, restart })
+    }
+
+    async fn doctor(&self) -> Result<Vec<crate::doctor::Finding>, OperatorError> {
+        let finding =
+            |severity, code: &str, member: Option<&str>, message: &str, hint: &str| crate::doctor::Finding {
+                severity,
+                code: code.to_owned(),
+                member: member.map(str::to_owned),
+                message: message.to_owned(),
+                hint: hint.to_owned(),
+            };
+        use crate::doctor::Severity::{Error, Warning};
+        Ok(vec![
+            finding(Error, "postgres", Some("pg-3"), "its postgres does not answer", "look at its log"),
+            finding(Warning, "rhone", None, "the versions of rhone differ", "finish the upgrade"),
+        ])
+    }
+
+    async fn perform(&self, request: super::MemberRequest) -> Result<SwitchoverReply, OperatorError> {
+        if let Some(refusal) = self.refusal.clone() {
+            return Err(refusal);
+        }
+        self.work.lock().expect("unpoisoned").push(request);
         Ok(SwitchoverReply { epoch: Some(Epoch(7)), finished: true, ..SwitchoverReply::default() })
     }
 

@@ -6,6 +6,7 @@ use tokio::sync::broadcast;
 
 use super::{ClusterStatus, DsnRole, HistoryEntry, dsn};
 use crate::civil::WallTime;
+use crate::settings::{SettingDiff, SettingsVersion, SettingsView};
 
 /// What would be decided now: what `rhone explain` prints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,63 @@ pub struct FenceRequest {
     pub expected_epoch: Option<Epoch>,
     /// Drawn by the caller.
     pub idempotency_key: String,
+}
+
+/// A change of the replicated settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingsRequest {
+    /// Keys and their values from now on; none: not set any more.
+    pub changes: Vec<(String, Option<String>)>,
+    /// Go back to this version first.
+    pub revert_to: Option<u64>,
+    /// Refuse unless this is the present version.
+    pub expected_version: Option<u64>,
+    /// Who asks, for the history.
+    pub by: String,
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+/// What a change of the settings came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsChanged {
+    /// The version that is in force.
+    pub version: u64,
+    /// What was changed, or would be.
+    pub changes: Vec<SettingDiff>,
+    /// Postgres parameters among them that count from the next start on.
+    pub restart: Vec<String>,
+}
+
+/// What may be done to one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberWork {
+    /// Its Postgres reads its configuration again.
+    Reload,
+    /// Its Postgres is restarted.
+    Restart {
+        /// The start of the server that is meant.
+        started: Option<WallTime>,
+    },
+    /// Its data directory is made anew.
+    Reinit,
+    /// It is removed from the cluster.
+    Remove,
+    /// It may vote.
+    Promote,
+    /// It may not vote.
+    Demote,
+}
+
+/// Work on one member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRequest {
+    /// Its name.
+    pub name: String,
+    /// What.
+    pub work: MemberWork,
+    /// Refuse unless this is the present epoch.
+    pub expected_epoch: Option<Epoch>,
 }
 
 /// How a handover ended well.
@@ -188,6 +246,37 @@ pub trait Operator: Send + Sync + 'static {
         _request: FenceRequest,
     ) -> impl Future<Output = Result<SwitchoverReply, OperatorError>> + Send {
         std::future::ready(Err(OperatorError::NotImplemented { what: "fencing".to_owned() }))
+    }
+
+    /// Gives the replicated settings.
+    fn settings(&self) -> impl Future<Output = Result<SettingsView, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "settings".to_owned() }))
+    }
+
+    /// Lists the versions of the settings that are kept, oldest first.
+    fn settings_history(&self) -> impl Future<Output = Result<Vec<SettingsVersion>, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "settings".to_owned() }))
+    }
+
+    /// Changes the replicated settings; done when it is decided.
+    fn change_settings(
+        &self,
+        _request: SettingsRequest,
+    ) -> impl Future<Output = Result<SettingsChanged, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "settings".to_owned() }))
+    }
+
+    /// Says what an operator should fix.
+    fn doctor(&self) -> impl Future<Output = Result<Vec<crate::doctor::Finding>, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "doctor".to_owned() }))
+    }
+
+    /// Has something done to one member; done when it has taken it on.
+    fn perform(
+        &self,
+        _request: MemberRequest,
+    ) -> impl Future<Output = Result<SwitchoverReply, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "work on members".to_owned() }))
     }
 
     /// Gives libpq's connection string of the cluster.

@@ -157,6 +157,7 @@ impl Node {
             rewinds_failed: 0,
             start_failed: None,
             sources: rhone::view::Sources::default(),
+            chores: rhone::view::Chores::default(),
         }
     }
 
@@ -183,6 +184,8 @@ pub(crate) struct World {
     messages: VecDeque<Message>,
     pub cut: BTreeSet<(usize, usize)>,
     pub sync: bool,
+    /// Whether the mode has changed: then the policies say what may be lost.
+    modal: bool,
     wiped: bool,
     pub mutant: Mutant,
     random: Option<u64>,
@@ -244,6 +247,7 @@ impl World {
             messages: VecDeque::new(),
             cut: BTreeSet::new(),
             sync: mode != SyncMode::Off,
+            modal: false,
             wiped: false,
             mutant,
             random: seed.map(|seed| seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
@@ -373,18 +377,23 @@ impl World {
             self.violated(format!("two owners of epoch {}", grant.epoch));
         }
         let owner = grant.owner.0 as usize - 1;
+        // Where the mode changes, it is the policies that say what may not be lost.
+        let older = |policy: &&rhone_consensus::policy::Policy| policy.epoch < grant.epoch;
+        let loses = |kind: &PolicyKind| matches!(kind, PolicyKind::Async { .. });
+        let keeps = !self.state.policies.iter().filter(older).any(|policy| loses(&policy.kind));
+        let sync = if self.modal { keeps } else { self.sync };
         let held: BTreeSet<u64> =
             self.nodes[owner].wal.iter().take(grant.base.lsn.get() as usize).map(|r| r.id).collect();
         let lost: Vec<(Epoch, u64)> =
             self.acked.iter().copied().filter(|(_, id)| !held.contains(id)).collect();
-        if self.sync && !lost.is_empty() {
+        if sync && !lost.is_empty() {
             self.violated(format!("acknowledged commits {lost:?} are lost by {}", grant.epoch));
         }
-        if !self.sync {
+        if !sync {
             // The bound: the setting, and what was acknowledged after the last renewal that counted.
             let late: usize =
                 self.nodes.iter().map(|n| n.wal.len().saturating_sub(n.renewed_len)).max().unwrap_or(0);
-            if lost.len() as u64 > MAX_LAG + late as u64 {
+            if !self.modal && lost.len() as u64 > MAX_LAG + late as u64 {
                 let memory: Vec<String> = self
                     .reports
                     .iter()
@@ -846,6 +855,7 @@ impl World {
             version: None,
             left: None,
             note: None,
+            server: rhone::view::ServerFacts::default(),
             instance,
         };
         self.messages.push_back(Message::Report(node, Box::new(report)));
@@ -1096,6 +1106,14 @@ impl World {
         }
         self.nodes[node].leaving = true;
         self.nodes[node].leave_now = now;
+    }
+
+    /// A person changes the synchronous mode.
+    pub(crate) fn set_mode(&mut self, mode: SyncMode) {
+        (self.modal, self.sync) = (true, true);
+        let settings = Box::new(Settings { sync: mode, ..self.state.settings.clone() });
+        let (expected, by) = (self.state.settings_version, String::new());
+        self.propose(ClusterCommand::ChangeSettings { expected, settings, by, at: WallTime(0) });
     }
 
     pub(crate) fn fail_over(&mut self) {

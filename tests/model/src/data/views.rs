@@ -101,6 +101,7 @@ impl<const N: usize> DataWorld<N> {
             policy: number(if serves { here.policy } else { 0 }),
             secured: number(if serves { here.secured } else { 0 }),
             sources: rhone::view::Sources::default(),
+            chores: rhone::view::Chores::default(),
         })
     }
 
@@ -162,6 +163,7 @@ impl<const N: usize> DataWorld<N> {
             lease_left_ms: None,
             version: None,
             note: None,
+            server: rhone::view::ServerFacts::default(),
             data: complete.then(|| DataId(u64::from(here.data))),
             streams: streams.collect(),
             secured: (serves && here.secured > 0).then(|| LogIndex(u64::from(here.secured))),

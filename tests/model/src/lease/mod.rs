@@ -330,6 +330,7 @@ impl LeaseWorld {
                 lease_left_ms: None,
                 version: None,
                 note: None,
+                server: rhone::view::ServerFacts::default(),
             };
             reports.insert(node(voter), Received { at: Moment(NOW * UNIT), report });
         }

@@ -5,6 +5,7 @@
 //! - `forked`: keeps WAL aside before it is rewound over.
 //! - `start`, `serve`, `copy`: the effects, each idempotent; only `effects.rs` calls them.
 
+mod configure;
 mod copy;
 mod forked;
 mod identity;
@@ -38,8 +39,9 @@ use crate::guardian::{Guardian, GuardianError};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
-use crate::view::Stream;
+use crate::view::{Pending, Stream};
 
+pub use configure::started_ms;
 pub use identity::Seen;
 
 /// The role that standbys stream as.
@@ -140,6 +142,10 @@ pub struct Facts {
     pub replies: BTreeMap<DataId, (f64, BootTime)>,
     /// Who streams from this primary.
     pub streams: BTreeMap<DataId, Stream>,
+    /// The version of the settings that the running instance was told last.
+    pub configured: Option<u64>,
+    /// What waits for a restart.
+    pub pending: Vec<Pending>,
 }
 
 /// The local Postgres and all that it takes to look after it.
@@ -291,6 +297,7 @@ impl Local {
         }
         Ok(ManagedSettings {
             parameters: applied.state.settings.postgres.clone(),
+            version: applied.state.settings_version,
             apply_delay_ms: upstream.map_or(0, |_| self.shared.config.node.tags.delay_ms),
             primary_slot_name: upstream.map(|_| slot_name(&self.shared.config.node.name)),
             primary_conninfo,
@@ -445,6 +452,7 @@ pub fn work_dir(data_dir: &std::path::Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn target(config: &Postgres) -> Target {
+/// Returns how our own sessions connect to the server of this configuration.
+pub fn target(config: &Postgres) -> Target {
     Target::new(config.socket_dir.clone(), config.listen.port, config.superuser.clone())
 }

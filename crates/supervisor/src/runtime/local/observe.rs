@@ -82,6 +82,7 @@ impl Local {
     }
 
     async fn answered(&self, probe: Probe, now: BootTime) -> Instance {
+        let pending = self.pending_of(&probe);
         {
             let mut facts = self.facts();
             if !facts.ready {
@@ -95,6 +96,7 @@ impl Local {
             facts.stopped = None;
             facts.unreadable = None;
             facts.probe = Some(probe.clone());
+            facts.pending = pending;
         }
         self.note_streams(&probe, now);
         match &probe.role {

@@ -135,11 +135,13 @@ impl Local {
     pub fn adopt_primary(&self, epoch: Epoch) {
         let policy = self.policy_on_disk();
         let hba = std::fs::read_to_string(self.data_dir().join("pg_hba.conf")).unwrap_or_default();
+        let managed = std::fs::read_to_string(self.data_dir().join(rhone_pgctl::settings::MANAGED_FILE));
         let now = self.shared.clock.now();
         let mut facts = self.facts();
         facts.primary_epoch = epoch;
         facts.gate_open = Gate::of(&hba) == Gate::Open;
         facts.policy = policy;
+        facts.configured = managed.ok().as_deref().and_then(rhone_pgctl::settings::version_of);
         facts.policy_since = now;
         // Whether commits ever went on alone is not known any more.
         facts.empty_names = true;
@@ -186,6 +188,7 @@ impl Local {
     /// The epoch is over, or Postgres does not answer.
     pub async fn set_policy(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
+        let version = self.settings_version();
         let (policy, settings) = self.primary_settings(epoch).await?;
         let set = self.facts().policy.max(self.policy_on_disk());
         if set > Some(policy.number) {
@@ -196,8 +199,12 @@ impl Local {
             return Err(LocalError::Stale("the postmaster is gone".to_owned()));
         };
         self.still(epoch)?;
+        let before = self.facts().policy;
         let written = self.write_settings(settings).await?;
-        if written {
+        // The user's lines may have changed with the settings; an open gate stays open.
+        let gate = if self.facts().gate_open { Gate::Open } else { Gate::Closed };
+        self.write_gate(gate).await?;
+        if written && before != Some(policy.number) {
             tracing::info!(%epoch, policy = %policy.number, "sets the policy: acknowledges a commit {}", policy.kind);
         }
         {
@@ -209,6 +216,7 @@ impl Local {
             }
         }
         postmaster.reload()?;
+        self.configured(version);
         let session = sync::session_under(&self.target(), policy.number.0, SQL_LIMIT).await?;
         self.commits_will_wait(&policy, &session).await?;
         self.settle(epoch, &policy, &session).await

@@ -183,12 +183,14 @@ impl Local {
         // The gate is closed and the timeline planned while the first renewal is under way.
         self.lease.set_target(Some(self.lease_target(epoch)));
         let reload = self.write_gate(Gate::Closed).await?;
+        let version = self.settings_version();
         let (policy, settings) = self.primary_settings(epoch).await?;
         self.may_be_empty(&policy);
         let reload = self.write_settings(settings).await? || reload;
         if reload {
             postmaster.reload_and_settle(&self.target(), SQL_LIMIT).await?;
         }
+        self.configured(version);
         let session = Session::open(&self.target(), SQL_LIMIT).await?;
         sync::checkpointer_is_up(&session, SQL_LIMIT).await?;
         self.commits_will_wait(&policy, &session).await?;

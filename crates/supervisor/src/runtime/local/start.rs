@@ -79,6 +79,7 @@ impl Local {
     async fn start_server(&self, upstream: Option<NodeId>) -> Result<(), LocalError> {
         self.claim_again().await?;
         let member = upstream.map(|node| self.member(node)).transpose()?;
+        let version = self.settings_version();
         let settings = self.settings(member.as_ref(), self.minimums().await?)?;
         self.write_settings(settings).await?;
         // A prospective owner starts with its gate closed; a standby may be read from.
@@ -96,6 +97,7 @@ impl Local {
             facts.gate_open = gate == Gate::Open;
             facts.upstream = upstream;
             facts.streamed = self.shared.clock.now();
+            facts.configured = Some(version);
         }
         let spec = self.start_spec();
         // The stopped facts hold until there is something newer to know.
@@ -181,14 +183,16 @@ impl Local {
     /// The files could not be written.
     pub async fn follow(&self, node: NodeId) -> Result<(), LocalError> {
         let member = self.member(node)?;
+        let version = self.settings_version();
         let settings = self.settings(Some(&member), self.minimums().await?)?;
         let changed = self.write_settings(settings).await?;
         let gate = self.write_gate(Gate::Open).await?;
-        if changed || gate {
+        if changed || gate || self.shared.asked.borrow().reload {
             self.guardian.signal(PostmasterSignal::Reload).await?;
         }
         let mut facts = self.facts();
         facts.upstream = Some(node);
+        facts.configured = Some(version);
         facts.gate_open = true;
         facts.streamed = self.shared.clock.now();
         Ok(())
@@ -238,6 +242,8 @@ impl Local {
         facts.upstream = None;
         facts.policy = None;
         facts.secured = None;
+        facts.configured = None;
+        facts.pending.clear();
         facts.marker = None;
         facts.streams.clear();
         facts.replies.clear();

@@ -3,6 +3,7 @@
 //! The loop itself never waits for Postgres, a disk or another member: looks and effects are tasks
 //! of their own, so that a Revoke is always heard.
 
+mod chores;
 mod promise;
 mod sources;
 mod tell;
@@ -109,6 +110,7 @@ pub async fn run(
     let mut events = local.guardian.events();
     let mut state = shared.consensus.state();
     let mut raft = shared.consensus.status_changes();
+    let mut asked = shared.asked.subscribe();
     let mut node = NodeLoop {
         shared,
         instance: Instance::Unknown,
@@ -145,6 +147,7 @@ pub async fn run(
             }
             changed = state.changed() => if changed.is_err() { return Ended::Left },
             changed = raft.changed() => if changed.is_err() { return Ended::Left },
+            changed = asked.changed() => if changed.is_err() { return Ended::Left },
             changed = leave.changed() => if changed.is_ok() { node.leave() },
             () = tokio::time::sleep(pause) => node.tick(),
         }
@@ -274,6 +277,7 @@ impl NodeLoop {
             rewinds_failed: facts.rewinds_failed,
             start_failed: facts.start_failed,
             sources: self.sources(state),
+            chores: self.chores(state),
         }
     }
 
@@ -393,6 +397,7 @@ impl NodeLoop {
             Ok(done) => {
                 tracing::info!(effect = effect.code(), %epoch, "done");
                 self.failures = (None, 0, now);
+                self.told_to_instance(effect);
                 if let Done::Revoked(revoked) = done {
                     self.answer(epoch, &Ok(revoked));
                 }

@@ -53,6 +53,7 @@ impl NodeLoop {
             version: remembered.probe.as_ref().map(|probe| version_text(probe.version)),
             left: remembered.left,
             note: self.note(start_failed.clone().or(remembered.unreadable)).or(remembered.kept),
+            server: self.local.server_facts(),
         };
         self.shared.own.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&report);

@@ -1,0 +1,251 @@
+//! `rhone member` and `rhone reinit`: who is a member, who votes, and a new copy for one of them.
+
+use std::time::Duration;
+
+use super::args::{Global, MemberVerb};
+use super::exit::{CliError, Exit};
+use super::hold::wait;
+use super::table::{self, Align, or_dash};
+use super::terminal::Terminal;
+use super::{client, print_json, status};
+use crate::api;
+use crate::api::proto::v1;
+use crate::status::{ClusterStatus, Kind, MemberStatus, State, SwitchoverReply};
+
+/// How long the change of who votes may take.
+const VOTE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a copy may take to begin: what is under way is finished first.
+const BEGIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a copy may take: a large database over a slow line. It goes on when this ends.
+const COPY_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// How often is looked while a copy goes on.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Carries out one of the verbs.
+pub(super) async fn run(
+    global: &Global,
+    verb: Option<MemberVerb>,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    match verb {
+        None | Some(MemberVerb::List) => list(global, terminal).await,
+        Some(MemberVerb::Add { name, address }) => add(global, &name, &address, terminal).await,
+        Some(MemberVerb::Remove { name, yes }) => remove(global, &name, yes, terminal).await,
+        Some(MemberVerb::Promote { name }) => vote(global, &name, true, terminal).await,
+        Some(MemberVerb::Demote { name }) => vote(global, &name, false, terminal).await,
+    }
+}
+
+fn member<'a>(status: &'a ClusterStatus, name: &str) -> Result<&'a MemberStatus, CliError> {
+    status.members.iter().find(|member| member.name == name).ok_or_else(|| {
+        CliError::new(Exit::Refused, format!("refused, nothing was changed: no member is named {name}"))
+            .hint("`rhone member list` lists them")
+    })
+}
+
+async fn list(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
+    let status = status::fetch(global).await?;
+    if global.json() {
+        return print_json(terminal, &status.members);
+    }
+    let rows: Vec<[String; 6]> = status
+        .members
+        .iter()
+        .map(|member| {
+            let place = member.host.as_ref().zip(member.port).map(|(host, port)| format!("{host}:{port}"));
+            [
+                member.name.clone(),
+                if member.kind == Kind::Witness { "witness" } else { "data" }.to_owned(),
+                if member.voter { "votes" } else { "learns" }.to_owned(),
+                member.role.to_string(),
+                member.state.to_string(),
+                or_dash(place),
+            ]
+        })
+        .collect();
+    let columns = [
+        ("NODE", Align::Left),
+        ("KIND", Align::Left),
+        ("RAFT", Align::Left),
+        ("ROLE", Align::Left),
+        ("STATE", Align::Left),
+        ("POSTGRES", Align::Left),
+    ];
+    terminal.data(&table::render(columns, &rows));
+    Ok(())
+}
+
+/// A member admits itself: what it takes is a configuration that names the cluster and somebody in it.
+async fn add(global: &Global, name: &str, address: &str, terminal: &mut Terminal) -> Result<(), CliError> {
+    let status = status::fetch(global).await?;
+    if let Some(known) = status.members.iter().find(|member| member.name == name) {
+        return Err(CliError::new(
+            Exit::Refused,
+            format!("refused, nothing was changed: {name} is a member already, and {}", known.state),
+        )
+        .hint("a machine that lost its disk joins again under its old name by itself"));
+    }
+    let peers = client::addresses(global)?;
+    let config = format!(
+        "cluster = {cluster:?}\n\n[node]\nname      = {name:?}\nstate-dir = \"/var/lib/rhone\"\n\
+         listen    = \"0.0.0.0:7400\"\nadvertise = \"{address}:7400\"\nhttp      = \"0.0.0.0:8008\"\n\
+         peers     = {peers:?}\n\n[postgres]\ndata-dir  = \"/var/lib/postgresql/data\"   # empty: it is copied from the primary\n\
+         listen    = \"0.0.0.0:5432\"\nadvertise = \"{address}:5432\"\n\n[tls]\nca   = \"/etc/rhone/ca.crt\"\n\
+         cert = \"/etc/rhone/{name}.crt\"\nkey  = \"/etc/rhone/{name}.key\"\n",
+        cluster = status.cluster,
+    );
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "name": name, "config": config }));
+    }
+    terminal.data(&config);
+    terminal.talk(&format!(
+        "put this on {address} as /etc/rhone/rhone.toml, with a certificate (`rhone certs issue {name}`), and start rhone there: it joins by itself"
+    ));
+    Ok(())
+}
+
+async fn remove(global: &Global, name: &str, yes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+    let before = status::fetch(global).await?;
+    let there = member(&before, name)?.state != State::Unreachable;
+    let what = format!("{name} leaves the cluster for good; its data stays where it is");
+    terminal.confirm(&what, yes)?;
+    call(global, &before, name, Call::Remove).await?;
+    let after =
+        wait(global, VOTE_LIMIT, |status| status.members.iter().all(|member| member.name != name)).await?;
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "name": name, "removed": true }));
+    }
+    terminal.talk(&format!("{name} is no member any more"));
+    if there {
+        terminal.talk(&format!("hint: stop rhone on {name}; to let it join anew, empty its state directory"));
+    }
+    terminal.data(&status::render(&after, terminal.colour()));
+    Ok(())
+}
+
+async fn vote(global: &Global, name: &str, votes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+    let before = status::fetch(global).await?;
+    member(&before, name)?;
+    let reply = call(global, &before, name, if votes { Call::Promote } else { Call::Demote }).await?;
+    // A member that may vote does so only where there is room for it: voters are odd.
+    let done = |status: &ClusterStatus| status.members.iter().any(|m| m.name == name && m.voter == votes);
+    let after = match wait(global, if votes { VOTE_LIMIT / 6 } else { VOTE_LIMIT }, done).await {
+        Ok(after) => after,
+        Err(_) if votes => status::fetch(global).await?,
+        Err(error) => return Err(error),
+    };
+    let is = member(&after, name)?.voter;
+    if global.json() {
+        let epoch = reply.epoch.map(|epoch| epoch.0);
+        return print_json(
+            terminal,
+            &serde_json::json!({ "name": name, "votes": is, "may_vote": votes, "epoch": epoch }),
+        );
+    }
+    terminal.talk(&match (votes, is) {
+        (true, false) => format!(
+            "{name} may vote, and takes the place of the next voter that is missing: there are 3 or 5 of them"
+        ),
+        (_, true) => format!("{name} votes"),
+        (false, false) => format!("{name} only learns"),
+    });
+    terminal.data(&status::render(&after, terminal.colour()));
+    Ok(())
+}
+
+/// Copies a standby anew.
+pub(super) async fn reinit(
+    global: &Global,
+    name: &str,
+    yes: bool,
+    no_wait: bool,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let before = status::fetch(global).await?;
+    let started = member(&before, name)?.started;
+    let what =
+        format!("{name} is copied anew from the primary; what it has is removed once the copy streams");
+    terminal.confirm(&what, yes)?;
+    call(global, &before, name, Call::Reinit).await?;
+    let state =
+        |status: &ClusterStatus| status.members.iter().find(|m| m.name == name).map(|m| (m.state, m.started));
+    if no_wait {
+        terminal.talk(&format!("{name} is being copied; `rhone status --watch` shows it"));
+        return if global.json() {
+            print_json(terminal, &serde_json::json!({ "name": name, "finished": false }))
+        } else {
+            Ok(())
+        };
+    }
+    let begun = |status: &ClusterStatus| {
+        state(status).is_some_and(|(state, now)| {
+            state == State::Cloning || now.is_some_and(|now| Some(now) != started)
+        })
+    };
+    wait(global, BEGIN_LIMIT, begun).await?;
+    let looking = async {
+        let mut told = None;
+        loop {
+            if let Ok(status) = status::fetch(global).await {
+                let known = member(&status, name).ok().cloned();
+                let now = known.as_ref().map(|member| member.state);
+                if told != now {
+                    if let Some(now) = now {
+                        terminal.talk(&format!("{name}: {now}"));
+                    }
+                    told = now;
+                }
+                if known.is_some_and(|m| {
+                    m.state == State::Streaming && m.started.is_some() && m.started != started
+                }) {
+                    return status;
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let after = tokio::time::timeout(COPY_LIMIT, looking).await.map_err(|_| {
+        CliError::new(Exit::Unknown, format!("{name} is still being copied"))
+            .hint("`rhone status` shows how far it is")
+    })?;
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "name": name, "finished": true }));
+    }
+    terminal.data(&status::render(&after, terminal.colour()));
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Call {
+    Reinit,
+    Remove,
+    Promote,
+    Demote,
+}
+
+async fn call(
+    global: &Global,
+    before: &ClusterStatus,
+    name: &str,
+    what: Call,
+) -> Result<SwitchoverReply, CliError> {
+    let request = v1::MemberRequest {
+        idempotency_key: client::idempotency_key()?,
+        expected_epoch: before.epoch.map(|epoch| epoch.0),
+        name: name.to_owned(),
+    };
+    client::ask(global, true, async |mut client| {
+        let request = request.clone();
+        let reply = match what {
+            Call::Reinit => client.reinit(request).await?,
+            Call::Remove => client.remove_member(request).await?,
+            Call::Promote => client.promote_member(request).await?,
+            Call::Demote => client.demote_member(request).await?,
+        };
+        api::change_reply(reply.into_inner())
+    })
+    .await
+}

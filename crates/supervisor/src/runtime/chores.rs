@@ -1,0 +1,278 @@
+//! What an operator wants done to one member: the leader passes it on, the member takes it on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhone_consensus::command::ClusterCommand;
+use rhone_consensus::command::{Handover, Member, MemberKind};
+use rhone_consensus::ids::{Epoch, NodeId};
+use rhone_consensus::state::{ClusterState, Phase};
+use rhone_pgctl::connection::Session;
+use rhone_pgctl::parameters::{self, Parameter};
+
+use super::operator::{RuntimeOperator, refused};
+use crate::api::proto::v1::{ParametersRequest, PerformRequest, Work};
+use crate::runtime::codec;
+use crate::runtime::found;
+use crate::runtime::local::target;
+use crate::runtime::shared::Shared;
+use crate::status::{MemberRequest, MemberWork, OperatorError, SwitchoverReply};
+use crate::view::Instance;
+
+/// How long a member may take to take something on.
+const TAKE_ON_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a server may take to list its parameters.
+const PARAMETERS_LIMIT: Duration = Duration::from_secs(5);
+
+/// A member whose last report is older is not there.
+const THERE_MS: u64 = 3000;
+
+/// Takes on what the Raft leader passes on: the node's loop does it as soon as nothing else is due.
+///
+/// # Errors
+/// Why this member does not.
+pub fn take_on(shared: &Shared, epoch: Epoch, work: Work, started_ms: u64) -> Result<(), String> {
+    let applied = Arc::clone(&shared.consensus.state().borrow());
+    let known = applied.state.epoch;
+    if known != epoch {
+        return Err(format!("the epoch here is {known}, not {epoch}"));
+    }
+    let own = shared.own.borrow().as_ref().map(|report| report.server.started_ms);
+    let running = own.flatten();
+    let leads = applied.state.last_owner() == Some(shared.me());
+    let not_running = || "its postgres does not answer".to_owned();
+    match work {
+        Work::Unspecified => return Err("this version does not know what is asked for".to_owned()),
+        Work::Restart | Work::Reinit if leads => return Err("it is the primary".to_owned()),
+        Work::Reload => {
+            running.ok_or_else(not_running)?;
+            shared.asked.send_modify(|asked| asked.reload = true);
+        }
+        Work::Restart => {
+            let running = running.ok_or_else(not_running)?;
+            // Another one runs already: it was restarted meanwhile.
+            if started_ms == 0 || started_ms == running {
+                shared.asked.send_modify(|asked| asked.restart = Some(running));
+            }
+        }
+        Work::Reinit => {
+            let data = shared.hard.get().data.map(|record| record.id);
+            let data = data.ok_or_else(|| "it has no data directory of this cluster".to_owned())?;
+            shared.asked.send_modify(|asked| asked.reinit = Some(data));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the parameters of the server here.
+///
+/// # Errors
+/// It does not answer, or there is none.
+pub async fn own_parameters(shared: &Shared) -> Result<Vec<Parameter>, String> {
+    let config = shared.config.postgres.as_ref().ok_or_else(|| "a witness runs no postgres".to_owned())?;
+    let session =
+        Session::open(&target(config), PARAMETERS_LIMIT).await.map_err(|error| error.to_string())?;
+    parameters::catalogue(&session, PARAMETERS_LIMIT).await.map_err(|error| error.to_string())
+}
+
+impl RuntimeOperator {
+    /// Asks the primary for its parameters.
+    pub(super) async fn parameters_of_primary(&self) -> Result<Vec<Parameter>, OperatorError> {
+        let applied = self.applied();
+        let hint =
+            "parameters are checked against the primary's pg_settings: `rhone status` shows what it does";
+        let none = |why: String| OperatorError::Refused { reason: why, hint: Some(hint.to_owned()) };
+        let grant = applied.state.current_grant().filter(|_| applied.state.phase == Phase::Established);
+        let owner =
+            grant.map(|grant| grant.owner).ok_or_else(|| none("there is no primary now".to_owned()))?;
+        if owner == self.shared().me() {
+            return own_parameters(self.shared()).await.map_err(none);
+        }
+        let address =
+            applied.state.members.get(&owner).map(|member| member.address.clone()).unwrap_or_default();
+        let request = ParametersRequest { from: Some(self.shared().identity()) };
+        let call = self.shared().peers.call(&address, PARAMETERS_LIMIT * 2, |mut client| async move {
+            client.parameters(request).await
+        });
+        let reply = call.await.map_err(|error| none(format!("the primary does not answer: {error}")))?;
+        codec::unpack(&reply.parameters)
+            .ok_or_else(|| none(format!("the primary does not say: {}", reply.reason)))
+    }
+
+    /// Has something done to a member.
+    pub(super) async fn perform_on(&self, request: MemberRequest) -> Result<SwitchoverReply, OperatorError> {
+        let applied = self.applied();
+        let state = &applied.state;
+        if request.expected_epoch.is_some_and(|expected| expected != state.epoch) {
+            return Err(refused(format!("the epoch is {} by now", state.epoch), Some("rhone status")));
+        }
+        let member = state
+            .member_named(&request.name)
+            .ok_or_else(|| refused(format!("no member is named {}", request.name), Some("rhone status")))?;
+        let reply =
+            SwitchoverReply { epoch: Some(state.epoch), finished: true, ..SwitchoverReply::default() };
+        tracing::info!(member = %request.name, work = ?request.work, "an operator asks for work on a member");
+        match request.work {
+            MemberWork::Reload => self.pass_on(state, member, Work::Reload, 0).await?,
+            MemberWork::Restart { started } => {
+                let started_ms = started.map_or(0, crate::civil::WallTime::as_ms);
+                if state.last_owner() == Some(member.node) {
+                    return self.restart_alone(state, member, started_ms).await;
+                }
+                self.pass_on(state, member, Work::Restart, started_ms).await?;
+            }
+            MemberWork::Reinit => {
+                self.may_reinit(state, member)?;
+                self.pass_on(state, member, Work::Reinit, 0).await?;
+            }
+            MemberWork::Remove => {
+                self.propose(ClusterCommand::Remove(member.node)).await?;
+            }
+            MemberWork::Demote | MemberWork::Promote => {
+                return self.let_vote(state, member, request.work == MemberWork::Promote).await;
+            }
+        }
+        Ok(reply)
+    }
+
+    async fn pass_on(
+        &self,
+        state: &ClusterState,
+        member: &Member,
+        work: Work,
+        started_ms: u64,
+    ) -> Result<(), OperatorError> {
+        let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
+        if member.kind == MemberKind::Witness {
+            return Err(no("a witness runs no postgres".to_owned()));
+        }
+        if state.is_fenced(member.node) {
+            let hint = format!("`rhone unfence {}` lets it go", member.name);
+            return Err(OperatorError::Refused {
+                reason: format!("{} is fenced", member.name),
+                hint: Some(hint),
+            });
+        }
+        if member.node == self.shared().me() {
+            return take_on(self.shared(), state.epoch, work, started_ms).map_err(no);
+        }
+        let request = PerformRequest {
+            from: Some(self.shared().identity()),
+            epoch: state.epoch.0,
+            work: work.into(),
+            started_ms,
+        };
+        let call = self
+            .shared()
+            .peers
+            .call(&member.address, TAKE_ON_LIMIT, |mut client| async move { client.perform(request).await });
+        match call.await {
+            Ok(reply) if reply.accepted => Ok(()),
+            Ok(reply) => Err(no(reply.reason)),
+            // It may have heard it; to ask again is harmless.
+            Err(error) => Err(OperatorError::Failed(format!("{} does not answer: {error}", member.name))),
+        }
+    }
+
+    /// The only data member is restarted in place, through an epoch of its own: nobody else could serve.
+    async fn restart_alone(
+        &self,
+        state: &ClusterState,
+        member: &Member,
+        started_ms: u64,
+    ) -> Result<SwitchoverReply, OperatorError> {
+        let running = self.running(member.node);
+        if started_ms > 0 && running.is_some_and(|running| running != started_ms) {
+            return Ok(SwitchoverReply {
+                epoch: Some(state.epoch),
+                finished: true,
+                ..SwitchoverReply::default()
+            });
+        }
+        if state.data_members().count() > 1 {
+            return Err(OperatorError::Refused {
+                reason: format!("{} is the primary", member.name),
+                hint: Some("`rhone restart` hands over to a standby, which restarts it".to_owned()),
+            });
+        }
+        if state.phase != Phase::Established {
+            return Err(refused("the primary is not established", Some("rhone status")));
+        }
+        let handover = Handover { epoch: state.epoch, to: None, leaving: false };
+        self.propose(ClusterCommand::SetHandover(Some(handover))).await?;
+        self.outcome(Some(member.name.clone()), state.epoch.0).await
+    }
+
+    fn running(&self, node: NodeId) -> Option<u64> {
+        let shared = self.shared();
+        if node == shared.me() {
+            return shared.own.borrow().as_ref().and_then(|report| report.server.started_ms);
+        }
+        shared.table.borrow().get(&node).and_then(|received| received.report.server.started_ms)
+    }
+
+    /// A copy is thrown away only where the primary serves from another one, and never a primary's.
+    fn may_reinit(&self, state: &ClusterState, member: &Member) -> Result<(), OperatorError> {
+        if state.last_owner() == Some(member.node) {
+            return Err(OperatorError::Refused {
+                reason: format!(
+                    "{} is the primary: its data is what the others are copied from",
+                    member.name
+                ),
+                hint: Some("`rhone switchover` makes another member primary first".to_owned()),
+            });
+        }
+        let now = self.shared().now();
+        let serves =
+            state.current_grant().filter(|_| state.phase == Phase::Established).is_some_and(|grant| {
+                let open =
+                    |instance: &Instance| matches!(instance, Instance::Primary { gate_open: true, .. });
+                if grant.owner == self.shared().me() {
+                    return self.shared().own.borrow().as_ref().is_some_and(|report| open(&report.instance));
+                }
+                let table = self.shared().table.borrow();
+                table
+                    .get(&grant.owner)
+                    .is_some_and(|r| now.millis_since(r.at) < THERE_MS && open(&r.report.instance))
+            });
+        if serves {
+            Ok(())
+        } else {
+            Err(refused("no primary serves that it could be copied from", Some("rhone status")))
+        }
+    }
+
+    /// Keeps a member from voting, or lets it vote; the leader's loop changes the voters accordingly.
+    async fn let_vote(
+        &self,
+        state: &ClusterState,
+        member: &Member,
+        votes: bool,
+    ) -> Result<SwitchoverReply, OperatorError> {
+        let reply =
+            SwitchoverReply { epoch: Some(state.epoch), finished: true, ..SwitchoverReply::default() };
+        let learner = state.learners.contains(&member.node);
+        if learner != votes {
+            return Ok(reply);
+        }
+        if !votes {
+            let voters = self.shared().consensus.status().voters;
+            let others =
+                state.members.keys().filter(|node| **node != member.node && !state.learners.contains(node));
+            let left = found::voter_count(others.count());
+            if voters.contains(&member.node) && left < voters.len() {
+                return Err(OperatorError::Refused {
+                    reason: format!(
+                        "{} votes, and nobody could vote in its place: {} voters would become {left}",
+                        member.name,
+                        voters.len()
+                    ),
+                    hint: Some("add a member first; a cluster has 3 or 5 voters".to_owned()),
+                });
+            }
+        }
+        self.propose(ClusterCommand::SetLearner { node: member.node, learner: !votes }).await?;
+        Ok(reply)
+    }
+}

@@ -1,0 +1,117 @@
+//! Work on single members: a restart, a new copy, who votes, who is a member at all.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rhone_chaos::cluster::{Cluster, LIMIT, Spec, Sync};
+use rhone_chaos::lock::take_turn;
+use rhone_chaos::process::Output;
+use rhone_chaos::scenario::Verdict;
+use rhone_chaos::sql::ask;
+use rhone_chaos::workload::Plan;
+use serde_json::Value;
+
+/// A copy on a loaded machine.
+const COMMAND: Duration = Duration::from_secs(150);
+
+fn rhone(cluster: &Cluster, at: usize, line: &str) -> Result<Output> {
+    cluster.rhone(at, &line.split(' ').collect::<Vec<_>>(), COMMAND)
+}
+
+fn done(cluster: &Cluster, at: usize, line: &str) -> Result<Value> {
+    let output = rhone(cluster, at, &format!("{line} -o json"))?;
+    ensure!(output.code == Some(0), "`{line}`: {:?} {}\n{}", output.code, output.stderr, cluster.dump());
+    serde_json::from_str(&output.stdout).with_context(|| format!("read what `{line}` printed"))
+}
+
+fn refused(cluster: &Cluster, at: usize, line: &str, why: &str) -> Result<()> {
+    let output = rhone(cluster, at, line)?;
+    ensure!(output.code == Some(3), "`{line}`: {:?} {}{}", output.code, output.stdout, output.stderr);
+    ensure!(output.stderr.contains(why), "`{line}` says: {}", output.stderr);
+    Ok(())
+}
+
+/// When a member's Postgres was started, by its own word.
+fn started(cluster: &Cluster, index: usize) -> Result<String> {
+    let door = cluster.node(index)?.door();
+    let rows = ask(&door, "postgres", "SELECT pg_postmaster_start_time()::text", Duration::from_secs(2))?;
+    rows.first().and_then(|row| row.first().cloned().flatten()).context("a start")
+}
+
+fn voters(cluster: &Cluster, at: usize) -> Result<Vec<String>> {
+    let status = cluster.status(at)?;
+    let members = status.get("members").and_then(Value::as_array).context("members")?;
+    let votes = members.iter().filter(|member| member.get("voter") == Some(&Value::Bool(true)));
+    Ok(votes.filter_map(|member| member.get("name").and_then(Value::as_str)).map(str::to_owned).collect())
+}
+
+#[test]
+fn a_member_is_restarted_copied_kept_from_voting_and_removed_under_a_writer() -> Result<()> {
+    let _turn = take_turn()?;
+    let mut cluster = Cluster::start(&Spec { sync: Sync::Quorum, ..Spec::asynchronous(4) })?;
+    let workload = cluster.workload(&Plan { patient: false, ..Plan::default() });
+    workload.wait_for(50, LIMIT)?;
+    let primary = cluster.wait_whole()?;
+    cluster.wait_secured()?;
+    let names = (0..4).map(|index| Ok(cluster.node(index)?.name())).collect::<Result<Vec<_>>>()?;
+    let name = |index: usize| names.get(index).cloned().unwrap_or_default();
+    let epoch = cluster.epoch()?;
+    let standbys: Vec<usize> = (0..4).filter(|index| *index != primary).collect();
+    let [first, second, third] = standbys[..] else { anyhow::bail!("four members") };
+
+    // A restart and a reload of a standby are no failure: the epoch stays.
+    let before = (started(&cluster, first)?, started(&cluster, second)?);
+    done(&cluster, second, &format!("restart {}", name(first)))?;
+    done(&cluster, second, "reload")?;
+    let after = (started(&cluster, first)?, started(&cluster, second)?);
+    ensure!(before.0 != after.0 && before.1 == after.1, "{before:?}, then {after:?}");
+    ensure!(cluster.epoch()? == epoch, "a planned restart is no failover");
+
+    // A new copy, never of the primary, and never unasked.
+    refused(&cluster, first, &format!("reinit {}", name(primary)), "--yes")?;
+    refused(&cluster, first, &format!("reinit --yes {}", name(primary)), "is the primary")?;
+    let identity =
+        || std::fs::read(cluster.node(second).map(|node| node.data().join("rhone.id")).unwrap_or_default());
+    let old = identity().context("its identity")?;
+    done(&cluster, first, &format!("reinit --yes {}", name(second)))?;
+    ensure!(identity().context("its identity")? != old, "{} has the same data directory", name(second));
+    ensure!(cluster.epoch()? == epoch, "a new copy is no failover");
+
+    // Four members have three voters. One that is kept from voting is replaced by the fourth.
+    let votes = voters(&cluster, first)?;
+    ensure!(votes.len() == 3, "{votes:?}");
+    let demoted = standbys.iter().copied().find(|index| votes.contains(&name(*index))).context("a voter")?;
+    done(&cluster, primary, &format!("member demote {}", name(demoted)))?;
+    cluster.wait_until("the fourth votes in its place", || {
+        let now = voters(&cluster, primary)?;
+        ensure!(now.len() == 3 && !now.contains(&name(demoted)), "{now:?}");
+        Ok(())
+    })?;
+    let other = standbys.iter().copied().find(|index| *index != demoted).context("another")?;
+    refused(&cluster, primary, &format!("member demote {}", name(other)), "nobody could vote in its place")?;
+    done(&cluster, primary, &format!("member promote {}", name(demoted)))?;
+
+    // Who is removed does not come back with its store; emptied, it does.
+    refused(&cluster, third, &format!("member remove --yes {}", name(primary)), "hand over first")?;
+    done(&cluster, primary, &format!("member remove --yes {}", name(third)))?;
+    cluster.wait_until("three members are left", || {
+        let status = cluster.status(primary)?;
+        let members = status.get("members").and_then(Value::as_array).map_or(0, Vec::len);
+        ensure!(members == 3 && voters(&cluster, primary)?.len() == 3, "{members}");
+        Ok(())
+    })?;
+    cluster.node_mut(third)?.signal_both(rhone_chaos::process::Signal::KILL)?;
+    workload.wait_for(50, LIMIT)?;
+    let node = cluster.node(third)?;
+    std::fs::remove_dir_all(node.state()).context("empty its state")?;
+    cluster.wait_until("nothing of it runs", || {
+        let left = cluster.node(third)?.processes();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })?;
+    std::fs::remove_dir_all(cluster.node(third)?.data()).context("empty its data")?;
+    cluster.start_node(third)?;
+    cluster.wait_whole()?;
+    workload.wait_for(50, LIMIT)?;
+    Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
+}
