@@ -131,7 +131,7 @@ fn tail(stderr: &str) -> String {
 
 impl PgError {
     /// Makes an error of a failed file operation; for use with `map_err`.
-    pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { operation, path, source }
     }

@@ -41,6 +41,7 @@ pub mod timeline;
 pub mod user;
 pub mod wal;
 mod walpages;
+pub mod walwatch;
 
 pub use connection::{LocalConnection, Session, Target};
 pub use conninfo::ConnInfo;

@@ -69,6 +69,9 @@ pub struct StandbyFacts {
     pub replay_paused: bool,
     /// Whether `primary_conninfo` is set.
     pub has_upstream: bool,
+    /// Where replay would begin after a crash: the redo position of its last restartpoint. No checkpoint
+    /// that it has in common with its primary begins earlier.
+    pub redo: Option<Lsn>,
     /// Its walreceiver.
     pub receiver: Option<WalReceiver>,
 }
@@ -143,7 +146,8 @@ SELECT r.rec, s.system_identifier, current_setting('server_version_num'),
   CASE WHEN r.rec THEN pg_is_wal_replay_paused() ELSE false END,
   current_setting('primary_conninfo') <> '',
   w.status, w.sender_host, w.sender_port, w.received_tli,
-  coalesce(to_jsonb(w)->>'flushed_lsn', to_jsonb(w)->>'received_lsn'), extract(epoch FROM w.last_msg_receipt_time)
+  coalesce(to_jsonb(w)->>'flushed_lsn', to_jsonb(w)->>'received_lsn'), extract(epoch FROM w.last_msg_receipt_time),
+  c.redo_lsn
 FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r
   CROSS JOIN pg_control_system() s CROSS JOIN pg_control_checkpoint() c CROSS JOIN pg_control_recovery() v
   LEFT JOIN pg_stat_wal_receiver w ON true;
@@ -162,17 +166,34 @@ pub async fn probe(connection: &mut LocalConnection, limit: Duration) -> Result<
         .ok_or_else(|| PgError::unexpected("probe the local server", "the answer has other columns"))
 }
 
-/// Asks a primary for its flushed LSN; cheap enough for each renewal.
+/// Where a primary's WAL ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalEnd {
+    /// What is on its disk.
+    pub flushed: Lsn,
+    /// What it has written into its buffers.
+    pub inserted: Lsn,
+    /// The file that the next record is written to; none at a segment's very end.
+    pub segment: Option<String>,
+}
+
+/// Asks a primary for its flushed LSN; cheap enough for each renewal, and see [`crate::walwatch`].
 ///
 /// # Errors
 /// Those of [`LocalConnection::simple`]; [`PgError::Refused`] when the server is a standby.
-pub async fn primary_flush_lsn(connection: &mut LocalConnection, limit: Duration) -> Result<Lsn, PgError> {
-    const SQL: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END";
+pub async fn primary_flush_lsn(connection: &mut LocalConnection, limit: Duration) -> Result<WalEnd, PgError> {
+    const SQL: &str = "SELECT pg_current_wal_flush_lsn(), i, pg_walfile_name(i) \
+        FROM (SELECT pg_current_wal_insert_lsn() AS i WHERE NOT pg_is_in_recovery() OFFSET 0) AS primary_only";
     let operation = "ask for the flushed LSN";
     let messages = connection.simple(operation, SQL, limit).await?;
     let row = rows(&messages).next().and_then(|rows| rows.first().copied());
-    row.and_then(|row| field(row, 0))
-        .ok_or_else(|| PgError::Refused { what: operation.into(), reason: "the server is a standby".into() })
+    let end = row.and_then(|row| {
+        let inserted: Lsn = field(row, 1)?;
+        // The function names the file before at a boundary; no segment is smaller than 1 MiB.
+        let inside = inserted.get() % (1 << 20) != 0;
+        Some(WalEnd { flushed: field(row, 0)?, inserted, segment: field(row, 2).filter(|_| inside) })
+    });
+    end.ok_or_else(|| PgError::Refused { what: operation.into(), reason: "the server is a standby".into() })
 }
 
 /// Splits the messages of a simple query into the rows of each statement.
@@ -246,6 +267,7 @@ fn standby(row: &SimpleQueryRow) -> Option<StandbyFacts> {
         replayed_at: field(row, 14),
         replay_paused: flag(row, 15),
         has_upstream: flag(row, 16),
+        redo: field(row, 23),
         receiver: walreceiver,
     })
 }

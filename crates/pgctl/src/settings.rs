@@ -56,6 +56,9 @@ pub struct ManagedSettings {
     pub minimums: StandbyMinimums,
     /// By how many milliseconds a delayed standby holds replay back; 0: not at all.
     pub apply_delay_ms: u64,
+    /// Whether no WAL is removed, as before a rewind: the crash recovery that it begins with ends in a
+    /// checkpoint, which would remove the WAL that shows where the histories parted.
+    pub keep_all_wal: bool,
     /// While the upstream is cut: conflicts end queries at once, and replay looks for WAL each 3 ms, so
     /// that the end of local WAL is known within milliseconds.
     pub hurry: bool,
@@ -77,7 +80,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "2"),
-    ("wal_keep_size", "256MB"),
+    ("wal_keep_size", "64MB"),
     ("wal_receiver_status_interval", "1s"),
     ("wal_receiver_timeout", "5s"),
     ("wal_sender_timeout", "5s"),
@@ -213,6 +216,9 @@ impl ManagedSettings {
             set("recovery_min_apply_delay", &format!("{}ms", self.apply_delay_ms));
         }
         set("wal_retrieve_retry_interval", self.retry_interval());
+        if self.keep_all_wal {
+            set("wal_keep_size", "1TB");
+        }
         if self.hurry {
             set("max_standby_streaming_delay", "0");
             set("max_standby_archive_delay", "0");
@@ -347,12 +353,20 @@ mod tests {
             "synchronous_standby_names = 'ANY 1 (\"pg-2\", \"a\"\"b\")'"
         );
         assert_eq!(line("restart_after_crash"), "restart_after_crash = 'off'");
+        assert_eq!(line("wal_keep_size"), "wal_keep_size = '64MB'");
         assert_eq!(policy_of(&text), Some(17));
         assert_eq!(policy_of("port = 1\n"), None);
         assert_eq!(
             (version_of(&text), value_in(&text, "log_line_prefix")),
             (Some(0), Some("%m 'x' \\ ".to_owned()))
         );
+    }
+
+    #[test]
+    fn keeps_all_wal_whatever_the_user_set() {
+        let parameters = BTreeMap::from([("wal_keep_size".to_owned(), "0".to_owned())]);
+        let settings = ManagedSettings { parameters, keep_all_wal: true, ..ManagedSettings::default() };
+        assert!(settings.render().unwrap().contains("wal_keep_size = '1TB'\n"));
     }
 
     #[test]

@@ -43,9 +43,33 @@ pub enum SentinelKind {
     Clone,
     /// It is being made.
     Initdb,
+    /// `pg_rewind` is done with it: it may be started, and its WAL reaches its end by streaming.
+    Rewound,
+    /// It was replaced by a copy, in full: it may be started, as above.
+    Cloned,
 }
 
-/// Says that the data directory is not to be started: something was changing it.
+impl SentinelKind {
+    /// Returns what this becomes once it is done.
+    #[must_use]
+    pub const fn done(self) -> Self {
+        match self {
+            Self::Rewind | Self::Rewound => Self::Rewound,
+            Self::Clone | Self::Cloned => Self::Cloned,
+            Self::Initdb => Self::Initdb,
+        }
+    }
+
+    const fn is_done(self) -> bool {
+        match self {
+            Self::Rewound | Self::Cloned => true,
+            Self::Rewind | Self::Clone | Self::Initdb => false,
+        }
+    }
+}
+
+/// Says that the data directory does not count: something was changing it, or what did is done and the WAL
+/// that belongs to it has yet to be streamed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sentinel {
     /// The epoch it was begun in.
@@ -141,6 +165,17 @@ impl HardState {
     /// Returns whether a Raft store of this node id must exist: it has acknowledged something.
     pub fn had_store(&self) -> bool {
         self.vote.is_some() || self.last_log.is_some()
+    }
+
+    /// Returns the epoch of a rewind or clone that has not been finished: such a data directory is never
+    /// started.
+    pub fn unfinished(&self) -> Option<Epoch> {
+        self.sentinel.as_ref().filter(|sentinel| !sentinel.kind.is_done()).map(|sentinel| sentinel.epoch)
+    }
+
+    /// Whether a rewind or clone is done and what it brought has yet to stream to its floor.
+    pub fn copied(&self) -> bool {
+        self.sentinel.as_ref().is_some_and(|sentinel| sentinel.kind.is_done())
     }
 
     fn draw_ids(&mut self) -> io::Result<()> {

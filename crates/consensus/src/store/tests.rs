@@ -302,3 +302,37 @@ async fn after_an_error_storage_answers_nothing_but_errors() {
     let found = tokio::time::timeout(Duration::from_secs(5), fatal.wait_for(Option::is_some));
     assert!(found.await.expect("in time").expect("open").is_some());
 }
+
+#[test]
+fn a_copy_that_was_done_before_a_restart_is_still_done() {
+    let dir = TempDir::new().expect("temporary directory");
+    for (begun, done) in
+        [(SentinelKind::Rewind, SentinelKind::Rewound), (SentinelKind::Clone, SentinelKind::Cloned)]
+    {
+        let (hard, _) = HardStateFile::open_or_create(dir.path()).expect("open");
+        let sentinel = Sentinel { epoch: Epoch(3), kind: begun, source: "n2".to_owned() };
+        hard.update(|s| s.sentinel = Some(sentinel)).expect("update");
+        drop(hard);
+        let (hard, _) = HardStateFile::open_or_create(dir.path()).expect("open");
+        assert_eq!((hard.get().unfinished(), hard.get().copied()), (Some(Epoch(3)), false), "{begun:?}");
+        hard.update(|s| s.sentinel.iter_mut().for_each(|it| it.kind = it.kind.done())).expect("update");
+        drop(hard);
+        let (hard, _) = HardStateFile::open_or_create(dir.path()).expect("open");
+        assert_eq!((hard.get().unfinished(), hard.get().copied()), (None, true), "{begun:?}");
+        assert_eq!(hard.get().sentinel.map(|it| it.kind), Some(done));
+    }
+}
+
+#[test]
+fn the_kinds_of_a_sentinel_keep_their_numbers_on_disk() {
+    let kinds = [
+        SentinelKind::Rewind,
+        SentinelKind::Clone,
+        SentinelKind::Initdb,
+        SentinelKind::Rewound,
+        SentinelKind::Cloned,
+    ];
+    for (number, kind) in (0..).zip(kinds) {
+        assert_eq!(postcard::to_stdvec(&kind).expect("encode"), [number], "{kind:?}");
+    }
+}

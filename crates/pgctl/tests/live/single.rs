@@ -16,6 +16,7 @@ use rhone_pgctl::replication::{ReplicationAddress, ReplicationTarget, identify_s
 use rhone_pgctl::roles::{Login, ensure_database, ensure_roles};
 use rhone_pgctl::server::{ServerState, observe};
 use rhone_pgctl::slots::{apply_slots, plan_slots, slot_name};
+use rhone_pgctl::walwatch::WalWatch;
 
 use crate::harness::{LIMIT, Rig, until};
 
@@ -38,11 +39,20 @@ async fn a_new_server_is_made_observed_and_stopped() {
     let facts = *state.primary().unwrap();
     assert_eq!(facts.flushed.timeline.get(), 1);
     assert_eq!(state.probe().unwrap().system_id, server.identify().await.system_id);
-    assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap() >= facts.flushed.lsn);
+    assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap().flushed >= facts.flushed.lsn);
     let session = server.session().await;
     let marker = write_marker(&session, "7", LIMIT).await.unwrap();
     checkpoint(&session, LIMIT).await.unwrap();
-    assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap() > marker);
+    assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap().flushed > marker);
+    // At rest it is known without asking, for a while; what is flushed next is seen all the same.
+    let mut watch = WalWatch::new(&server.data);
+    for _ in 0..5 {
+        let known = watch.flushed(&mut connection, LIMIT).await.unwrap();
+        assert!(known > marker);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let marker = write_marker(&session, "8", LIMIT).await.unwrap();
+    assert!(watch.flushed(&mut connection, LIMIT).await.unwrap() >= marker);
     let slots = BTreeSet::from([slot_name("pg-2")]);
     let found = probe(&mut connection, LIMIT).await.unwrap();
     apply_slots(&session, &plan_slots(&found.slots, &slots), LIMIT).await.unwrap();

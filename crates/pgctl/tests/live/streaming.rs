@@ -150,6 +150,11 @@ async fn a_diverged_primary_that_crashed_is_rewound_and_follows() {
     let mut primary = rig.primary("a").await;
     primary.sql("CREATE TABLE t (n int)").await;
     let heir = clone_of(&rig, "b", &primary).await;
+    // Their last common checkpoint lies segments back when they part.
+    for _ in 0..3 {
+        primary.sql("INSERT INTO t VALUES (42)").await;
+        primary.sql("SELECT pg_switch_wal()").await;
+    }
     caught_up(&heir, &primary).await;
     heir.revoke().await;
     // The old primary goes on alone, under load, and dies.
@@ -168,14 +173,19 @@ async fn a_diverged_primary_that_crashed_is_rewound_and_follows() {
         source.dbname = Some("postgres".into());
         source
     };
+    // Its crash recovery would remove the segment with that checkpoint.
+    primary.settings.parameters.insert("wal_keep_size".into(), "0".into());
+    primary.settings.keep_all_wal = true;
+    primary.configure();
     let outcome = rewind(&primary.install, &primary.data, &primary.user, &source, &control).await.unwrap();
     assert_eq!(outcome, RewindOutcome::Rewound);
+    primary.settings.keep_all_wal = false;
     after_copy(&primary.data).unwrap();
     set_standby_signal(&primary.data, true, &primary.user).unwrap();
     primary.follow(&heir);
     primary.start().await;
     caught_up(&primary, &heir).await;
-    assert_eq!(primary.sql("SELECT string_agg(n::text, ',') FROM t").await, "42");
+    assert_eq!(primary.sql("SELECT string_agg(n::text, ',') FROM t").await, "42,42,42,42");
     primary.stop().await;
     let control = primary.control().await;
     let outcome = rewind(&primary.install, &primary.data, &primary.user, &source, &control).await.unwrap();

@@ -26,6 +26,9 @@ use crate::view::{ClusterView, Moment, Received, Revoked, VoterReport};
 /// How often the leader looks when nothing happens.
 const ROUND: Duration = Duration::from_millis(500);
 
+/// How often a member that does not lead looks: what it watches tells when it does.
+const FOLLOWER_ROUND: Duration = Duration::from_secs(10);
+
 /// How often it looks while an election is going on: windows and ages pass by time alone.
 const ELECTION_ROUND: Duration = Duration::from_millis(20);
 
@@ -103,7 +106,11 @@ pub async fn run(shared: Arc<Shared>, settings: Settings) {
     let mut table = leader.shared.table.subscribe();
     loop {
         let busy = leader.round().await;
-        let pause = if busy { ELECTION_ROUND } else { ROUND };
+        let pause = match (busy, leader.leading) {
+            (true, _) => ELECTION_ROUND,
+            (false, true) => ROUND,
+            (false, false) => FOLLOWER_ROUND,
+        };
         tokio::select! {
             changed = state.changed() => if changed.is_err() { return },
             changed = raft.changed() => if changed.is_err() { return },

@@ -163,7 +163,8 @@ impl Lease {
         *self.status.borrow()
     }
 
-    /// Returns a receiver that fires at each change of the lease.
+    /// Returns a receiver that fires when a lease becomes live, when one ends, and several times while one
+    /// of [`Timing::serve_ns`] passes; its value is always the newest.
     pub fn changes(&self) -> watch::Receiver<LeaseStatus> {
         self.status.clone()
     }
@@ -204,11 +205,20 @@ struct Renewer {
     answers: Answers,
     rounds: Rounds,
     seq: u64,
+    /// The end of the lease when a change of it was last told.
+    noticed: BootTime,
 }
 
 impl Renewer {
     fn new(context: Context) -> Self {
-        Self { context, peers: BTreeMap::new(), answers: Answers::new(), rounds: Rounds::default(), seq: 0 }
+        Self {
+            context,
+            peers: BTreeMap::new(),
+            answers: Answers::new(),
+            rounds: Rounds::default(),
+            seq: 0,
+            noticed: BootTime::ZERO,
+        }
     }
 
     async fn run(mut self, mut targets: watch::Receiver<Option<LeaseTarget>>) {
@@ -217,7 +227,7 @@ impl Renewer {
                 // Answers to renewals of an epoch that is over say nothing any more.
                 self.rounds.clear();
                 self.answers = Answers::new();
-                self.peers.values_mut().for_each(|peer| peer.in_flight = 0);
+                self.peers.clear();
                 // A lease that is no longer renewed is nobody's leave to serve any more.
                 self.context.tell.send_replace(LeaseStatus::default());
                 self.context.rest.send_replace(true);
@@ -331,9 +341,18 @@ impl Renewer {
             return;
         }
         self.context.page.set_lease(target.epoch.0, sent, until);
-        self.context.tell.send_modify(|status| {
+        let now = self.context.clock.now();
+        // Each notice wakes the supervisor's other thread: those that wait for a lease to become live get
+        // theirs, those that show how long it lasts a few a second.
+        let step = Duration::from_nanos(target.timing.serve_ns() / 4);
+        let news = !known.live(target.epoch, now) || until >= self.noticed.saturating_add(step);
+        if news {
+            self.noticed = until;
+        }
+        self.context.tell.send_if_modified(|status| {
             let superseded = status.superseded.filter(|higher| *higher > target.epoch);
             *status = LeaseStatus { epoch: target.epoch, until, sent, superseded };
+            news
         });
     }
 }

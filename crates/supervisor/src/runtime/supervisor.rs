@@ -15,8 +15,8 @@ use rhone_consensus::transport::AddressBook;
 use rhone_consensus::{Consensus, ConsensusError, Options, Timings};
 use rhone_pgctl::connection::LocalConnection;
 use rhone_pgctl::install::Installation;
-use rhone_pgctl::probe::primary_flush_lsn;
 use rhone_pgctl::user::OsUser;
+use rhone_pgctl::walwatch::WalWatch;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -512,15 +512,17 @@ fn leader_address(shared: &Shared) -> Option<String> {
 /// Reads the primary's flushed position each renewal, for the lease to carry.
 async fn flushed(local: Arc<Local>) {
     let mut connection = LocalConnection::new(local.target());
+    let mut wal = WalWatch::new(&local.config.data_dir);
     loop {
         let every = local.shared.consensus.state().borrow().state.settings.timing.renewal_ms;
         tokio::time::sleep(Duration::from_millis(u64::from(every.max(10)))).await;
         let serving = local.lease.target_epoch().is_some() && !local.frozen() && local.has_instance();
         if !serving {
             connection.close();
+            wal.forget();
             continue;
         }
-        if let Ok(lsn) = primary_flush_lsn(&mut connection, FLUSH_LIMIT).await {
+        if let Ok(lsn) = wal.flushed(&mut connection, FLUSH_LIMIT).await {
             local.lease.set_flushed(lsn);
         }
     }

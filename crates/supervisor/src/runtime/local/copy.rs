@@ -110,8 +110,9 @@ impl Local {
         if let Some(kept) = kept {
             tracing::info!(path = %kept.display(), "the old data directory is kept until the clone streams");
         }
+        self.finished_copying().await?;
         let mut facts = self.facts();
-        facts.copied = true;
+        facts.old_removed = false;
         facts.stopped = None;
         facts.rewinds_failed = 0;
         facts.no_fork_seen = 0;
@@ -142,6 +143,7 @@ impl Local {
         // Before and after: pg_rewind may bring the source's file along.
         let record = self.new_identity(self.data_dir().to_owned()).await?;
         self.promise(epoch, SentinelKind::Rewind, &member.name, floor, record).await?;
+        self.keep_all_wal().await?;
         let mut source = self.conninfo(&member, REWINDER)?;
         source.dbname = Some("postgres".to_owned());
         let control = read_control(&self.install, self.data_dir(), &self.user, PROGRAM_LIMIT).await?;
@@ -162,8 +164,8 @@ impl Local {
             Ok(RewindOutcome::Rewound | RewindOutcome::NotNeeded) => {
                 rhone_pgctl::apply::after_copy(self.data_dir())?;
                 self.write_identity_again().await?;
+                self.finished_copying().await?;
                 let mut facts = self.facts();
-                facts.copied = true;
                 facts.no_fork_seen = 0;
                 // One that was made because the instance does not start, and changes nothing about
                 // it, ends in a clone.
@@ -212,8 +214,10 @@ impl Local {
     async fn prepare_rewind(&self) -> Result<(), LocalError> {
         let control = read_control(&self.install, self.data_dir(), &self.user, PROGRAM_LIMIT).await?;
         if control.state == DbState::InArchiveRecovery {
-            if self.shared.hard.get().sentinel.is_some_and(|sentinel| sentinel.kind == SentinelKind::Rewind) {
-                // A rewind was cut short: such a directory is never started (DESIGN 10).
+            let kind = self.shared.hard.get().sentinel.map(|sentinel| sentinel.kind);
+            if matches!(kind, Some(SentinelKind::Rewind | SentinelKind::Rewound)) {
+                // A rewind was cut short: such a directory is never started (DESIGN 10). And one that was
+                // not is not whole without its source's WAL.
                 self.facts().rewinds_failed = u32::MAX;
                 return Err(LocalError::Stale(
                     "an earlier rewind was cut short: it must be cloned".to_owned(),
@@ -223,6 +227,15 @@ impl Local {
             self.stop().await?;
         }
         Ok(())
+    }
+
+    /// Makes the crash recovery of a former primary keep all WAL: its checkpoint would remove what lies
+    /// before the position of the slowest standby, and pg_rewind needs it back to the last checkpoint
+    /// before the histories part (decision 0034).
+    async fn keep_all_wal(&self) -> Result<(), LocalError> {
+        let mut settings = self.settings(None, self.minimums().await?)?;
+        settings.keep_all_wal = true;
+        self.write_settings(settings).await.map(drop)
     }
 
     /// Promises the epoch and notes what is about to be done to the data directory, durably.
@@ -235,12 +248,22 @@ impl Local {
         data: DataRecord,
     ) -> Result<(), LocalError> {
         let sentinel = Sentinel { epoch, kind, source: source.to_owned() };
-        self.facts().copied = false;
         self.update_hard(move |hard| {
             hard.promise = hard.promise.max(epoch);
             hard.sentinel = Some(sentinel);
             hard.floor = floor;
             hard.data = Some(data);
+        })
+        .await
+    }
+
+    /// Notes durably that what was begun is done: a supervisor that is restarted before the first start
+    /// starts what is here, and does not copy it again.
+    async fn finished_copying(&self) -> Result<(), LocalError> {
+        self.update_hard(|hard| {
+            if let Some(sentinel) = &mut hard.sentinel {
+                sentinel.kind = sentinel.kind.done();
+            }
         })
         .await
     }
@@ -252,7 +275,7 @@ impl Local {
     pub async fn finish_copy(&self, position: WalPosition) -> Result<(), LocalError> {
         let hard = self.shared.hard.get();
         if hard.sentinel.is_none() && hard.floor.is_none() {
-            return Ok(());
+            return self.remove_old().await;
         }
         let reached = hard
             .floor
@@ -271,15 +294,25 @@ impl Local {
         if self.shared.hard.get().sentinel.is_some() {
             return Ok(());
         }
-        {
-            let mut facts = self.facts();
-            facts.rewinds_failed = 0;
-            facts.copied = false;
+        self.facts().rewinds_failed = 0;
+        self.remove_old().await
+    }
+
+    /// Removes what a clone has replaced, once in the life of a supervisor and after each clone: not
+    /// before that one counts.
+    ///
+    /// # Errors
+    /// It could not be removed.
+    pub async fn remove_old(&self) -> Result<(), LocalError> {
+        let hard = self.shared.hard.get();
+        if self.facts().old_removed || hard.sentinel.is_some() || hard.floor.is_some() {
+            return Ok(());
         }
         let removed = clone::remove_old(self.data_dir(), 0).await?;
         if removed > 0 {
-            tracing::info!(removed, "removed the old data directory: its replacement streams");
+            tracing::info!(removed, "removed the old data directory: its replacement serves");
         }
+        self.facts().old_removed = true;
         Ok(())
     }
 }

@@ -5,15 +5,18 @@
 //! written. A directory that was emptied, restored, cloned by hand or came from elsewhere does not:
 //! what its member acknowledged may be missing in it.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use rhone_consensus::ids::DataId;
 use rhone_consensus::store::hard::{DataRecord, HardState};
+use rhone_pgctl::error::PgError;
 use rhone_pgctl::user::OsUser;
 
 use super::{Local, LocalError};
+use crate::runtime::node::chain;
 
 /// The file in the data directory.
 const FILE: &str = "rhone.id";
@@ -33,18 +36,28 @@ pub enum Seen {
 }
 
 /// Looks at a data directory.
-pub(super) fn look(data_dir: &Path, record: Option<&DataRecord>) -> Seen {
-    if !data_dir.join("PG_VERSION").exists() {
-        return Seen::Nothing;
+///
+/// # Errors
+/// It cannot be read, which says nothing about whose it is: a disk that fails for a moment, a volume that
+/// is being mounted, a missing right.
+pub(super) fn look(data_dir: &Path, record: Option<&DataRecord>) -> Result<Seen, PgError> {
+    let version = data_dir.join("PG_VERSION");
+    if !version.try_exists().map_err(PgError::io("look for", &version))? {
+        return Ok(Seen::Nothing);
     }
-    let Some(record) = record else { return Seen::Unclaimed };
+    let Some(record) = record else { return Ok(Seen::Unclaimed) };
     let path = data_dir.join(FILE);
-    let Some((id, nonce)) = std::fs::read_to_string(&path).ok().as_deref().and_then(parse) else {
-        return Seen::Stranger;
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Seen::Stranger),
+        Err(error) => return Err(PgError::io("read", &path)(error)),
     };
-    let same_file = || record.file.is_none() || record.file == which(&path);
-    let known = record.next == Some(nonce) || (record.nonce == nonce && same_file());
-    if id == record.id && known { Seen::Ours(id) } else { Seen::Stranger }
+    let Some((id, nonce)) = std::str::from_utf8(&bytes).ok().and_then(parse) else {
+        return Ok(Seen::Stranger);
+    };
+    let known = record.next == Some(nonce)
+        || (record.nonce == nonce && (record.file.is_none() || record.file == Some(which(&path)?)));
+    Ok(if id == record.id && known { Seen::Ours(id) } else { Seen::Stranger })
 }
 
 fn parse(text: &str) -> Option<(DataId, u64)> {
@@ -54,10 +67,10 @@ fn parse(text: &str) -> Option<(DataId, u64)> {
 
 /// Returns which file this is: its inode, and its birth where the file system keeps it. Not its
 /// change time: a `chown` of the whole directory, as at the mount of a volume, changes that.
-fn which(path: &Path) -> Option<(u64, u64)> {
-    let meta = std::fs::metadata(path).ok()?;
+fn which(path: &Path) -> Result<(u64, u64), PgError> {
+    let meta = std::fs::metadata(path).map_err(PgError::io("look at", path))?;
     let born = meta.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    Some((meta.ino(), born.map_or(0, |at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX))))
+    Ok((meta.ino(), born.map_or(0, |at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX))))
 }
 
 fn draw() -> Result<u64, LocalError> {
@@ -66,15 +79,10 @@ fn draw() -> Result<u64, LocalError> {
 }
 
 /// Writes the file and returns the record that it belongs to.
-fn write(
-    data_dir: &Path,
-    user: &OsUser,
-    id: DataId,
-    nonce: u64,
-) -> Result<DataRecord, rhone_pgctl::error::PgError> {
+fn write(data_dir: &Path, user: &OsUser, id: DataId, nonce: u64) -> Result<DataRecord, PgError> {
     let path = data_dir.join(FILE);
     rhone_pgctl::file::replace(&path, format!("{id} {nonce:016x}\n").as_bytes(), user, 0o600)?;
-    Ok(DataRecord { id, nonce, next: None, file: which(&path) })
+    Ok(DataRecord { id, nonce, next: None, file: Some(which(&path)?) })
 }
 
 /// Returns the id under which the data directory counts now: known, whole, and past its floor.
@@ -87,9 +95,20 @@ pub(super) fn counts(seen: Seen, hard: &HardState) -> Option<DataId> {
 
 impl Local {
     /// Looks at the data directory and remembers what it is.
-    pub(super) fn look_at_identity(&self) -> Seen {
+    ///
+    /// # Errors
+    /// It cannot be read: what is remembered stays.
+    pub(super) fn look_at_identity(&self) -> Result<Seen, PgError> {
         let seen = look(self.data_dir(), self.shared.hard.get().data.as_ref());
         let mut facts = self.facts();
+        let trouble = seen.as_ref().err().map(|error| chain(error));
+        if facts.unread_identity != trouble {
+            if let Some(error) = &trouble {
+                tracing::warn!(error, "whose data directory this is cannot be read: tries again");
+            }
+            facts.unread_identity = trouble;
+        }
+        let seen = seen?;
         if facts.identity != seen {
             // A rewind writes the source's file over it, and then this member's own again.
             if seen == Seen::Stranger && self.shared.hard.get().sentinel.is_none() {
@@ -99,7 +118,7 @@ impl Local {
             facts.identity = seen;
             facts.stopped = None;
         }
-        seen
+        Ok(seen)
     }
 
     /// Whether this member may take a data directory without a record for its own: its first one, of
@@ -123,12 +142,12 @@ impl Local {
     /// # Errors
     /// The file or the hard state could not be written.
     pub(super) async fn claim_first(&self) -> Result<(), LocalError> {
-        if self.look_at_identity() != Seen::Unclaimed || !self.may_claim() {
+        if self.look_at_identity()? != Seen::Unclaimed || !self.may_claim() {
             return Ok(());
         }
         let record = self.new_identity(self.data_dir().to_owned()).await?;
         self.update_hard(move |hard| hard.data = Some(record)).await?;
-        self.look_at_identity();
+        self.look_at_identity()?;
         Ok(())
     }
 
@@ -151,7 +170,7 @@ impl Local {
         let (dir, user) = (self.data_dir().to_owned(), self.user.clone());
         let record = self.on_files(move || write(&dir, &user, record.id, record.nonce)).await?;
         self.update_hard(move |hard| hard.data = Some(record)).await?;
-        self.look_at_identity();
+        self.look_at_identity()?;
         Ok(())
     }
 
@@ -162,7 +181,7 @@ impl Local {
     /// # Errors
     /// It is another's; the file or the hard state could not be written.
     pub(super) async fn claim_again(&self) -> Result<(), LocalError> {
-        let (Seen::Ours(id), Some(record)) = (self.look_at_identity(), self.shared.hard.get().data) else {
+        let (Seen::Ours(id), Some(record)) = (self.look_at_identity()?, self.shared.hard.get().data) else {
             return Err(LocalError::Stale(
                 "this is not the data directory that this member is known to have".to_owned(),
             ));
@@ -186,37 +205,59 @@ mod tests {
         write(dir, &OsUser::current(), DataId(7), 1).expect("write the file")
     }
 
+    fn seen(dir: &Path, record: Option<&DataRecord>) -> Seen {
+        look(dir, record).expect("read the directory")
+    }
+
     #[test]
     fn a_directory_is_known_by_its_id_its_nonce_and_its_file() {
         let root = tempfile::tempdir().expect("a directory");
         let dir = root.path().join("data");
-        assert_eq!(look(&dir, None), Seen::Nothing);
+        assert_eq!(seen(&dir, None), Seen::Nothing);
         let record = made(&dir);
-        assert_eq!(look(&dir, None), Seen::Unclaimed);
-        assert_eq!(look(&dir, Some(&record)), Seen::Ours(DataId(7)));
+        assert_eq!(seen(&dir, None), Seen::Unclaimed);
+        assert_eq!(seen(&dir, Some(&record)), Seen::Ours(DataId(7)));
         // A copy of it, byte for byte, even from the same run.
         let copy = root.path().join("copy");
         std::fs::create_dir(&copy).expect("make the copy");
         for name in ["PG_VERSION", FILE] {
             std::fs::copy(dir.join(name), copy.join(name)).expect("copy");
         }
-        assert_eq!(look(&copy, Some(&record)), Seen::Stranger);
+        assert_eq!(seen(&copy, Some(&record)), Seen::Stranger);
         // Moved and brought back it is the same one.
         std::fs::rename(&dir, root.path().join("aside")).expect("move");
-        assert_eq!(look(&dir, Some(&record)), Seen::Nothing);
+        assert_eq!(seen(&dir, Some(&record)), Seen::Nothing);
         std::fs::rename(root.path().join("aside"), &dir).expect("move back");
-        assert_eq!(look(&dir, Some(&record)), Seen::Ours(DataId(7)));
+        assert_eq!(seen(&dir, Some(&record)), Seen::Ours(DataId(7)));
         // Cut between the steps of a start: the old nonce and the new one count, no older one.
         let cut = DataRecord { next: Some(2), ..record };
-        assert_eq!(look(&dir, Some(&cut)), Seen::Ours(DataId(7)));
+        assert_eq!(seen(&dir, Some(&cut)), Seen::Ours(DataId(7)));
         let newer = write(&dir, &OsUser::current(), DataId(7), 2).expect("write");
-        assert_eq!(look(&dir, Some(&cut)), Seen::Ours(DataId(7)));
-        assert_eq!(look(&dir, Some(&newer)), Seen::Ours(DataId(7)));
-        assert_eq!(look(&dir, Some(&record)), Seen::Stranger);
+        assert_eq!(seen(&dir, Some(&cut)), Seen::Ours(DataId(7)));
+        assert_eq!(seen(&dir, Some(&newer)), Seen::Ours(DataId(7)));
+        assert_eq!(seen(&dir, Some(&record)), Seen::Stranger);
         let other = write(&dir, &OsUser::current(), DataId(8), 2).expect("write");
-        assert_eq!(look(&dir, Some(&newer)), Seen::Stranger);
-        assert_eq!(look(&dir, Some(&other)), Seen::Ours(DataId(8)));
+        assert_eq!(seen(&dir, Some(&newer)), Seen::Stranger);
+        assert_eq!(seen(&dir, Some(&other)), Seen::Ours(DataId(8)));
         std::fs::remove_file(dir.join(FILE)).expect("remove");
-        assert_eq!(look(&dir, Some(&other)), Seen::Stranger);
+        assert_eq!(seen(&dir, Some(&other)), Seen::Stranger);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_nobodys_data_and_no_strangers() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = root.path().join("data");
+        let record = made(&dir);
+        // A directory in the file's place: the read fails, also for root.
+        std::fs::remove_file(dir.join(FILE)).expect("remove");
+        std::fs::create_dir(dir.join(FILE)).expect("make a directory");
+        let error = look(&dir, Some(&record)).expect_err("no answer");
+        assert!(error.to_string().contains(FILE), "{error}");
+        std::fs::remove_dir(dir.join(FILE)).expect("remove");
+        assert_eq!(seen(&dir, Some(&record)), Seen::Stranger);
+        // A file where the data directory should be.
+        let file = root.path().join("file");
+        std::fs::write(&file, "").expect("write");
+        look(&file, Some(&record)).expect_err("no answer");
     }
 }

@@ -110,8 +110,10 @@ pub struct Facts {
     pub streamed: BootTime,
     /// Whether it has answered since its start.
     pub ready: bool,
-    /// A rewind or clone was finished in this life of the supervisor.
-    pub copied: bool,
+    /// Whether no data directory is left that a clone has replaced, as far as is known.
+    pub old_removed: bool,
+    /// Why `rhone.id` cannot be read.
+    pub unread_identity: Option<String>,
     /// How often pg_rewind failed in a row.
     pub rewinds_failed: u32,
     /// How often in a row pg_rewind saw no fork where the ledger has one.

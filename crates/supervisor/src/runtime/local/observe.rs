@@ -25,7 +25,7 @@ const HUNG: Duration = Duration::from_secs(10);
 impl Local {
     /// Looks at the instance.
     pub async fn observe(&self) -> Instance {
-        self.look_at_identity();
+        let identity = self.look_at_identity();
         let epoch = {
             let facts = self.facts();
             facts.primary_epoch.max(facts.lease_epoch)
@@ -33,7 +33,10 @@ impl Local {
         match self.guardian.page().state() {
             GuardState::Frozen | GuardState::Freezing => Instance::Frozen { epoch },
             GuardState::Starting | GuardState::Running | GuardState::Killing => self.running().await,
-            GuardState::Idle | GuardState::Dead => self.stopped().await,
+            GuardState::Idle | GuardState::Dead => match identity {
+                Ok(_) => self.stopped().await,
+                Err(error) => Instance::Unusable(crate::runtime::node::chain(&error)),
+            },
         }
     }
 
@@ -219,8 +222,9 @@ impl Local {
     /// Keeps why the end of the WAL could not be read, and says it when it is news. After a rewind it
     /// is no news: the copy's WAL reaches its end only by streaming.
     fn note_unreadable(&self, why: String) {
+        let copied = self.shared.hard.get().copied();
         let mut facts = self.facts();
-        if facts.unreadable.as_ref() != Some(&why) && !facts.copied {
+        if facts.unreadable.as_ref() != Some(&why) && !copied {
             tracing::warn!(error = %why, "the end of the wal on disk could not be read");
         }
         facts.unreadable = Some(why);

@@ -53,9 +53,9 @@ impl Local {
         self.claim_first().await?;
         let position = self.frozen_position().await?;
         let hard = self.shared.hard.get();
-        let unfinished = hard.sentinel.is_some() && !self.facts().copied;
+        let unfinished = hard.unfinished().is_some();
         let above_floor = self.above_floor(hard.floor, position);
-        let data = match self.look_at_identity() {
+        let data = match self.look_at_identity()? {
             Seen::Ours(data) => Some(data),
             Seen::Nothing | Seen::Unclaimed | Seen::Stranger => None,
         };
@@ -204,7 +204,7 @@ impl Local {
         }
         self.lease_live(epoch).await?;
         self.entitled(grant)?;
-        if self.shared.hard.get().sentinel.is_some() && !self.facts().copied {
+        if self.shared.hard.get().unfinished().is_some() {
             self.lease.set_target(None);
             return Err(LocalError::Stale("a rewind or clone is not finished".to_owned()));
         }
@@ -215,11 +215,7 @@ impl Local {
             hard.floor = None;
         })
         .await?;
-        {
-            let mut facts = self.facts();
-            facts.copied = false;
-            facts.primary_epoch = epoch;
-        }
+        self.facts().primary_epoch = epoch;
         // The lease must still hold now: the guardian counts by the page from its answer on.
         let report = self.guardian.kick().await?;
         match report.lease() {
@@ -349,7 +345,11 @@ impl Local {
         let plan = plan_slots(&probe.slots, &wanted);
         let advance = match &probe.role {
             RoleFacts::Primary(_) => None,
-            RoleFacts::Standby(standby) => standby.replayed.map(|replayed| replayed.min(self.slowest())),
+            RoleFacts::Standby(standby) => standby
+                .replayed
+                .zip(standby.redo)
+                // Not past where a rewind to this member would begin: a former primary needs that WAL.
+                .map(|(replayed, redo)| replayed.min(redo).min(self.slowest())),
         };
         let idle = plan.create.is_empty() && plan.drop.is_empty();
         let behind = advance.is_some_and(|to| {

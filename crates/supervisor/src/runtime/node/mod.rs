@@ -302,8 +302,8 @@ impl NodeLoop {
         let facts = Facts {
             instance: &instance,
             promise: hard.promise,
-            unfinished: hard.sentinel.as_ref().filter(|_| !remembered.copied).map(|s| s.epoch),
-            copied: hard.sentinel.is_some() && remembered.copied,
+            unfinished: hard.unfinished(),
+            copied: hard.copied(),
             stranger: self.local.data_facts().1,
             policy: remembered.policy,
             secured: remembered.secured,

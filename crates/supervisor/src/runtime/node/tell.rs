@@ -18,8 +18,8 @@ impl NodeLoop {
         let facts = Facts {
             instance: &self.instance,
             promise: hard.promise,
-            unfinished: hard.sentinel.as_ref().filter(|_| !remembered.copied).map(|s| s.epoch),
-            copied: hard.sentinel.is_some() && remembered.copied,
+            unfinished: hard.unfinished(),
+            copied: hard.copied(),
             stranger,
             policy: remembered.policy,
             secured: remembered.secured,

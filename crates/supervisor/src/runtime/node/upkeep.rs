@@ -40,9 +40,10 @@ impl NodeLoop {
                 self.settled = epoch;
                 tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
             }
-            Instance::Primary { gate_open: true, .. } if due => {
-                tokio::spawn(async move { told(local.keep_slots().await, "keep slots") })
-            }
+            Instance::Primary { gate_open: true, .. } if due => tokio::spawn(async move {
+                told(local.keep_slots().await, "keep slots");
+                told(local.remove_old().await, "remove the old data directory");
+            }),
             Instance::Standby { streaming: true, position, .. } if due => tokio::spawn(async move {
                 told(local.finish_copy(position).await, "finish the copy");
                 told(local.keep_slots().await, "keep slots");
