@@ -15,8 +15,7 @@ use rhone_pgctl::wal::Lsn;
 use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
-use crate::decide::{self, ClusterDecision, lease};
-use crate::runtime::clock::wall_time;
+use crate::decide::{ClusterDecision, lease};
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::{codec, found};
 use crate::view::{ClusterView, Moment, Revoked};
@@ -50,6 +49,7 @@ type Answer = (NodeId, Epoch, Result<Revoked, String>);
 /// What the loop remembers.
 struct Leader {
     shared: Arc<Shared>,
+    decide: Decide,
     settings: Settings,
     leading: bool,
     /// The term in which this node led last.
@@ -69,11 +69,15 @@ struct Leader {
     offers: u32,
 }
 
+/// The decision: [`crate::decide::cluster`], or a mutant of it in the simulation.
+pub type Decide = fn(&ClusterView<'_>, Moment) -> ClusterDecision;
+
 /// Runs the loop until the process ends.
-pub async fn run(shared: Arc<Shared>, settings: Settings) {
+pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
     let (answer_to, answers) = mpsc::channel(64);
     let now = shared.now();
     let mut leader = Leader {
+        decide,
         settings,
         leading: false,
         led_term: 0,
@@ -96,11 +100,13 @@ pub async fn run(shared: Arc<Shared>, settings: Settings) {
     loop {
         let busy = leader.round().await;
         let pause = if busy { ELECTION_ROUND } else { ROUND };
+        // What there is to hear is heard before the next look.
         tokio::select! {
+            biased;
+            Some(answer) = leader.answers.recv() => leader.note(answer),
             changed = state.changed() => if changed.is_err() { return },
             changed = raft.changed() => if changed.is_err() { return },
             changed = table.changed(), if leader.leading => if changed.is_err() { return },
-            Some(answer) = leader.answers.recv() => leader.note(answer),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -159,7 +165,7 @@ impl Leader {
                 revoked: &self.revoked,
                 granted_since: (granted > Epoch(0)).then_some(self.granted_seen.1.max(self.led_since)),
             };
-            decide::cluster(&view, now)
+            (self.decide)(&view, now)
         };
         self.tell(&decision);
         match decision {
@@ -200,13 +206,13 @@ impl Leader {
         let mut silent = 0;
         match &mut command {
             ClusterCommand::Prepare { at, reason } => {
-                *at = WallTime(wall_time());
+                *at = WallTime(self.shared.clock.wall_time());
                 if let rhone_consensus::command::PrepareReason::OwnerSilent { silent_ms } = reason {
                     silent = *silent_ms;
                 }
             }
             ClusterCommand::Established { at, gap_ms, epoch, .. } => {
-                *at = WallTime(wall_time());
+                *at = WallTime(self.shared.clock.wall_time());
                 *gap_ms = self.gap(state, *epoch, *at, now);
             }
             ClusterCommand::Found { .. }
