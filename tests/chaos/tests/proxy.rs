@@ -1,6 +1,10 @@
 //! The rw, ro and any ports on real Postgres, under psql, pgbench, psycopg2 and sessions of our own.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::ErrorKind::ConnectionReset;
+use std::io::Read;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -63,6 +67,7 @@ fn the_ports_lead_to_the_right_servers() -> Result<()> {
     let result = rw_ro_any(&cluster)
         .and_then(|()| tls_passes(&cluster))
         .and_then(|()| cancels(&cluster))
+        .and_then(|()| limits(&cluster))
         .with_context(|| cluster.dump());
     drop(std::fs::remove_dir_all(folder));
     result
@@ -140,6 +145,43 @@ fn cancels(cluster: &Cluster) -> Result<()> {
         busy.join().map_err(|_| anyhow!("a client panicked"))??;
     }
     Ok(())
+}
+
+fn limits(cluster: &Cluster) -> Result<()> {
+    // Those that say nothing hold places, and no server; after ten seconds they are ended. A session that is just
+    // ending holds a place as well while they come, and frees it: one more comes for each client that is let in.
+    let address = cluster.node(0)?.address();
+    let mute = |count: usize| {
+        let open = move || TcpStream::connect_timeout(&(address, RW).into(), LIMIT);
+        let opening = move || Ok((0..count).map(|_| open()).collect::<std::io::Result<Vec<_>>>()?);
+        cluster
+            .network()
+            .thread(Place::Client, opening)
+            .join()
+            .map_err(|_| anyhow!("a mute client panicked"))?
+    };
+    let held = RefCell::new(mute(40)?);
+    until("the places are taken", || {
+        let refused = ask_through(cluster, 0, RW, SERVER).err().map(|error| format!("{error:#}"));
+        let Some(refused) = refused else {
+            held.borrow_mut().extend(mute(1)?);
+            return Ok(false);
+        };
+        ensure!(refused.contains("too many connections already"), "{refused}");
+        Ok(true)
+    })?;
+    let held = held.into_inner();
+    report(&format!("{} mute clients hold all 40 places", held.len()));
+    for mut stream in held {
+        stream.set_read_timeout(Some(LIMIT))?;
+        let end = stream.read(&mut [0]);
+        let ended = end.as_ref().map_or_else(|error| error.kind() == ConnectionReset, |count| *count == 0);
+        ensure!(ended, "a mute client was told {end:?}");
+    }
+    until("the places are free again", || Ok(ask_through(cluster, 0, RW, SERVER).is_ok()))?;
+    until("/metrics counts the mute ones", || {
+        Ok(metric(cluster, 0, "rhone_proxy_ended_total", "reason=\"mute\"")? >= 35.0)
+    })
 }
 
 fn judge(what: &str, attempts: &[Attempt], since: Moment) -> Result<()> {

@@ -134,7 +134,8 @@ fn a_stale_standby_is_promoted_only_when_a_person_accepts_the_loss() -> Result<(
         workload.wait_for(50, LIMIT)?;
         check_gap(&workload, at, GAP_LIMIT, "no standby left, quorum mode goes on alone")?;
         cluster.power_loss(primary, PowerLoss::Resets)?;
-        send(&receivers, Signal::CONT);
+        // Woken, they would read on: what the primary sent while they were stopped waits in their sockets.
+        send(&receivers, Signal::KILL);
         let asked = standbys.first().copied().context("a standby")?;
         cluster.wait_until("the election waits for a person", || {
             let explained = cluster.rhone(asked, &["explain"], Duration::from_secs(10))?;
@@ -155,7 +156,8 @@ fn a_stale_standby_is_promoted_only_when_a_person_accepts_the_loss() -> Result<(
         ensure!(roles.values().all(|role| role.standby), "somebody was promoted: {roles:?}");
         if !accept {
             cluster.start_node(primary)?;
-            ensure!(cluster.wait_whole()? == primary, "only {primary} has everything");
+            let now = cluster.wait_whole()?;
+            ensure!(now == primary, "only {primary} has everything, not {now}: {}", cluster.dump());
             continue;
         }
         let history = workload.stop()?;

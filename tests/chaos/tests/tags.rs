@@ -39,7 +39,11 @@ fn tags_take_members_out_of_the_election_and_never_out_of_the_cluster() -> Resul
     ensure!(value(&cluster, 3, "SHOW recovery_min_apply_delay")? == "1h", "pg-4 does not hold back");
     ensure!(value(&cluster, 2, "SHOW recovery_min_apply_delay")? == "0", "pg-3 holds back");
     let present = "SELECT count(*) FROM pg_database WHERE datname = 'chaos'";
-    ensure!(value(&cluster, 2, present)? == "1", "pg-3 has replayed");
+    cluster.wait_until("pg-3 has replayed", || {
+        let databases = value(&cluster, 2, present)?;
+        ensure!(databases == "1", "{databases} databases of that name");
+        Ok(())
+    })?;
     ensure!(value(&cluster, 3, present)? == "0", "pg-4 has replayed what it is to hold back");
     let status = cluster.status(0)?;
     let members = status["members"].as_array().context("members")?;

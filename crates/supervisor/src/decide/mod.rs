@@ -6,6 +6,7 @@
 //! replayed from a record, and explored by a model. Doing nothing is a value with a reason, too.
 
 mod cluster;
+pub mod deafness;
 mod decision;
 mod elect;
 pub mod lease;

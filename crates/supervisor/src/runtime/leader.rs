@@ -11,14 +11,16 @@ use rhone_consensus::command::{ClusterCommand, MemberKind, WallTime};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::settings::Settings;
 use rhone_consensus::state::{ClusterState, Phase};
+use rhone_consensus::RaftStatus;
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
+use crate::decide::deafness::Deafness;
 use crate::decide::{ClusterDecision, lease};
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::{codec, found};
-use crate::view::{ClusterView, Moment, Revoked};
+use crate::view::{ClusterView, Moment, Received, Revoked, VoterReport};
 
 /// How often the leader looks when nothing happens.
 const ROUND: Duration = Duration::from_millis(500);
@@ -55,6 +57,10 @@ struct Leader {
     /// The term in which this node led last.
     led_term: u64,
     led_since: Moment,
+    /// When no majority heard it in that term.
+    deafness: Deafness,
+    /// The longest silence that a voter told last, all of it.
+    silent_ms: u64,
     revoked: BTreeMap<NodeId, (Moment, Revoked)>,
     asked: BTreeSet<NodeId>,
     /// Why each member was not revoked at the last try, to be told once.
@@ -82,6 +88,8 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         leading: false,
         led_term: 0,
         led_since: now,
+        deafness: Deafness::default(),
+        silent_ms: 0,
         revoked: BTreeMap::new(),
         asked: BTreeSet::new(),
         unrevoked: BTreeMap::new(),
@@ -118,19 +126,7 @@ impl Leader {
         let status = self.shared.consensus.status();
         let now = self.shared.now();
         self.be_reluctant();
-        if status.leading != self.leading {
-            self.leading = status.leading;
-            // A leader that a majority has not heard in time stops deciding, and goes on where it was when
-            // they hear it again in the same term: nobody led in between, and answers are an epoch's.
-            if status.leading && status.term != self.led_term {
-                self.led_term = status.term;
-                self.led_since = now;
-                self.revoked.clear();
-                self.asked.clear();
-                self.prepared = None;
-            }
-            tracing::info!(leading = self.leading, term = status.term, "raft leadership changed");
-        }
+        self.notice_leadership(&status, now);
         if !self.leading {
             return false;
         }
@@ -151,13 +147,7 @@ impl Leader {
             self.granted_seen = (granted, now);
         }
         let decision = {
-            // What an earlier leader passed on is for people; it is no member's word to this one.
-            let mut reports = self.shared.table.borrow().clone();
-            let me = self.shared.me();
-            reports.retain(|node, received| *node == me || received.at >= self.led_since);
-            for received in reports.values_mut() {
-                received.report.voter = lease::counted_by(status.membership_index, received.report.voter);
-            }
+            let reports = self.reports(&status);
             let view = ClusterView {
                 state,
                 voters: &status.configs,
@@ -180,6 +170,48 @@ impl Leader {
                 matches!(state.phase, Phase::Preparing { .. })
             }
         }
+    }
+
+    /// Notes that this node leads now, or is heard by no majority any more.
+    fn notice_leadership(&mut self, status: &RaftStatus, now: Moment) {
+        if status.leading == self.leading {
+            return;
+        }
+        self.leading = status.leading;
+        // A leader that a majority has not heard in time stops deciding, and goes on where it was when
+        // they hear it again in the same term: nobody led in between, and answers are an epoch's.
+        if status.leading && status.term != self.led_term {
+            self.led_term = status.term;
+            self.led_since = now;
+            self.deafness = Deafness::default();
+            self.revoked.clear();
+            self.asked.clear();
+            self.prepared = None;
+        }
+        if self.leading {
+            self.deafness.end(now);
+        } else {
+            let age = status.quorum_ack_age.unwrap_or_default();
+            let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+            self.deafness.begin(Moment(now.0.saturating_sub(age)));
+        }
+        tracing::info!(leading = self.leading, term = status.term, "raft leadership changed");
+    }
+
+    /// Returns what the members told this leader, with what counts here of it.
+    fn reports(&mut self, status: &RaftStatus) -> BTreeMap<NodeId, Received> {
+        // What an earlier leader passed on is for people; it is no member's word to this one.
+        let mut reports = self.shared.table.borrow().clone();
+        let me = self.shared.me();
+        reports.retain(|node, received| *node == me || received.at >= self.led_since);
+        self.silent_ms = 0;
+        for received in reports.values_mut() {
+            let voter = lease::counted_by(status.membership_index, received.report.voter);
+            self.silent_ms = self.silent_ms.max(voter.silent_ms.unwrap_or_default());
+            let silent_ms = voter.silent_ms.map(|silent| self.deafness.counted_ms(received.at, silent));
+            received.report.voter = VoterReport { silent_ms, ..voter };
+        }
+        reports
     }
 
     /// Publishes the decision, and logs it when it changed.
@@ -208,7 +240,9 @@ impl Leader {
             ClusterCommand::Prepare { at, reason } => {
                 *at = WallTime(self.shared.clock.wall_time());
                 if let rhone_consensus::command::PrepareReason::OwnerSilent { silent_ms } = reason {
-                    silent = *silent_ms;
+                    // Nobody could write either while the leader heard nobody.
+                    let granted_ms = now.millis_since(self.granted_seen.1);
+                    silent = self.silent_ms.min(granted_ms).max(*silent_ms);
                 }
             }
             ClusterCommand::Established { at, gap_ms, epoch, .. } => {
