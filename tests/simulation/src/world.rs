@@ -557,13 +557,15 @@ impl World {
         let epoch = self.plant.machine(primary).epoch;
         // Leadership may still find its place, and a copy its end.
         self.until(6000, |_| false);
-        let before = (self.plant.check().acknowledged, self.plant.net.sent(), self.log_end());
+        let before = (self.plant.check().acknowledged, self.plant.net.sent(), self.log_end(), self.term());
         self.until(8000, |_| false);
         if self.broken() {
             return;
         }
         let messages = (self.plant.net.sent() - before.1) / 8;
-        let (entries, before) = (self.log_end().saturating_sub(before.2), before.0);
+        // A new leader writes one entry of its own.
+        let entries = self.log_end().saturating_sub(before.2 + self.term() - before.3);
+        let before = before.0;
         self.plant.say(format!("calm: {messages} messages a second, {entries} log entries"));
         self.calm_numbers(messages, entries);
         let now = self.plant.machine(primary).epoch;
@@ -582,13 +584,18 @@ impl World {
 
     /// An idle cluster writes nothing, and talks no more than it has to.
     fn calm_numbers(&self, messages: u64, entries: u64) {
-        let limit = 60 * self.plant.count() as u64 * self.plant.count() as u64;
+        let limit = 20 * self.plant.count() as u64 * self.plant.count() as u64;
         if messages > limit {
             self.plant.check().violated(format!("calm: {messages} messages a second, {limit} are enough"));
         }
         if entries > 0 {
             self.plant.check().violated(format!("calm: {entries} log entries without a cause"));
         }
+    }
+
+    fn term(&self) -> u64 {
+        let ups = self.processes.iter().flatten().filter_map(Process::up);
+        ups.map(|up| up.shared.consensus.status().term).max().unwrap_or(0)
     }
 
     /// Returns the highest index of any log.

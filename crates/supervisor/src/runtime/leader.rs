@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
-use crate::decide::{ClusterDecision, lease};
+use crate::decide::{ClusterDecision, lease, members};
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::{codec, found};
 use crate::view::{ClusterView, Moment, Received, Revoked, VoterReport};
@@ -66,6 +66,7 @@ struct Leader {
     /// Why each member was not revoked at the last try, to be told once.
     unrevoked: BTreeMap<NodeId, String>,
     asked_epoch: Epoch,
+    asked_since: Moment,
     answers: mpsc::Receiver<Answer>,
     answer_to: mpsc::Sender<Answer>,
     granted_seen: (Epoch, Moment),
@@ -94,6 +95,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         asked: BTreeSet::new(),
         unrevoked: BTreeMap::new(),
         asked_epoch: Epoch(0),
+        asked_since: now,
         answers,
         answer_to,
         granted_seen: (Epoch(0), now),
@@ -138,6 +140,7 @@ impl Leader {
         }
         if self.asked_epoch != state.epoch {
             self.asked_epoch = state.epoch;
+            self.asked_since = now;
             self.asked.clear();
             self.revoked.clear();
             self.unrevoked.clear();
@@ -158,14 +161,20 @@ impl Leader {
             (self.decide)(&view, now)
         };
         self.tell(&decision);
+        let cared = members::are_cared_for(&decision, now.millis_since(self.asked_since));
         match decision {
             ClusterDecision::Propose(command) => self.propose(state, command, now).await,
             ClusterDecision::Revoke { epoch, members, .. } => {
                 self.revoke(state, epoch, &members);
+                if cared {
+                    self.keep_members(state).await;
+                }
                 true
             }
             ClusterDecision::Wait(_) => {
-                self.keep_members(state).await;
+                if cared {
+                    self.keep_members(state).await;
+                }
                 self.offer_leadership(state, now);
                 matches!(state.phase, Phase::Preparing { .. })
             }
