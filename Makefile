@@ -26,6 +26,7 @@ ROUNDS ?=
 SCENARIO ?=
 SEED ?=
 STATES ?=
+MUTANT ?=
 
 .PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
 
@@ -81,8 +82,9 @@ chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|�
 bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
 	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
 
-sim: ## random walks through the small world of decide/, and its mutants: SEED=… for one walk
-	$(if $(SEED),SEED="$(SEED)") $(CARGO) test -p rhone --test explore -- --nocapture
+sim: ## whole clusters in virtual time, by seed: MINUTES=5, or SEED=… for one story, MUTANT=… with a rule left out
+	$(CARGO) build --profile simulation -p rhone-simulation
+	$(TARGET)/simulation/simulate $(if $(SEED),--seed "$(SEED)",--minutes "$(MINUTES)") $(if $(MUTANT),--mutant "$(MUTANT)")
 
 soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
 	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)

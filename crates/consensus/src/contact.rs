@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{self, Moment};
+use crate::host::{Host, Moment};
 use crate::ids::NodeId;
 use crate::raft::Vote;
 
@@ -23,8 +23,9 @@ struct Heard {
 }
 
 /// Shared between the transport, the election and the status.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Contacts {
+    host: Arc<dyn Host>,
     heard: Mutex<Heard>,
     /// Sends no leader's messages: gives leadership away.
     muted: AtomicBool,
@@ -34,9 +35,20 @@ pub(crate) struct Contacts {
 
 impl Contacts {
     /// Begins; `bound` says that the stored vote belongs to a leader who may still count it.
-    pub(crate) fn new(bound: bool) -> Self {
-        let heard = Heard { quarantine: bound.then(clock::now), ..Heard::default() };
-        Self { heard: Mutex::new(heard), ..Self::default() }
+    pub(crate) fn new(host: Arc<dyn Host>, bound: bool) -> Self {
+        let heard = Heard { quarantine: bound.then(|| Moment::of(host.as_ref())), ..Heard::default() };
+        let (muted, reluctance) = (AtomicBool::new(false), AtomicU32::new(0));
+        Self { host, heard: Mutex::new(heard), muted, reluctance }
+    }
+
+    /// Reads the host's clock.
+    pub(crate) fn now(&self) -> Moment {
+        Moment::of(self.host.as_ref())
+    }
+
+    /// Draws a number, where the host has any.
+    pub(crate) fn random(&self) -> Option<u64> {
+        self.host.random().ok()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Heard> {
@@ -44,7 +56,8 @@ impl Contacts {
     }
 
     pub(crate) fn leader_heard(&self) {
-        self.lock().leader = Some(clock::now());
+        let now = self.now();
+        self.lock().leader = Some(now);
     }
 
     /// Notes that `peer` accepted what was sent under `vote` at `sent`.
@@ -58,13 +71,13 @@ impl Contacts {
 
     /// Returns how long ago a leader was heard since the start.
     pub(crate) fn leader_age(&self) -> Option<Duration> {
-        let now = clock::now();
+        let now = self.now();
         self.lock().leader.map(|heard| now.since(heard))
     }
 
     /// Returns how long ago a leader was heard, or may have been before the start.
     pub(crate) fn binding_age(&self) -> Option<Duration> {
-        let now = clock::now();
+        let now = self.now();
         let heard = self.lock();
         heard.leader.max(heard.quarantine).map(|heard| now.since(heard))
     }
@@ -77,7 +90,7 @@ impl Contacts {
         vote: &Vote,
         configs: &[BTreeSet<NodeId>],
     ) -> Option<Duration> {
-        let now = clock::now();
+        let now = self.now();
         let heard = self.lock();
         let mut worst = Duration::ZERO;
         for voters in configs {

@@ -13,8 +13,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
-use crate::clock::{self, Moment};
 use crate::contact::Contacts;
+use crate::host::Moment;
 use crate::ids::NodeId;
 use crate::raft::{PeerNode, RaftHandle, Timings};
 use crate::status::{self, RaftStatus, Role};
@@ -46,7 +46,7 @@ impl Election {
     pub(crate) async fn run(self) {
         let mut server = self.raft.server_metrics();
         let mut seen: Option<Signature> = None;
-        let mut silent_since = clock::now();
+        let mut silent_since = self.contacts.now();
         let mut patience = self.draw();
         loop {
             let status = self.status();
@@ -57,7 +57,7 @@ impl Election {
             }
             let wait = match status.role {
                 Role::Leader => {
-                    silent_since = clock::now();
+                    silent_since = self.contacts.now();
                     if status.leading { self.timings.heartbeat } else { Duration::from_millis(10) }
                 }
                 Role::Learner => self.timings.election_max,
@@ -71,13 +71,14 @@ impl Election {
                     } else {
                         self.campaign(&status).await;
                         // The next try is counted from now, with a new draw.
-                        silent_since = clock::now();
+                        silent_since = self.contacts.now();
                         patience = self.draw();
                         Duration::ZERO
                     }
                 }
             };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait.max(Duration::from_millis(5))) => {}
                 changed = server.changed() => if changed.is_err() { return },
             }
@@ -90,7 +91,7 @@ impl Election {
 
     /// Returns how long no leader was heard, counted from `since` at the earliest.
     fn silence(&self, since: Moment) -> Duration {
-        let own = clock::now().since(since);
+        let own = self.contacts.now().since(since);
         self.contacts.leader_age().map_or(own, |age| age.min(own))
     }
 
@@ -98,7 +99,7 @@ impl Election {
     fn draw(&self) -> Duration {
         let Timings { election_min: min, election_max: max, .. } = self.timings;
         let span = u64::try_from(max.saturating_sub(min).as_micros()).unwrap_or(u64::MAX).max(1);
-        let random = getrandom::u64().unwrap_or(self.me.0);
+        let random = self.contacts.random().unwrap_or(self.me.0);
         min.saturating_add(Duration::from_micros(random % span))
     }
 

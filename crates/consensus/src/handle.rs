@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use crate::contact::Contacts;
 use crate::election::Election;
 use crate::error::ConsensusError;
+use crate::host::Host;
 use crate::identity::{Identity, Run};
 use crate::ids::{LogIndex, NodeId};
 use crate::observer::LogObserver;
@@ -21,17 +22,29 @@ use crate::store::disk::SyncCount;
 use crate::store::hard::HardStateFile;
 use crate::store::log::LogStore;
 use crate::store::machine::{AppliedState, Machine};
+use crate::store::medium::Medium;
 use crate::store::open;
-use crate::store::thread::{Storage, Work, read};
+use crate::store::thread::{Pace, Storage, Work, read};
 use crate::transport::guard::Guard;
 use crate::transport::pool::Pool;
 use crate::transport::{AddressBook, Certified, Connector, Me, RaftService, server};
 
+/// Where the store is.
+#[derive(Debug)]
+pub enum StoreAt {
+    /// In `raft/` within this state directory, written by a thread of its own.
+    Dir(PathBuf),
+    /// On a medium of the simulation's, written by a task.
+    Simulated(Box<dyn Medium>, Arc<dyn Pace>),
+}
+
 /// What a member is started with.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
-    /// The state directory; the store is in `raft/` within it.
-    pub dir: PathBuf,
+    /// Where its store is.
+    pub store: StoreAt,
+    /// The machine's clock and chance: [`crate::host::ThisHost`].
+    pub host: Arc<dyn Host>,
     /// Who this member is.
     pub identity: Identity,
     /// Its hard state, already open.
@@ -77,27 +90,39 @@ impl Consensus {
     /// [`ConsensusError::StoreDamaged`], [`ConsensusError::StoreLost`], [`ConsensusError::InUse`],
     /// [`ConsensusError::Refused`] (timings), [`ConsensusError::Io`], [`ConsensusError::Fatal`].
     pub async fn start(options: Options) -> Result<Self, ConsensusError> {
-        let Options { dir, identity, hard, observer, timings, address_book, connector } = options;
+        let Options { store, host, identity, hard, observer, timings, address_book, connector } = options;
         let config = timings.openraft(&identity.cluster)?;
         let id = identity.node;
         let syncs = SyncCount::default();
         let known = hard.get();
-        let opened = {
-            let (dir, known, syncs) = (dir.clone(), known.clone(), syncs.clone());
-            let opening = tokio::task::spawn_blocking(move || open::open(&dir, &known, &syncs));
-            opening.await.map_err(|error| ConsensusError::Fatal { reason: error.to_string() })??
+        let (opened, dir, pace) = match store {
+            StoreAt::Dir(dir) => {
+                let (path, known, syncs) = (dir.clone(), known.clone(), syncs.clone());
+                let opening = tokio::task::spawn_blocking(move || open::open(&path, &known, &syncs));
+                let opened =
+                    opening.await.map_err(|error| ConsensusError::Fatal { reason: error.to_string() });
+                (opened??, dir, None)
+            }
+            StoreAt::Simulated(medium, pace) => {
+                let dir = PathBuf::from("simulated");
+                let damaged = |reason| ConsensusError::StoreDamaged { store: dir.clone(), reason };
+                (open::examine(medium, &known, &syncs).map_err(damaged)?, dir, Some(pace))
+            }
         };
         let (vote, committed, snapshot) = (opened.vote, opened.committed, opened.snapshot.clone());
         let bound = vote.is_some_and(|vote| vote.committed && vote.leader_id.node_id != id);
-        let contacts = Arc::new(Contacts::new(bound));
-        let storage = Storage::start(opened, hard, observer, syncs.clone())
-            .map_err(|e| ConsensusError::io("start the storage thread of", &dir, e))?;
+        let contacts = Arc::new(Contacts::new(Arc::clone(&host), bound));
+        let storage = match pace {
+            Some(pace) => Storage::start_paced(opened, hard, observer, pace),
+            None => Storage::start(opened, hard, observer)
+                .map_err(|e| ConsensusError::io("start the storage thread of", &dir, e))?,
+        };
         let log = LogStore::new(storage.clone(), vote, committed, id);
         let machine = Machine::new(storage.clone(), snapshot).map_err(|error| {
             ConsensusError::StoreDamaged { store: dir.clone(), reason: format!("its snapshot: {error}") }
         })?;
         let states = machine.states();
-        let run = Run(getrandom::u64().map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?);
+        let run = Run(host.random().map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?);
         let me = Arc::new(Me::new(identity, run, known.system_id));
         let guard = Arc::new(Guard::new(Arc::clone(&me)));
         let pool = Pool::new(Arc::clone(&guard), Arc::clone(&contacts), address_book, connector);
@@ -142,6 +167,7 @@ impl Consensus {
         tasks.push(tokio::spawn(async move {
             let reason = loop {
                 tokio::select! {
+                    biased;
                     changed = server.changed() => if changed.is_err() {
                         break match &metrics.borrow().running_state {
                             Err(error) => format!("raft: {error}"),

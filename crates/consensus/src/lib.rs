@@ -11,13 +11,13 @@
 //!
 //! Nothing here knows Postgres beyond the types of `rhone_pgctl::wal`, and nothing here
 //! decides: it orders what is proposed and remembers it.
-mod clock;
 mod codec;
 pub mod command;
 mod contact;
 mod election;
 mod error;
 mod handle;
+pub mod host;
 pub mod identity;
 pub mod ids;
 pub mod ledger;
@@ -35,7 +35,7 @@ pub mod tags;
 pub mod transport;
 
 pub use error::ConsensusError;
-pub use handle::{Consensus, Options};
+pub use handle::{Consensus, Options, StoreAt};
 pub use propose::Applied;
 pub use raft::{PeerNode, Timings};
 pub use status::{RaftStatus, Role};

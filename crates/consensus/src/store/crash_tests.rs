@@ -56,7 +56,7 @@ async fn drive(dir: &Path) {
     }
     let mut term =
         opened.vote.map_or(0, |v| v.leader_id.term).max(opened.mirror.last().map_or(0, |l| l.leader_id.term));
-    let storage = Storage::start(opened, hard, Arc::new(NoObserver), SyncCount::default()).expect("start");
+    let storage = Storage::start(opened, hard, Arc::new(NoObserver)).expect("start");
     say("ready");
     loop {
         let last = read(storage.mirror()).last();

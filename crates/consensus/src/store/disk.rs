@@ -1,17 +1,17 @@
-//! The records on sled, and what makes them durable.
+//! The records of the store, as bytes under keys.
 //!
 //! One tree: `l` + index (big-endian) for each entry, `v` the vote, `p` the last purged id,
 //! `c` the last known commit. An entry's value starts with a checksum over its index, its
 //! term and its content.
 
-use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use openraft::RaftLogId;
 
+use super::medium::{Change, Medium};
+use super::snapshot;
 use crate::codec;
 use crate::raft::{Entry, LogId, Vote};
 
@@ -90,6 +90,10 @@ fn key(index: u64) -> [u8; 9] {
     key
 }
 
+fn removal(index: u64) -> Change {
+    Change { key: key(index).to_vec(), value: None }
+}
+
 /// Everything a store holds, verified.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -99,50 +103,28 @@ pub(crate) struct Contents {
     pub(crate) records: Vec<Record>,
 }
 
-/// The open database. Used by the storage thread only.
+/// The open store. Used by the storage thread only.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    db: sled::Db,
-    /// Our own descriptor of sled's file: any one syncs the inode.
-    file: File,
+    medium: Box<dyn Medium>,
     syncs: SyncCount,
-    /// Whether flush alone counts as durable: only to prove that the crash test notices.
-    flush_only: bool,
     committed: Option<LogId>,
 }
 
-fn other(error: &sled::Error) -> io::Error {
-    io::Error::other(format!("sled: {error}"))
-}
-
 impl Disk {
-    /// Opens or makes the database in `dir` (which exists).
-    pub(crate) fn open(dir: &Path, syncs: SyncCount) -> Result<Self, sled::Error> {
-        let config = sled::Config::new().path(dir).flush_every_ms(None).cache_capacity(4 << 20);
-        let db = config.open()?;
-        let file = File::open(dir.join("db"))?;
-        let disk = Self { db, file, syncs, flush_only: false, committed: None };
-        disk.db.flush()?;
-        disk.file.sync_all()?;
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.is_file() {
-                File::open(path)?.sync_all()?;
-            }
-        }
-        super::sync_dir(dir)?;
-        Ok(disk)
+    /// Makes a store of what `medium` holds.
+    pub(crate) fn new(medium: Box<dyn Medium>, syncs: SyncCount) -> Self {
+        Self { medium, syncs, committed: None }
     }
 
     /// Makes durability a lie, so that a test can show that it notices.
     #[cfg(test)]
     pub(crate) fn flush_only(&mut self) {
-        self.flush_only = true;
+        self.medium.flush_only();
     }
 
     /// Reads and verifies everything.
     pub(crate) fn load(&self) -> Result<Contents, String> {
-        let text = |error: sled::Error| other(&error).to_string();
         let mut contents = Contents {
             vote: self.single(VOTE)?,
             purged: self.single(PURGED)?,
@@ -150,8 +132,7 @@ impl Disk {
             records: Vec::new(),
         };
         let mut previous = contents.purged;
-        for item in self.db.scan_prefix(b"l") {
-            let (key, value) = item.map_err(text)?;
+        for (key, value) in self.medium.scan(b"l").map_err(|error| error.to_string())? {
             let record = Record::parse(&key, &value)?;
             let id = *record.entry.get_log_id();
             let expected = previous.map_or(0, |p| p.index.saturating_add(1));
@@ -168,7 +149,7 @@ impl Disk {
     }
 
     fn single<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, String> {
-        let found = self.db.get(key).map_err(|error| other(&error).to_string())?;
+        let found = self.medium.get(key).map_err(|error| error.to_string())?;
         let Some(value) = found else { return Ok(None) };
         let name = String::from_utf8_lossy(key).into_owned();
         let bad = |what: &str| format!("record `{name}`: {what}");
@@ -179,57 +160,45 @@ impl Disk {
         codec::decode(content).map(Some).map_err(|error| bad(&error.to_string()))
     }
 
-    fn put<T: serde::Serialize>(batch: &mut sled::Batch, key: &[u8], value: &T) -> io::Result<()> {
+    fn put<T: serde::Serialize>(batch: &mut Vec<Change>, key: &[u8], value: &T) -> io::Result<()> {
         let content = codec::encode(value).map_err(io::Error::other)?;
         let mut record = crc32fast::hash(&content).to_le_bytes().to_vec();
         record.extend_from_slice(&content);
-        batch.insert(key, record);
+        batch.push(Change { key: key.to_vec(), value: Some(record) });
         Ok(())
     }
 
     /// Applies a batch, with the last known commit, and makes it durable.
-    fn commit(&mut self, mut batch: sled::Batch) -> io::Result<()> {
+    fn commit(&mut self, mut batch: Vec<Change>) -> io::Result<()> {
         if let Some(committed) = self.committed.take() {
             Self::put(&mut batch, COMMITTED, &committed)?;
         }
-        self.db.apply_batch(batch).map_err(|error| other(&error))?;
-        self.db.flush().map_err(|error| other(&error))?;
         self.syncs.add();
-        if self.flush_only {
-            return Ok(());
-        }
-        self.file.sync_data()
+        self.medium.commit(batch)
     }
 
     pub(crate) fn append(&mut self, records: &[Record]) -> io::Result<()> {
-        let mut batch = sled::Batch::default();
-        for record in records {
-            batch.insert(&key(record.entry.get_log_id().index), record.value.as_slice());
-        }
-        self.commit(batch)
+        let change = |record: &Record| Change {
+            key: key(record.entry.get_log_id().index).to_vec(),
+            value: Some(record.value.clone()),
+        };
+        self.commit(records.iter().map(change).collect())
     }
 
     pub(crate) fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let mut batch = sled::Batch::default();
+        let mut batch = Vec::new();
         Self::put(&mut batch, VOTE, vote)?;
         self.commit(batch)
     }
 
     /// Removes the entries from `from` up to and including `last`.
     pub(crate) fn truncate(&mut self, from: u64, last: u64) -> io::Result<()> {
-        let mut batch = sled::Batch::default();
-        for index in from..=last {
-            batch.remove(&key(index));
-        }
-        self.commit(batch)
+        self.commit((from..=last).map(removal).collect())
     }
 
     /// Removes the entries of `indexes`, and notes that all up to `upto` are gone.
     pub(crate) fn purge(&mut self, indexes: &[u64], upto: &LogId) -> io::Result<()> {
-        let mut batch = sled::Batch::default();
-        for &index in indexes {
-            batch.remove(&key(index));
-        }
+        let mut batch: Vec<Change> = indexes.iter().copied().map(removal).collect();
         Self::put(&mut batch, PURGED, upto)?;
         self.commit(batch)
     }
@@ -239,8 +208,24 @@ impl Disk {
         self.committed = committed;
     }
 
+    /// Counts a write that was made durable beside the store.
+    pub(crate) fn count_sync(&self) {
+        self.syncs.add();
+    }
+
+    /// Writes a snapshot durably, and only then removes the others.
+    pub(crate) fn save_snapshot(&mut self, stored: &snapshot::Stored) -> io::Result<()> {
+        self.syncs.add();
+        snapshot::write(self.medium.as_mut(), stored)
+    }
+
+    /// Returns the newest snapshot.
+    pub(crate) fn snapshot(&mut self) -> Result<Option<snapshot::Stored>, String> {
+        snapshot::load(self.medium.as_mut())
+    }
+
     /// Writes what only waited for something else to be written.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
-        if self.committed.is_some() { self.commit(sled::Batch::default()) } else { Ok(()) }
+        if self.committed.is_some() { self.commit(Vec::new()) } else { Ok(()) }
     }
 }

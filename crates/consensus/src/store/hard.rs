@@ -5,6 +5,7 @@
 //! store that silently went back in time: vote and last log id are noted here *after* the
 //! store has them and *before* anybody is told.
 
+use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -206,11 +207,37 @@ struct Inner {
     broken: Option<String>,
 }
 
+/// What the two slots are written on: a file, or the simulation's.
+pub trait Slots: Send + Sync + Debug {
+    /// Fills `image` from `offset` on.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read_slot(&self, image: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes `image` at `offset`; durable when it returns.
+    ///
+    /// # Errors
+    /// The disk refused: what it holds now is unknown.
+    fn write_slot(&self, image: &[u8], offset: u64) -> io::Result<()>;
+}
+
+impl Slots for File {
+    fn read_slot(&self, image: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(image, offset)
+    }
+
+    fn write_slot(&self, image: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(image, offset)?;
+        self.sync_data()
+    }
+}
+
 /// The open hard state file. Locked against other processes.
 #[derive(Debug)]
 pub struct HardStateFile {
     path: PathBuf,
-    file: File,
+    slots: Box<dyn Slots>,
     inner: Mutex<Inner>,
     /// What is durable, to be read without waiting for a write that is under way.
     durable: RwLock<HardState>,
@@ -234,11 +261,24 @@ impl HardStateFile {
         let file = file.map_err(|e| ConsensusError::io("open", &path, e))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| ConsensusError::InUse { path: path.clone() })?;
-        let found = read(&file, &path)?;
+        Ok((Self::start(Box::new(file), path)?, opened))
+    }
+
+    /// Opens what `slots` hold and raises the session: the simulation's way. [`first_image`] makes
+    /// them.
+    ///
+    /// # Errors
+    /// As [`HardStateFile::open_or_create`].
+    pub fn open_on(slots: Box<dyn Slots>) -> Result<Self, ConsensusError> {
+        Self::start(slots, PathBuf::from(FILE_NAME))
+    }
+
+    fn start(slots: Box<dyn Slots>, path: PathBuf) -> Result<Self, ConsensusError> {
+        let found = read(slots.as_ref(), &path)?;
         let durable = RwLock::new(found.state.clone());
-        let hard = Self { path, file, inner: Mutex::new(found), durable };
+        let hard = Self { path, slots, inner: Mutex::new(found), durable };
         hard.update(|state| state.session = Session(state.session.0.saturating_add(1)))?;
-        Ok((hard, opened))
+        Ok(hard)
     }
 
     /// Reads the file in `dir` without locking or changing it; nothing when there is none.
@@ -280,8 +320,7 @@ impl HardStateFile {
         let sequence = inner.sequence.saturating_add(1);
         let image = slot::encode(sequence, &next).map_err(|error| self.error("encode", error))?;
         let offset = inner.next_slot.saturating_mul(SLOT_SIZE as u64);
-        let written = self.file.write_all_at(&image, offset).and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
+        if let Err(error) = self.slots.write_slot(&image, offset) {
             inner.broken = Some(error.to_string());
             return Err(self.error("write", error));
         }
@@ -323,6 +362,16 @@ impl HardStateFile {
     }
 }
 
+/// Returns the file as it begins: one slot with `state`, one empty.
+///
+/// # Errors
+/// The state cannot be encoded.
+pub fn first_image(state: &HardState) -> io::Result<Vec<u8>> {
+    let mut image = slot::encode(1, state)?;
+    image.resize(SLOT_SIZE.saturating_mul(2), 0);
+    Ok(image)
+}
+
 /// Makes the file under another name first, so that it never exists without a valid slot.
 fn create(dir: &Path, path: &Path) -> Result<(), ConsensusError> {
     let mut state = HardState::default();
@@ -330,8 +379,7 @@ fn create(dir: &Path, path: &Path) -> Result<(), ConsensusError> {
     let mut write = || -> io::Result<()> {
         state.draw_ids()?;
         super::make_dirs(dir)?;
-        let mut image = slot::encode(1, &state)?;
-        image.resize(SLOT_SIZE.saturating_mul(2), 0);
+        let image = first_image(&state)?;
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&image)?;
@@ -342,14 +390,14 @@ fn create(dir: &Path, path: &Path) -> Result<(), ConsensusError> {
     write().map_err(|error| ConsensusError::io("create", path, error))
 }
 
-fn read(file: &File, path: &Path) -> Result<Inner, ConsensusError> {
+fn read(slots: &dyn Slots, path: &Path) -> Result<Inner, ConsensusError> {
     let damaged = |reason: String| ConsensusError::HardStateDamaged { path: path.to_owned(), reason };
     let mut best: Option<(u64, u64, HardState)> = None;
     let mut reasons = Vec::new();
     for number in 0..2u64 {
         let mut image = vec![0; SLOT_SIZE];
-        let result = file
-            .read_exact_at(&mut image, number.saturating_mul(SLOT_SIZE as u64))
+        let result = slots
+            .read_slot(&mut image, number.saturating_mul(SLOT_SIZE as u64))
             .map_err(|error| error.to_string())
             .and_then(|()| slot::decode::<HardState>(&image).map_err(|error| error.to_string()));
         match result {

@@ -12,11 +12,14 @@ pub(crate) mod disk;
 pub mod hard;
 pub(crate) mod log;
 pub(crate) mod machine;
+pub mod medium;
 pub(crate) mod mirror;
 pub(crate) mod open;
 pub(crate) mod slot;
 pub(crate) mod snapshot;
 pub(crate) mod thread;
+
+pub use thread::Pace;
 
 #[cfg(test)]
 mod crash_tests;

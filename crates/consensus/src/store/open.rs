@@ -6,7 +6,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use openraft::RaftLogId;
 
 use super::disk::{Contents, Disk, SyncCount};
 use super::hard::{HardState, LogGuard, VoteGuard};
+use super::medium::{Medium, SledMedium};
 use super::mirror::Mirror;
 use super::{make_dirs, raft_dir, snapshot};
 use crate::error::ConsensusError;
@@ -31,7 +32,6 @@ pub(crate) struct Opened {
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,
     pub(crate) snapshot: Option<snapshot::Stored>,
-    pub(crate) snapshots: PathBuf,
 }
 
 enum Failure {
@@ -87,10 +87,20 @@ fn attempt(store: &Path, hard: &HardState, syncs: &SyncCount) -> Result<Opened, 
     }
     make_dirs(&log).map_err(damaged)?;
     make_dirs(&snapshots).map_err(damaged)?;
-    let disk = open_disk(&log, syncs)?;
-    let contents = disk.load().map_err(Failure::Damaged)?;
-    let snapshot = snapshot::load(&snapshots).map_err(Failure::Damaged)?;
-    check(&contents, snapshot.as_ref(), hard).map_err(Failure::Damaged)?;
+    let medium = open_sled(&log, &snapshots)?;
+    examine(Box::new(medium), hard, syncs).map_err(Failure::Damaged)
+}
+
+/// Reads the store that `medium` holds, checked against the guards, or says how it is damaged.
+pub(crate) fn examine(
+    medium: Box<dyn Medium>,
+    hard: &HardState,
+    syncs: &SyncCount,
+) -> Result<Opened, String> {
+    let mut disk = Disk::new(medium, syncs.clone());
+    let contents = disk.load()?;
+    let snapshot = disk.snapshot()?;
+    check(&contents, snapshot.as_ref(), hard)?;
     let base = snapshot.as_ref().and_then(|s| *s.meta.last_membership.log_id());
     let mut mirror = Mirror::new(contents.purged, LogIndex(base.map_or(0, |id| id.index)));
     for record in contents.records {
@@ -98,20 +108,20 @@ fn attempt(store: &Path, hard: &HardState, syncs: &SyncCount) -> Result<Opened, 
         mirror.push(record.entry, bytes);
     }
     let (vote, committed) = (contents.vote, contents.committed);
-    Ok(Opened { disk, mirror, vote, committed, snapshot, snapshots })
+    Ok(Opened { disk, mirror, vote, committed, snapshot })
 }
 
 /// Opens sled; leftovers of a crash during an earlier open are removed (RUST.md 2, rule 7).
-fn open_disk(log: &Path, syncs: &SyncCount) -> Result<Disk, Failure> {
+fn open_sled(log: &Path, snapshots: &Path) -> Result<SledMedium, Failure> {
     let damaged = |error: io::Error| Failure::Damaged(error.to_string());
     remove_snaps(log, |name| name.ends_with(".generating")).map_err(damaged)?;
-    match Disk::open(log, syncs.clone()) {
-        Ok(disk) => Ok(disk),
+    match SledMedium::open(log, snapshots) {
+        Ok(medium) => Ok(medium),
         Err(sled::Error::Io(error)) if error.to_string().contains("lock") => Err(Failure::InUse),
         Err(sled::Error::Corruption { .. }) => {
             // The guards notice if the log file alone leads to an older state.
             remove_snaps(log, |_| true).map_err(damaged)?;
-            Disk::open(log, syncs.clone()).map_err(|error| Failure::Damaged(format!("sled: {error}")))
+            SledMedium::open(log, snapshots).map_err(|error| Failure::Damaged(format!("sled: {error}")))
         }
         Err(error) => Err(Failure::Damaged(format!("sled: {error}"))),
     }

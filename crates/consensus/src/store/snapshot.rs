@@ -1,21 +1,14 @@
-//! Snapshots: ordinary files, complete or absent.
-//!
-//! Written under another name, fsynced, renamed, and the directory fsynced; the header has
-//! length and checksum.
+//! Snapshots: complete or absent. The header has length and checksum.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::SyncCount;
+use super::medium::Medium;
 use crate::codec;
 use crate::raft::{LogId, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"RHONESN1";
-const SUFFIX: &str = "snap";
 
 /// A snapshot: what it covers, and the encoded state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,43 +20,24 @@ pub(crate) struct Stored {
 fn name(last: Option<&LogId>) -> String {
     let index = last.map_or(0, |id| id.index);
     let term = last.map_or(0, |id| id.leader_id.term);
-    format!("{index:020}-{term}.{SUFFIX}")
+    format!("{index:020}-{term}")
 }
 
 /// Writes `snapshot` durably, and only then removes the others.
-pub(crate) fn write(dir: &Path, snapshot: &Stored, syncs: &SyncCount) -> io::Result<()> {
+pub(crate) fn write(medium: &mut dyn Medium, snapshot: &Stored) -> io::Result<()> {
     let content = codec::encode(snapshot).map_err(io::Error::other)?;
-    let path = dir.join(name(snapshot.meta.last_log_id.as_ref()));
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(MAGIC)?;
-    file.write_all(&u64::try_from(content.len()).map_err(io::Error::other)?.to_le_bytes())?;
-    file.write_all(&crc32fast::hash(&content).to_le_bytes())?;
-    file.write_all(&content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, &path)?;
-    super::sync_dir(dir)?;
-    syncs.add();
-    for old in list(dir)? {
-        if old != path {
-            fs::remove_file(old)?;
-        }
-    }
-    Ok(())
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&u64::try_from(content.len()).map_err(io::Error::other)?.to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(&content).to_le_bytes());
+    bytes.extend_from_slice(&content);
+    medium.save_snapshot(&name(snapshot.meta.last_log_id.as_ref()), &bytes)
 }
 
-/// Returns the newest snapshot; removes half-written ones.
-pub(crate) fn load(dir: &Path) -> Result<Option<Stored>, String> {
-    let text = |error: io::Error| error.to_string();
-    for entry in fs::read_dir(dir).map_err(text)? {
-        let path = entry.map_err(text)?.path();
-        if path.extension().is_some_and(|extension| extension == "tmp") {
-            fs::remove_file(path).map_err(text)?;
-        }
-    }
+/// Returns the newest snapshot.
+pub(crate) fn load(medium: &mut dyn Medium) -> Result<Option<Stored>, String> {
     let mut newest: Option<Stored> = None;
-    for path in list(dir).map_err(text)? {
-        let found = read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    for (name, bytes) in medium.snapshots().map_err(|error| error.to_string())? {
+        let found = read(&bytes).map_err(|error| format!("{name}: {error}"))?;
         if newest.as_ref().is_none_or(|n| found.meta.last_log_id >= n.meta.last_log_id) {
             newest = Some(found);
         }
@@ -71,21 +45,8 @@ pub(crate) fn load(dir: &Path) -> Result<Option<Stored>, String> {
     Ok(newest)
 }
 
-fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == SUFFIX) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn read(path: &Path) -> io::Result<Stored> {
+fn read(bytes: &[u8]) -> io::Result<Stored> {
     let bad = |reason: &'static str| io::Error::new(io::ErrorKind::InvalidData, reason);
-    let bytes = fs::read(path)?;
     let (magic, rest) = bytes.split_at_checked(8).ok_or_else(|| bad("too short"))?;
     let (length, rest) = rest.split_at_checked(8).ok_or_else(|| bad("too short"))?;
     let (sum, content) = rest.split_at_checked(4).ok_or_else(|| bad("too short"))?;

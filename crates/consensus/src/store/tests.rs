@@ -53,7 +53,7 @@ pub(super) fn start(
 ) -> Result<(Storage, Arc<HardStateFile>), ConsensusError> {
     let hard = Arc::new(HardStateFile::open_or_create(dir)?.0);
     let opened = open::open(dir, &hard.get(), &SyncCount::default())?;
-    let storage = Storage::start(opened, Arc::clone(&hard), observer, SyncCount::default());
+    let storage = Storage::start(opened, Arc::clone(&hard), observer);
     Ok((storage.expect("start"), hard))
 }
 

@@ -5,12 +5,12 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use openraft::{EntryPayload, RaftLogId};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::disk::{Record, SyncCount};
+use super::disk::Record;
 use super::hard::{HardStateFile, LogGuard, VoteGuard};
 use super::mirror::Mirror;
 use super::open::{Opened, panic_text};
@@ -55,7 +55,7 @@ struct Request {
 /// The way to the storage thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::UnboundedSender<Request>,
     mirror: SharedMirror,
     fatal: Arc<watch::Sender<Option<String>>>,
 }
@@ -66,20 +66,55 @@ impl Storage {
         opened: Opened,
         hard: Arc<HardStateFile>,
         observer: Arc<dyn LogObserver>,
-        syncs: SyncCount,
     ) -> io::Result<Self> {
-        let (requests, receive) = mpsc::channel::<Request>();
+        let (storage, mut store, mut receive) = Self::prepare(opened, hard, observer);
+        std::thread::Builder::new().name("raft-store".to_owned()).spawn(move || {
+            while let Some(Request { work, done }) = receive.blocking_recv() {
+                let result = store.serve(work);
+                // The asker may have gone.
+                drop(done.send(result));
+                if store.writer.is_none() {
+                    return;
+                }
+            }
+        })?;
+        Ok(storage)
+    }
+
+    /// Starts the same as a task, for the simulation: `pace` says how long the disk takes, and
+    /// nobody is answered before.
+    pub(crate) fn start_paced(
+        opened: Opened,
+        hard: Arc<HardStateFile>,
+        observer: Arc<dyn LogObserver>,
+        pace: Arc<dyn Pace>,
+    ) -> Self {
+        let (storage, mut store, mut receive) = Self::prepare(opened, hard, observer);
+        tokio::spawn(async move {
+            while let Some(Request { work, done }) = receive.recv().await {
+                let result = store.serve(work);
+                pace.written().await;
+                drop(done.send(result));
+                if store.writer.is_none() {
+                    return;
+                }
+            }
+        });
+        storage
+    }
+
+    fn prepare(
+        opened: Opened,
+        hard: Arc<HardStateFile>,
+        observer: Arc<dyn LogObserver>,
+    ) -> (Self, Store, mpsc::UnboundedReceiver<Request>) {
+        let (requests, receive) = mpsc::unbounded_channel::<Request>();
         let mirror = Arc::new(RwLock::new(opened.mirror));
         let fatal = Arc::new(watch::Sender::new(None));
         observer.log_changed(read(&mirror).held(), LogCause::Start);
-        let snapshots = opened.snapshots;
-        let writer =
-            Writer { disk: opened.disk, mirror: Arc::clone(&mirror), hard, observer, snapshots, syncs };
-        let report = Arc::clone(&fatal);
-        std::thread::Builder::new()
-            .name("raft-store".to_owned())
-            .spawn(move || serve(writer, &receive, &report))?;
-        Ok(Self { requests, mirror, fatal })
+        let writer = Writer { disk: opened.disk, mirror: Arc::clone(&mirror), hard, observer };
+        let store = Store { writer: Some(writer), broken: None, fatal: Arc::clone(&fatal) };
+        (Self { requests, mirror, fatal }, store, receive)
     }
 
     pub(crate) fn mirror(&self) -> &SharedMirror {
@@ -100,28 +135,39 @@ impl Storage {
     }
 }
 
-fn serve(mut writer: Writer, requests: &mpsc::Receiver<Request>, fatal: &watch::Sender<Option<String>>) {
-    let mut broken: Option<String> = None;
-    while let Ok(Request { work, done }) = requests.recv() {
+/// How long a simulated disk takes.
+pub trait Pace: Send + Sync + std::fmt::Debug {
+    /// Ends when what was written last is durable.
+    fn written(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+/// The writer, and whether it may still be asked.
+struct Store {
+    /// Nothing once it has finished.
+    writer: Option<Writer>,
+    broken: Option<String>,
+    fatal: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Store {
+    fn serve(&mut self, work: Work) -> io::Result<()> {
         let last = matches!(work, Work::Finish);
-        let result = match &broken {
-            Some(reason) => Err(io::Error::other(reason.clone())),
-            None => catch_unwind(AssertUnwindSafe(|| writer.work(work)))
+        let result = match (&self.broken, &mut self.writer) {
+            (Some(reason), _) => Err(io::Error::other(reason.clone())),
+            (None, None) => Err(io::Error::other("the store is closed")),
+            (None, Some(writer)) => catch_unwind(AssertUnwindSafe(|| writer.work(work)))
                 .unwrap_or_else(|cause| Err(io::Error::other(panic_text(cause.as_ref())))),
         };
-        if let (Err(error), None) = (&result, &broken) {
+        if let (Err(error), None) = (&result, &self.broken) {
             tracing::error!(%error, "raft store failed");
-            broken = Some(error.to_string());
-            fatal.send_replace(Some(format!("raft store: {error}")));
+            self.broken = Some(error.to_string());
+            self.fatal.send_replace(Some(format!("raft store: {error}")));
         }
         if last {
             // Closed before anybody may open it anew.
-            drop(writer);
-            drop(done.send(result));
-            return;
+            self.writer = None;
         }
-        // The asker may have gone.
-        drop(done.send(result));
+        result
     }
 }
 
@@ -130,8 +176,6 @@ struct Writer {
     mirror: SharedMirror,
     hard: Arc<HardStateFile>,
     observer: Arc<dyn LogObserver>,
-    snapshots: std::path::PathBuf,
-    syncs: SyncCount,
 }
 
 impl Writer {
@@ -149,12 +193,12 @@ impl Writer {
                 Ok(())
             }
             Work::SnapshotBuilt(stored) => {
-                snapshot::write(&self.snapshots, &stored, &self.syncs)?;
+                self.disk.save_snapshot(&stored)?;
                 self.rebase(&stored);
                 Ok(())
             }
             Work::SnapshotInstalled(stored) => {
-                snapshot::write(&self.snapshots, &stored, &self.syncs)?;
+                self.disk.save_snapshot(&stored)?;
                 self.rebase(&stored);
                 self.observer.log_changed(read(&self.mirror).held(), LogCause::SnapshotInstall);
                 Ok(())
@@ -176,7 +220,7 @@ impl Writer {
         let before = self.hard.get();
         let after = self.hard.update(change).map_err(io::Error::other)?;
         if before != after {
-            self.syncs.add();
+            self.disk.count_sync();
         }
         Ok(())
     }

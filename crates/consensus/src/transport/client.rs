@@ -10,7 +10,6 @@ use serde::de::DeserializeOwned;
 
 use super::pool::{Call, Pool};
 use super::{PreVoteRequest, PreVoteResponse};
-use crate::clock;
 use crate::codec;
 use crate::ids::NodeId;
 use crate::raft::{
@@ -84,7 +83,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         if let Some(muted) = self.muted() {
             return Err(RPCError::Unreachable(muted));
         }
-        let sent = clock::now();
+        let sent = self.pool.contacts().now();
         let answer: Result<AppendResponse, RaftError<NodeId>> =
             self.call(Call::Append, &request, option.hard_ttl()).await?;
         let answer = answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))?;
@@ -105,7 +104,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         if let Some(muted) = self.muted() {
             return Err(RPCError::Unreachable(muted));
         }
-        let sent = clock::now();
+        let sent = self.pool.contacts().now();
         let answer: Result<SnapshotResponse, RaftError<NodeId, openraft::error::InstallSnapshotError>> =
             self.call(Call::Snapshot, &request, option.hard_ttl()).await?;
         let answer = answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))?;

@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod guard;
 pub(crate) mod pool;
 pub(crate) mod server;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use crate::raft::LogId;
 
 pub use pool::{Connector, Plaintext, prepare};
 pub use server::RaftService;
+pub use wire::{Answer, Calls, Wire};
 
 /// The most bytes of one message.
 pub const MESSAGE_LIMIT: usize = 4 << 20;

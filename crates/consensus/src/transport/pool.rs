@@ -5,9 +5,10 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::guard::Guard;
+use super::wire::Wire;
 use super::{AddressBook, MESSAGE_LIMIT};
 use crate::contact::Contacts;
 use crate::ids::NodeId;
@@ -28,7 +29,7 @@ pub trait Connector: Send + Sync + Debug {
     ///
     /// # Errors
     /// Returns a text when the address cannot be used.
-    fn channel(&self, addr: &str) -> Result<Channel, String>;
+    fn channel(&self, addr: &str) -> Result<Wire, String>;
 }
 
 /// Connects without TLS.
@@ -36,9 +37,9 @@ pub trait Connector: Send + Sync + Debug {
 pub struct Plaintext;
 
 impl Connector for Plaintext {
-    fn channel(&self, addr: &str) -> Result<Channel, String> {
+    fn channel(&self, addr: &str) -> Result<Wire, String> {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|e| e.to_string())?;
-        Ok(prepare(endpoint).connect_lazy())
+        Ok(Wire::Channel(prepare(endpoint).connect_lazy()))
     }
 }
 
@@ -61,7 +62,7 @@ pub fn prepare(endpoint: Endpoint) -> Endpoint {
 #[derive(Debug)]
 struct Peer {
     addr: String,
-    client: RaftClient<Channel>,
+    client: RaftClient<Wire>,
     failures: u32,
     complaint: Option<String>,
 }
@@ -105,7 +106,7 @@ impl Pool {
         &self.inner.contacts
     }
 
-    fn client(&self, to: NodeId, recorded: &str) -> Result<RaftClient<Channel>, String> {
+    fn client(&self, to: NodeId, recorded: &str) -> Result<RaftClient<Wire>, String> {
         let addr = self.inner.book.get(to).unwrap_or_else(|| recorded.to_owned());
         let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(&to).filter(|p| p.addr == addr && p.failures < REBUILD_AFTER) {

@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rhone_consensus::command::ClusterCommand;
+use rhone_consensus::host::ThisHost;
 use rhone_consensus::identity::{Generation, Identity};
 use rhone_consensus::ids::{Incarnation, NodeId};
 use rhone_consensus::observer::{LogCause, LogHeld, LogObserver};
 use rhone_consensus::transport::{AddressBook, Plaintext};
-use rhone_consensus::{Applied, Consensus, ConsensusError, HardStateFile, Options, PeerNode, Timings};
+use rhone_consensus::{
+    Applied, Consensus, ConsensusError, HardStateFile, Options, PeerNode, StoreAt, Timings,
+};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -140,7 +143,8 @@ impl Member {
         let state = hard.get();
         (self.id, self.incarnation) = (state.node_id, state.incarnation);
         let options = Options {
-            dir: self.dir.path().to_owned(),
+            store: StoreAt::Dir(self.dir.path().to_owned()),
+            host: Arc::new(ThisHost),
             identity: Identity {
                 cluster: cluster.to_owned(),
                 generation: Generation(1),

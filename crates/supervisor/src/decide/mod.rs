@@ -10,6 +10,7 @@ pub mod deafness;
 mod decision;
 mod elect;
 pub mod lease;
+pub mod members;
 mod mixture;
 mod node;
 pub mod quorum;

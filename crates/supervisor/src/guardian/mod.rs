@@ -37,6 +37,7 @@ mod instance;
 mod page;
 mod proc;
 mod server;
+mod stand_in;
 mod sys;
 mod wire;
 
@@ -44,6 +45,7 @@ pub(crate) use cgroup::of_process;
 pub use client::{FenceChoice, Guardian, GuardianError, GuardianOptions};
 pub use daemon::main;
 pub use page::{GuardState, Lease, SharedPage};
+pub use stand_in::StandIn;
 pub use wire::{
     Backend, Cause, Event, ExitReport, FrozenReport, LeaseReport, MemoryLock, PostmasterSignal, Priority,
     Refusal, RunAs, StartSpec, StartStage, Status,

@@ -71,6 +71,45 @@ impl Clock {
     }
 }
 
+/// The clock of the supervisor's loops: this host's, or a simulated one's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timepiece(Option<&'static dyn Simulated>);
+
+/// A clock of the simulation's.
+pub trait Simulated: Sync + fmt::Debug {
+    /// Reads it.
+    fn now(&self) -> BootTime;
+}
+
+impl Timepiece {
+    /// Reads time from the simulation, which keeps it for the rest of the process.
+    pub const fn simulated(clock: &'static dyn Simulated) -> Self {
+        Self(Some(clock))
+    }
+
+    /// Reads the clock.
+    pub fn now(self) -> BootTime {
+        match self.0 {
+            None => Clock.now(),
+            Some(simulated) => simulated.now(),
+        }
+    }
+
+    /// Reads the wall clock, in milliseconds since 1970: for people to read, never to decide by.
+    pub fn wall_time(self) -> u64 {
+        match self.0 {
+            None => wall_time(),
+            Some(simulated) => simulated.now().as_nanos() / 1_000_000,
+        }
+    }
+}
+
+impl From<Clock> for Timepiece {
+    fn from(_host: Clock) -> Self {
+        Self(None)
+    }
+}
+
 /// Reads the wall clock, in milliseconds since 1970: for people to read, never to decide by.
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn wall_time() -> u64 {

@@ -17,8 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
-use crate::decide::{self, ClusterDecision, lease};
-use crate::runtime::clock::wall_time;
+use crate::decide::{ClusterDecision, lease, members};
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::{codec, found};
 use crate::view::{ClusterView, Moment, Received, Revoked, VoterReport};
@@ -55,6 +54,7 @@ type Answer = (NodeId, Epoch, Result<Revoked, String>);
 /// What the loop remembers.
 struct Leader {
     shared: Arc<Shared>,
+    decide: Decide,
     settings: Settings,
     leading: bool,
     /// The term in which this node led last.
@@ -69,6 +69,7 @@ struct Leader {
     /// Why each member was not revoked at the last try, to be told once.
     unrevoked: BTreeMap<NodeId, String>,
     asked_epoch: Epoch,
+    asked_since: Moment,
     answers: mpsc::Receiver<Answer>,
     answer_to: mpsc::Sender<Answer>,
     granted_seen: (Epoch, Moment),
@@ -78,11 +79,15 @@ struct Leader {
     offers: u32,
 }
 
+/// The decision: [`crate::decide::cluster`], or a mutant of it in the simulation.
+pub type Decide = fn(&ClusterView<'_>, Moment) -> ClusterDecision;
+
 /// Runs the loop until the process ends.
-pub async fn run(shared: Arc<Shared>, settings: Settings) {
+pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
     let (answer_to, answers) = mpsc::channel(64);
     let now = shared.now();
     let mut leader = Leader {
+        decide,
         settings,
         leading: false,
         led_term: 0,
@@ -93,6 +98,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings) {
         asked: BTreeSet::new(),
         unrevoked: BTreeMap::new(),
         asked_epoch: Epoch(0),
+        asked_since: now,
         answers,
         answer_to,
         granted_seen: (Epoch(0), now),
@@ -111,11 +117,13 @@ pub async fn run(shared: Arc<Shared>, settings: Settings) {
             (false, true) => ROUND,
             (false, false) => FOLLOWER_ROUND,
         };
+        // What there is to hear is heard before the next look.
         tokio::select! {
+            biased;
+            Some(answer) = leader.answers.recv() => leader.note(answer),
             changed = state.changed() => if changed.is_err() { return },
             changed = raft.changed() => if changed.is_err() { return },
             changed = table.changed(), if leader.leading => if changed.is_err() { return },
-            Some(answer) = leader.answers.recv() => leader.note(answer),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -139,6 +147,7 @@ impl Leader {
         }
         if self.asked_epoch != state.epoch {
             self.asked_epoch = state.epoch;
+            self.asked_since = now;
             self.asked.clear();
             self.revoked.clear();
             self.unrevoked.clear();
@@ -156,17 +165,23 @@ impl Leader {
                 revoked: &self.revoked,
                 granted_since: (granted > Epoch(0)).then_some(self.granted_seen.1.max(self.led_since)),
             };
-            decide::cluster(&view, now)
+            (self.decide)(&view, now)
         };
         self.tell(&decision);
+        let cared = members::are_cared_for(&decision, now.millis_since(self.asked_since));
         match decision {
             ClusterDecision::Propose(command) => self.propose(state, command, now).await,
             ClusterDecision::Revoke { epoch, members, .. } => {
                 self.revoke(state, epoch, &members);
+                if cared {
+                    self.keep_members(state).await;
+                }
                 true
             }
             ClusterDecision::Wait(_) => {
-                self.keep_members(state).await;
+                if cared {
+                    self.keep_members(state).await;
+                }
                 self.offer_leadership(state, now);
                 matches!(state.phase, Phase::Preparing { .. })
             }
@@ -239,7 +254,7 @@ impl Leader {
         let mut silent = 0;
         match &mut command {
             ClusterCommand::Prepare { at, reason } => {
-                *at = WallTime(wall_time());
+                *at = WallTime(self.shared.clock.wall_time());
                 if let rhone_consensus::command::PrepareReason::OwnerSilent { silent_ms } = reason {
                     // Nobody could write either while the leader heard nobody.
                     let granted_ms = now.millis_since(self.granted_seen.1);
@@ -247,7 +262,7 @@ impl Leader {
                 }
             }
             ClusterCommand::Established { at, gap_ms, epoch, .. } => {
-                *at = WallTime(wall_time());
+                *at = WallTime(self.shared.clock.wall_time());
                 *gap_ms = self.gap(state, *epoch, *at, now);
             }
             ClusterCommand::Found { .. }

@@ -14,15 +14,15 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::settings::Timing;
+use rhone_consensus::transport::Wire;
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
-use tonic::transport::Channel;
 
 use crate::api::proto::v1::agent_client::AgentClient;
 use crate::api::proto::v1::{RenewReply, RenewRequest};
 use crate::decide::lease::Rounds;
 use crate::guardian::SharedPage;
-use crate::runtime::clock::{BootTime, Clock};
+use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::shared::moment;
 use crate::runtime::voter::{RenewRefusal, VoterLease};
 use crate::tls::Dialer;
@@ -96,9 +96,32 @@ impl Lease {
     pub fn start(
         page: SharedPage,
         voter: Arc<VoterLease>,
-        clock: Clock,
+        clock: impl Into<Timepiece>,
         dialer: Dialer,
     ) -> std::io::Result<Self> {
+        let (lease, renewer, targets) = Self::prepare(page, voter, clock.into(), dialer);
+        // The runtime is built first, so that a failure is the caller's to handle.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("lease".to_owned()).stack_size(512 * 1024).spawn(move || {
+            raise_priority();
+            runtime.block_on(renewer.run(targets));
+        })?;
+        Ok(lease)
+    }
+
+    /// Starts the same as a task of the caller's runtime, for the simulation.
+    pub fn start_task(page: SharedPage, voter: Arc<VoterLease>, clock: Timepiece, dialer: Dialer) -> Self {
+        let (lease, renewer, targets) = Self::prepare(page, voter, clock, dialer);
+        tokio::spawn(renewer.run(targets));
+        lease
+    }
+
+    fn prepare(
+        page: SharedPage,
+        voter: Arc<VoterLease>,
+        clock: Timepiece,
+        dialer: Dialer,
+    ) -> (Self, Renewer, watch::Receiver<Option<LeaseTarget>>) {
         let target = watch::Sender::new(None);
         let (tell, status) = watch::channel(LeaseStatus::default());
         let flushed = Arc::new(AtomicU64::new(0));
@@ -115,13 +138,8 @@ impl Lease {
             rest,
         };
         let targets = target.subscribe();
-        // The runtime is built first, so that a failure is the caller's to handle.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("lease".to_owned()).stack_size(512 * 1024).spawn(move || {
-            raise_priority();
-            runtime.block_on(Renewer::new(context).run(targets));
-        })?;
-        Ok(Self { target, status, flushed, resting, loop_alive })
+        let lease = Self { target, status, flushed, resting, loop_alive };
+        (lease, Renewer::new(context), targets)
     }
 
     /// Says what is to be renewed from now on; nothing ends the renewing, and the lease with it.
@@ -174,7 +192,7 @@ impl Lease {
 struct Context {
     page: SharedPage,
     voter: Arc<VoterLease>,
-    clock: Clock,
+    clock: Timepiece,
     dialer: Dialer,
     flushed: Arc<AtomicU64>,
     loop_alive: Arc<AtomicU64>,
@@ -193,7 +211,7 @@ struct Answer {
 
 struct Peer {
     address: String,
-    client: AgentClient<Channel>,
+    client: AgentClient<Wire>,
     in_flight: usize,
 }
 
@@ -243,7 +261,9 @@ impl Renewer {
                 tokio::time::interval(Duration::from_millis(u64::from(target.timing.renewal_ms.max(1))));
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
+                // In this order: no answer is counted for a target that is over, and none delays a renewal.
                 tokio::select! {
+                    biased;
                     changed = targets.changed() => {
                         if changed.is_err() { return; }
                         break;

@@ -23,7 +23,7 @@ mod outlook;
 pub mod peers;
 mod publish;
 pub mod report;
-mod secret;
+pub mod secret;
 pub mod shared;
 pub mod supervisor;
 mod tune;

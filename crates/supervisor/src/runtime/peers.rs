@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tonic::transport::Channel;
+use rhone_consensus::transport::Wire;
 
 use crate::api::proto::v1::agent_client::AgentClient;
 use crate::tls::Dialer;
@@ -46,7 +46,7 @@ pub enum CallError {
 
 #[derive(Debug)]
 struct Peer {
-    client: AgentClient<Channel>,
+    client: AgentClient<Wire>,
     failures: u32,
 }
 
@@ -69,7 +69,7 @@ impl Peers {
     /// No address, no answer in time, a refusal, or no connection.
     pub async fn call<T, F, W>(&self, address: &str, limit: Duration, work: F) -> Result<T, CallError>
     where
-        F: FnOnce(AgentClient<Channel>) -> W,
+        F: FnOnce(AgentClient<Wire>) -> W,
         W: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let client = self.client(address)?;
@@ -90,7 +90,7 @@ impl Peers {
         result
     }
 
-    fn client(&self, address: &str) -> Result<AgentClient<Channel>, CallError> {
+    fn client(&self, address: &str) -> Result<AgentClient<Wire>, CallError> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(address) {
             return Ok(peer.client.clone());

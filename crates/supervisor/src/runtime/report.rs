@@ -25,6 +25,7 @@ pub async fn run(shared: Arc<Shared>) {
         send(&shared).await;
         let pause = shared.voter.next_change().unwrap_or(REPORT_EVERY).min(REPORT_EVERY);
         tokio::select! {
+            biased;
             changed = own.changed() => if changed.is_err() { return },
             changed = voter.changed() => if changed.is_err() { return },
             changed = raft.changed() => if changed.is_err() { return },

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
-use crate::runtime::clock::{BootTime, Clock};
+use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
 use crate::runtime::voter::VoterLease;
@@ -51,7 +51,7 @@ pub struct Shared {
     /// The member's own configuration.
     pub config: Config,
     /// The clock.
-    pub clock: Clock,
+    pub clock: Timepiece,
     /// The hard state.
     pub hard: Arc<HardStateFile>,
     /// The voter's half of the lease.

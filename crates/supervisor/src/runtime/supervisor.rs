@@ -8,11 +8,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rhone_consensus::host::ThisHost;
 use rhone_consensus::identity::Identity;
 use rhone_consensus::settings::{Settings, Timing};
 use rhone_consensus::store::hard::HardStateFile;
 use rhone_consensus::transport::AddressBook;
-use rhone_consensus::{Consensus, ConsensusError, Options, Timings};
+use rhone_consensus::{Consensus, ConsensusError, Options, StoreAt, Timings};
 use rhone_pgctl::connection::LocalConnection;
 use rhone_pgctl::install::Installation;
 use rhone_pgctl::user::OsUser;
@@ -93,7 +94,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         Secret::open(password_file, &config.node.state_dir).context("read the replication password")?;
     let (revokes, asked) = mpsc::channel(16);
     let shared = Arc::new(Shared {
-        clock,
+        clock: clock.into(),
         hard,
         voter,
         consensus,
@@ -227,8 +228,9 @@ async fn start_consensus(
         incarnation: known.incarnation,
         session: known.session,
     };
-    let options = Options {
-        dir: config.node.state_dir.clone(),
+    let options = |identity: Identity| Options {
+        store: StoreAt::Dir(config.node.state_dir.clone()),
+        host: Arc::new(ThisHost),
         identity,
         hard: Arc::clone(hard),
         observer: Arc::clone(voter) as Arc<dyn rhone_consensus::observer::LogObserver>,
@@ -236,16 +238,16 @@ async fn start_consensus(
         address_book: AddressBook::default(),
         connector: Arc::new(dialer.clone()),
     };
-    let mut again = options.clone();
-    match Consensus::start(options).await {
+    let mut again = identity.clone();
+    match Consensus::start(options(identity)).await {
         Err(ConsensusError::StoreLost { store }) => {
             // Its votes are forgotten: it joins as another voter, and never under the old id (DESIGN 11).
             let renewed = hard.renew()?;
             tracing::warn!(store = %store.display(), node = %renewed.node_id,
                 "the raft store is gone: this member rejoins under a new id");
-            again.identity.node = renewed.node_id;
-            again.identity.incarnation = renewed.incarnation;
-            Ok(Consensus::start(again).await?)
+            again.node = renewed.node_id;
+            again.incarnation = renewed.incarnation;
+            Ok(Consensus::start(options(again)).await?)
         }
         started => Ok(started?),
     }
@@ -390,7 +392,7 @@ pub(super) async fn serving(
     }));
     let (context, first) = (Arc::clone(shared), settings.clone());
     tasks.push(Box::pin(async move {
-        leader::run(context, first).await;
+        leader::run(context, first, crate::decide::cluster).await;
         Ok(())
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 pub use crate::decide::lease::RenewRefusal;
 use crate::decide::lease::Voter;
-use crate::runtime::clock::Clock;
+use crate::runtime::clock::Timepiece;
 use crate::runtime::shared::moment;
 use crate::view::{Moment, VoterReport};
 
@@ -24,12 +24,13 @@ use crate::view::{Moment, VoterReport};
 pub struct VoterLease {
     inner: Mutex<Voter>,
     changed: watch::Sender<u64>,
-    clock: Clock,
+    clock: Timepiece,
 }
 
 impl VoterLease {
     /// Begins the voter's life, in quarantine.
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: impl Into<Timepiece>) -> Self {
+        let clock = clock.into();
         let voter = Voter::new(moment(clock.now()));
         Self { inner: Mutex::new(voter), changed: watch::Sender::new(0), clock }
     }

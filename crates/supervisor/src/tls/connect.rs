@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rhone_consensus::transport::{Connector, prepare};
+use rhone_consensus::transport::{Connector, Wire, prepare};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -30,6 +30,8 @@ pub enum Dialer {
     Tls(Arc<Security>),
     /// Not at all: the certificates cannot be used, for this reason.
     Unusable(String),
+    /// Over another network: the simulation's.
+    Other(Arc<dyn Connector>),
 }
 
 impl Dialer {
@@ -37,15 +39,16 @@ impl Dialer {
     ///
     /// # Errors
     /// The address is none.
-    pub fn channel(&self, address: &str) -> Result<Channel, String> {
+    pub fn channel(&self, address: &str) -> Result<Wire, String> {
         let endpoint = prepare(endpoint(address)?);
         match self {
-            Self::Plain => Ok(endpoint.connect_lazy()),
+            Self::Plain => Ok(Wire::Channel(endpoint.connect_lazy())),
             Self::Tls(security) => {
                 let security = Arc::clone(security);
                 let dial = service_fn(move |uri| dial(Arc::clone(&security), uri));
-                Ok(endpoint.connect_with_connector_lazy(dial))
+                Ok(Wire::Channel(endpoint.connect_with_connector_lazy(dial)))
             }
+            Self::Other(connector) => connector.channel(address),
             Self::Unusable(reason) => Err(reason.clone()),
         }
     }
@@ -64,6 +67,7 @@ impl Dialer {
                 endpoint.connect_with_connector(dial).await
             }
             Self::Unusable(reason) => return Err(DialError::Failed(reason.clone())),
+            Self::Other(_) => return Err(DialError::Failed("not by gRPC's transport".to_owned())),
         };
         connected.map_err(|error| DialError::of(&error))
     }
@@ -95,7 +99,7 @@ impl DialError {
 }
 
 impl Connector for Dialer {
-    fn channel(&self, address: &str) -> Result<Channel, String> {
+    fn channel(&self, address: &str) -> Result<Wire, String> {
         Self::channel(self, address)
     }
 }

@@ -154,6 +154,11 @@ pub async fn run(
     }
 }
 
+/// Whether a guardian that has not run for `age` counts as gone, where a lease lasts `serve`.
+pub fn guardian_is_silent(age: Duration, serve: Duration) -> bool {
+    age > GUARDIAN_SILENT + serve * 3 / 4
+}
+
 async fn finished(task: &mut Option<JoinHandle<Instance>>) -> Instance {
     match task {
         Some(running) => {
@@ -229,7 +234,7 @@ impl NodeLoop {
         let now = self.shared.clock.now();
         let timing = state.settings.timing;
         let serve = Duration::from_nanos(timing.serve_ns());
-        let silent = self.local.guardian.page().alive_age(now) > GUARDIAN_SILENT + serve * 3 / 4;
+        let silent = guardian_is_silent(self.local.guardian.page().alive_age(now), serve);
         let lease = self.local.lease.status();
         let guard = Duration::from_millis(u64::from(timing.guard_ms));
         let overdue = lease.epoch == primary

@@ -1,0 +1,71 @@
+//! Whole clusters in one thread and virtual time: the product's decisions, Raft, lease and reports
+//! over a simulated network, disk, clock, guardian and Postgres. One seed, one run.
+
+mod check;
+mod clock;
+mod disk;
+mod faults;
+mod identity;
+mod local;
+mod machine;
+mod mutant;
+mod net;
+mod node;
+mod plant;
+mod policy;
+mod postgres;
+mod process;
+mod random;
+mod sync;
+mod witness;
+mod world;
+mod wrong;
+
+pub use mutant::Mutant;
+
+use world::World;
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What went wrong, if anything did.
+    pub violation: Option<String>,
+    /// The story, line by line.
+    pub lines: Vec<String>,
+    /// The story's hash: the same seed, the same hash.
+    pub hash: u64,
+    /// How many rows clients were told are safe.
+    pub acknowledged: u64,
+    /// How many of them failovers gave up, within the bound.
+    pub given_up: u64,
+    /// How long the run took in its own time, in milliseconds.
+    pub virtual_ms: u64,
+}
+
+/// Runs one seed. `aloud` prints each line as it comes.
+pub fn run(seed: u64, mutant: Mutant, aloud: bool) -> Outcome {
+    let mut world = match World::new(seed, mutant, aloud) {
+        Ok(world) => world,
+        Err(error) => {
+            return Outcome {
+                violation: Some(format!("the simulation itself: {error}")),
+                lines: Vec::new(),
+                hash: 0,
+                acknowledged: 0,
+                given_up: 0,
+                virtual_ms: 0,
+            };
+        }
+    };
+    world.run();
+    let (violation, acknowledged, given_up) = {
+        let check = world.plant.check();
+        (check.violation.clone(), check.acknowledged, check.given_up)
+    };
+    if let Some(violation) = &violation {
+        world.plant.say(format!("VIOLATION {violation}"));
+    }
+    let (lines, hash) = world.plant.trace();
+    let virtual_ms = world.plant.now() / 1_000_000;
+    Outcome { violation, lines, hash, acknowledged, given_up, virtual_ms }
+}
