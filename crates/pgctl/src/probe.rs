@@ -190,7 +190,7 @@ pub async fn primary_flush_lsn(connection: &mut LocalConnection, limit: Duration
     let end = row.and_then(|row| {
         let inserted: Lsn = field(row, 1)?;
         // The function names the file before at a boundary; no segment is smaller than 1 MiB.
-        let inside = inserted.get() % (1 << 20) != 0;
+        let inside = !inserted.get().is_multiple_of(1 << 20);
         Some(WalEnd { flushed: field(row, 0)?, inserted, segment: field(row, 2).filter(|_| inside) })
     });
     end.ok_or_else(|| PgError::Refused { what: operation.into(), reason: "the server is a standby".into() })
