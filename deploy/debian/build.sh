@@ -3,8 +3,8 @@
 #
 #   deploy/debian/build.sh BINARY FOLDER [GENERATOR]
 #
-# GENERATOR is a rhone that runs on this machine, for the completions, when BINARY is another architecture's.
-# Man pages are taken from $RHONE_MAN_DIR (*.1) where that is set. $RHONE_DEB_COMPRESSION: xz, zstd, gzip or none.
+# GENERATOR is a rhone that runs on this machine, for completions and manual pages, when BINARY is another
+# architecture's. $RHONE_DEB_COMPRESSION: xz, zstd, gzip or none.
 set -eu
 
 binary=${1:?usage: build.sh BINARY FOLDER [GENERATOR]}
@@ -30,7 +30,7 @@ glibc=$(grep -ao 'GLIBC_2\.[0-9]*' "$binary" | sort -uV | tail -n 1 | cut -d_ -f
 # A clean root, the same bytes for the same input.
 umask 022
 root=$(mktemp -d)
-trap 'rm -rf "$root"' EXIT
+trap 'rm -rf "$root" "$root.man"' EXIT
 chmod 755 "$root"
 : "${SOURCE_DATE_EPOCH:=$(git -C "$repo" log -1 --format=%ct 2>/dev/null || echo 0)}"
 export SOURCE_DATE_EPOCH
@@ -55,8 +55,10 @@ complete() { install -d "$root$(dirname "$2")"; "$generator" completions "$1" >"
 complete bash /usr/share/bash-completion/completions/rhone
 complete zsh /usr/share/zsh/vendor-completions/_rhone
 complete fish /usr/share/fish/vendor_completions.d/rhone.fish
-if [ -n "${RHONE_MAN_DIR:-}" ]; then
-    for page in "$RHONE_MAN_DIR"/*.1; do
+pages=$root.man
+mkdir "$pages"
+if "$generator" man "$pages" >/dev/null 2>&1; then
+    for page in "$pages"/*.1; do
         [ ! -e "$page" ] || pack "$page" "/usr/share/man/man1/${page##*/}.gz"
     done
 fi

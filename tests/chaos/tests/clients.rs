@@ -71,16 +71,16 @@ fn clients(cluster: &Cluster) -> Result<Vec<Client>> {
     psql.arg(&dsn).env("PATH", format!("{}:{path}", binary::postgres_folder()?.display()));
     found.push(Client::start("psql", cluster, psql)?);
 
+    let port = POSTGRES_PORT.to_string();
     // Debian's modules belong to Debian's interpreter.
     let python = PathBuf::from("/usr/bin/python3");
     if works(&python, &["-c", "import psycopg"], &[]) {
         let mut command = at(&python);
-        command.arg(examples.join("psycopg_hosts.py")).arg(&dsn);
+        command.arg(examples.join("psycopg_hosts.py")).args([&hosts, &port, "chaos", "chaos"]);
         found.push(Client::start("psycopg", cluster, command)?);
     } else {
         missing("psycopg", "apt-get install python3-psycopg");
     }
-    let port = POSTGRES_PORT.to_string();
     if works(&python, &["-c", "import asyncpg"], &[]) {
         let mut command = at(&python);
         command.arg(examples.join("asyncpg_hosts.py")).args([&hosts, &port, "chaos", "chaos"]);

@@ -3,7 +3,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rhone_chaos::binary;
@@ -120,10 +119,12 @@ fn life(cluster: &mut Cluster) -> Result<()> {
 fn orphans_are_reaped(cluster: &mut Cluster, index: usize) -> Result<()> {
     let pod = first(cluster, index)?;
     let mut command = std::process::Command::new("nsenter");
+    command.args(["--pid", "--target", &pod.to_string(), "/bin/sh", "-c"]);
     command.arg("for n in 1 2 3 4 5 6 7 8; do (sleep 36000.25 >/dev/null 2>&1 &); done");
     let ours = |pid: &u32| process::alive(*pid) && process::command_line(*pid).trim_end() == "sleep 36000.25";
     let sleepers = || pids_of_children(pod).into_iter().filter(ours).collect::<Vec<_>>();
-    process::run(&mut command, Duration::from_secs(60))?;
+    let output = process::run(&mut command, LIMIT)?;
+    ensure!(output.code == Some(0), "make orphans: {output:?}");
     until("all orphans are children of the first process", || Ok(sleepers().len() == 8))?;
     for orphan in sleepers() {
         process::signal(orphan, Signal::KILL);

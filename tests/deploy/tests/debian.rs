@@ -110,8 +110,8 @@ fn lintian_finds_no_error_in_the_package() -> Result<()> {
     let package = succeeds(&mut script)?.stdout.trim().to_owned();
     let mut command = Command::new(lintian);
     // The changelog is in Markdown.
-    command.args(["--allow-root", "--fail-on", "error,warning", "--suppress-tags"]);
-    command.arg("syntax-error-in-debian-changelog,maintainer-script-calls-systemctl,no-manual-page");
+    command.args(["--allow-root", "--fail-on", "error", "--suppress-tags"]);
+    command.arg("syntax-error-in-debian-changelog");
     succeeds(command.arg(package)).map(drop)
 }
 
