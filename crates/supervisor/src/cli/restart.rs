@@ -62,6 +62,9 @@ fn next(status: &ClusterStatus, meant: &Meant) -> Next {
             .get(&member.name)
             .is_some_and(|started| member.started.is_none() || member.started == Some(*started))
     };
+    if meant.is_empty() {
+        return Next::Done;
+    }
     let data = || status.members.iter().filter(|member| member.kind == Kind::Data);
     let Some(primary) = status.primary.as_ref().filter(|_| status.writable) else {
         return Next::Wait("no primary serves just now".to_owned());

@@ -383,7 +383,7 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
                 Lineage::Within if *upstream_now != Some(upstream) => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::WithinHistory)
                 }
-                Lineage::Within if view.chores.configure => {
+                Lineage::Within if view.chores.configure && (*streaming || !*wal_gone) => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::SettingsChanged)
                 }
                 Lineage::Within if *streaming => NodeDecision::Rest(Reason::Streaming),
