@@ -344,6 +344,7 @@ async fn events_are_lines_for_people_and_for_programs() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn settings_are_shown_changed_compared_and_gone_back_to() {
     let member = Member::start(FakeOperator::default());
     let (exit, out, err) = member.run("settings").await;
@@ -470,6 +471,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn members_are_restarted_copied_and_removed_and_nobody_is_asked_behind_their_back() {
     let member = Member::start(FakeOperator::default());
     check(
