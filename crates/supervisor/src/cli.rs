@@ -104,7 +104,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
             restart::restart(&global, restart::Flags { name, if_pending, no_wait }, terminal).await
         }
         Command::Reinit { name, yes, no_wait } => {
-            member::reinit(&global, &name, yes, no_wait, terminal).await
+            member::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
         Command::Member { verb } => member::run(&global, verb, terminal).await,
         Command::Doctor => doctor::run(&global, terminal).await,

@@ -4,6 +4,8 @@
 
 mod checks;
 
+use std::fmt::Write as _;
+
 use rhone_consensus::settings::{Settings, SettingsChange, SyncMode};
 use serde::{Deserialize, Serialize};
 
@@ -114,7 +116,7 @@ pub fn change(settings: &mut Settings, key: &str, value: Option<&str>) -> Result
             settings.sync_required = Some(count.ok_or_else(|| shaped("a number of standbys, 1 or more"))?);
         }
         ("max-lag-on-failover", None) => {
-            settings.max_lag_on_failover = Settings::default().max_lag_on_failover
+            settings.max_lag_on_failover = Settings::default().max_lag_on_failover;
         }
         ("max-lag-on-failover", Some(text)) => {
             settings.max_lag_on_failover =
@@ -186,7 +188,8 @@ pub fn as_toml(values: &std::collections::BTreeMap<String, String>) -> String {
             Some(name) if name.contains('.') => format!("postgres.\"{name}\""),
             Some(_) | None => key.clone(),
         };
-        text.push_str(&format!("{mark}{name} = {value}\n"));
+        // Writing to a String cannot fail.
+        writeln!(text, "{mark}{name} = {value}").ok();
     }
     text
 }

@@ -347,13 +347,15 @@ fn chores_come_last_and_stop_nobody_who_owns_the_epoch() {
     let (streams, other) = ("streams at 3:0/30", "other's, established");
     check(other, streams, "configure", "follow n2 in 8: settings_changed");
     check(other, streams, "configure restart", "stop in 8: restart_asked");
-    check(other, streams, "restart reinit", "clone n2 in 8: reinit_asked");
+    check(other, streams, "restart reinit", "stop in 8: reinit_asked");
+    check(other, "stopped at 2:0/20", "restart reinit", "clone n2 in 8: reinit_asked");
     check(other, "standby at 2:0/20", "configure", "follow n2 in 8: within_history");
     check(other, "standby at 2:0/28", "restart", "rewind n2 in 8: forked");
     check(other, "stopped at 2:0/20", "restart", "start n2 in 8: within_history");
     check(other, "starting", "restart reinit", "- starting");
     check(other, "absent", "reinit", "clone n2 in 8: no_data");
-    check("other's, granted", streams, "reinit", "- no_primary_yet");
+    // Without a primary to copy from it goes on as it is.
+    check("other's, granted", streams, "reinit", "- streaming");
     let (open, mine) = ("primary of 8, open", "mine, established");
     check(mine, open, "configure", "set_policy in 8: settings_changed");
     check(mine, open, "restart reinit", "- serving");

@@ -102,13 +102,12 @@ fn a_member_is_restarted_copied_kept_from_voting_and_removed_under_a_writer() ->
     })?;
     cluster.node_mut(third)?.signal_both(rhone_chaos::process::Signal::KILL)?;
     workload.wait_for(50, LIMIT)?;
-    let node = cluster.node(third)?;
-    std::fs::remove_dir_all(node.state()).context("empty its state")?;
     cluster.wait_until("nothing of it runs", || {
         let left = cluster.node(third)?.processes();
         ensure!(left.is_empty(), "{left:?}");
         Ok(())
     })?;
+    std::fs::remove_dir_all(cluster.node(third)?.state()).context("empty its state")?;
     std::fs::remove_dir_all(cluster.node(third)?.data()).context("empty its data")?;
     cluster.start_node(third)?;
     cluster.wait_whole()?;

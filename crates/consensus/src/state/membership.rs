@@ -14,8 +14,11 @@ impl ClusterState {
         if !self.members.contains_key(&node) {
             return refused("no such member");
         }
-        if self.leads(node) || self.last_owner() == Some(node) {
-            return refused("the member leads, or led last: hand over first");
+        if self.leads(node) {
+            return refused("the member leads: hand over first");
+        }
+        if self.last_owner() == Some(node) {
+            return refused("the member led last, and its successor is being sought");
         }
         if self.handover.as_ref().is_some_and(|going| going.to == Some(node)) {
             return refused("the primary is being handed over to this member");

@@ -260,7 +260,8 @@ pub enum SettingsVerb {
     /// Prints one setting
     Get {
         /// Its key: sync, postgres.work_mem
-        key: String,
+        #[arg(value_name = "KEY")]
+        setting: String,
     },
     /// Changes settings, all or none of them
     Set {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::args::{Global, MemberVerb};
 use super::exit::{CliError, Exit};
-use super::hold::wait;
+use super::hold::{Whose, wait};
 use super::table::{self, Align, or_dash};
 use super::terminal::Terminal;
 use super::{client, print_json, status};
@@ -159,11 +159,12 @@ async fn vote(global: &Global, name: &str, votes: bool, terminal: &mut Terminal)
 /// Copies a standby anew.
 pub(super) async fn reinit(
     global: &Global,
-    name: &str,
+    whose: Whose,
     yes: bool,
-    no_wait: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
+    let Whose { name, no_wait } = whose;
+    let name = name.as_str();
     let before = status::fetch(global).await?;
     let started = member(&before, name)?.started;
     let what =

@@ -13,6 +13,7 @@ use super::{client, print_json, status};
 use crate::api;
 use crate::api::proto::v1;
 use crate::civil::WallTime;
+use crate::runtime::clock::{BootTime, Clock};
 use crate::status::{
     ClusterStatus, Kind, MemberStatus, OperatorError, Role, State, SwitchoverReply, SyncMode,
 };
@@ -62,6 +63,9 @@ fn next(status: &ClusterStatus, meant: &Meant) -> Next {
             .get(&member.name)
             .is_some_and(|started| member.started.is_none() || member.started == Some(*started))
     };
+    if meant.is_empty() {
+        return Next::Done;
+    }
     let data = || status.members.iter().filter(|member| member.kind == Kind::Data);
     let Some(primary) = status.primary.as_ref().filter(|_| status.writable) else {
         return Next::Wait("no primary serves just now".to_owned());
@@ -117,6 +121,7 @@ struct Restarted {
 }
 
 /// Restarts one member, or all of them one after the other.
+#[allow(clippy::too_many_lines, reason = "one loop: what is seen, what is told, what is asked for")]
 pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Terminal) -> Result<(), CliError> {
     let before = status::fetch(global).await?;
     let meant = choose(&before, &flags, terminal)?;
@@ -125,8 +130,8 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
         return begin_only(global, &before, &meant, terminal).await;
     }
     let mut told = String::new();
-    let mut since = std::time::SystemTime::UNIX_EPOCH;
-    let mut at_work: Option<(String, std::time::SystemTime)> = None;
+    let mut since = BootTime::ZERO;
+    let mut at_work: Option<(String, BootTime)> = None;
     loop {
         let looked = status::fetch(global).await;
         let step = match &looked {
@@ -137,7 +142,7 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
         if let (Ok(status), Some((name, begun))) = (&looked, &at_work)
             && back(status, &meant, name)
         {
-            let seconds = begun.elapsed().unwrap_or_default().as_secs_f64();
+            let seconds = Clock.now().saturating_since(*begun).as_secs_f64();
             terminal.talk(&format!(
                 "{name}: restarted, back after {seconds:.1} s ({} of {})",
                 done.len() + 1,
@@ -155,12 +160,12 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
             }
             at_work = None;
         }
-        let now = std::time::SystemTime::now();
+        let now = Clock.now();
         let key = format!("{step:?}");
         if key != told {
             (told, since) = (key, now);
         }
-        if now.duration_since(since).unwrap_or_default() > STEP_LIMIT {
+        if now.saturating_since(since) > STEP_LIMIT {
             return Err(cut(
                 looked.ok().as_ref(),
                 &meant,
@@ -176,7 +181,7 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
         // What was asked for a moment ago is not seen yet: a report takes half a second, a shutdown longer.
         let asked = |name: &str| {
             at_work.as_ref().is_some_and(|(known, begun)| {
-                known == name && begun.elapsed().unwrap_or_default() < ASK_AGAIN
+                known == name && Clock.now().saturating_since(*begun) < ASK_AGAIN
             })
         };
         let work = work.filter(|(name, _)| !asked(name));

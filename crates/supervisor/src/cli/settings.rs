@@ -38,7 +38,7 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     match verb {
         None => show(global, terminal).await,
-        Some(SettingsVerb::Get { key }) => get(global, &key, terminal).await,
+        Some(SettingsVerb::Get { setting }) => get(global, &setting, terminal).await,
         Some(SettingsVerb::Set { assignments, flags }) => {
             let changes = assignments.iter().map(|text| assignment(text)).collect::<Result<Vec<_>, _>>()?;
             change(global, Change { changes, ..Change::default() }, flags, terminal).await

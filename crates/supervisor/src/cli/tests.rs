@@ -80,11 +80,11 @@ async fn status_as_json_is_the_public_interface() {
     assert_eq!((exit, err.as_str()), (Exit::Done, ""));
     let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     let first = serde_json::to_string(&value["members"][0]).expect("JSON");
-    expect![[r#"{"host":"pg-1.lan","kind":"data","lag_bytes":0,"lsn":"0/5A3F2C8","name":"pg-1","note":"lease 1.4s left","pending_restart":false,"port":5432,"role":"primary","seen_ms":0,"state":"running","tags":{},"timeline":5,"version":"15.18","voter":true}"#]]
+    expect![[r#"{"host":"pg-1.lan","kind":"data","lag_bytes":0,"lsn":"0/5A3F2C8","name":"pg-1","note":"lease 1.4s left","pending":[],"pending_restart":false,"port":5432,"role":"primary","seen_ms":0,"settings_version":1,"started":"2026-11-21T07:10:00.000Z","state":"running","tags":{},"timeline":5,"version":"15.18","voter":true}"#]]
         .assert_eq(&first);
     assert_eq!(value["system_identifier"], "7423474350493388827");
     assert_eq!(value["members"][3]["lsn"], serde_json::Value::Null);
-    assert!(out.starts_with(r#"{"cluster":"main","system_identifier":"7423474350493388827","primary":"pg-1","raft_leader":"pg-2","term":12,"epoch":7,"timeline":5,"paused":false,"writable":true,"sync":{"mode":"quorum","required":1,"members":["pg-2","pg-3"]},"failover_would_lose":"nothing","members":["#), "{out}");
+    assert!(out.starts_with(r#"{"cluster":"main","system_identifier":"7423474350493388827","primary":"pg-1","raft_leader":"pg-2","term":12,"epoch":7,"timeline":5,"paused":false,"writable":true,"sync":{"mode":"quorum","required":1,"members":["pg-2","pg-3"],"settled":true},"failover_would_lose":"nothing","members":["#), "{out}");
 }
 
 #[tokio::test]
@@ -344,6 +344,7 @@ async fn events_are_lines_for_people_and_for_programs() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn settings_are_shown_changed_compared_and_gone_back_to() {
     let member = Member::start(FakeOperator::default());
     let (exit, out, err) = member.run("settings").await;
@@ -352,20 +353,116 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     assert_eq!(err, "version 1; `rhone settings history` lists the versions before\n");
     check(
         member.run("settings set postgres.work_mem=8MB postgres.max_connections=200").await,
-        expect![[r#""#]],
+        expect![[r#"
+            postgres.max_connections: (not set) -> 200
+            postgres.work_mem: (not set) -> 8MB
+            ---- stderr
+            the settings are at version 2
+            pg-3 is rewinding: it takes them over when it starts
+            from the next restart on: max_connections
+            hint: `rhone restart --rolling --if-pending` restarts one member after the other
+            ---- Done
+        "#]],
     );
-    check(member.run("settings get postgres.work_mem").await, expect![[r#""#]]);
-    check(member.run("settings get postgres.jit").await, expect![[r#""#]]);
-    check(member.run("settings set --expect 1 postgres.work_mem=9MB").await, expect![[r#""#]]);
-    check(member.run("settings set --dry-run postgres.work_mem=9MB --json").await, expect![[r#""#]]);
-    check(member.run("settings set postgres.work_mem=8MB").await, expect![[r#""#]]);
-    check(member.run("settings set work_mem=8MB").await, expect![[r#""#]]);
-    check(member.run("settings set sync").await, expect![[r#""#]]);
-    check(member.run("settings reset postgres.work_mem --json").await, expect![[r#""#]]);
-    check(member.run("settings history").await, expect![[r#""#]]);
-    check(member.run("settings history -n 1 --json").await, expect![[r#""#]]);
-    check(member.run("settings diff").await, expect![[r#""#]]);
-    check(member.run("settings diff 1 9").await, expect![[r#""#]]);
+    check(
+        member.run("settings get postgres.work_mem").await,
+        expect![[r#"
+        8MB
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings get postgres.jit").await,
+        expect![[r#"
+        ---- stderr
+        error: postgres.jit is not set
+        hint: `rhone settings` lists what is; a Postgres parameter is `postgres.NAME`
+        ---- Failed
+    "#]],
+    );
+    check(
+        member.run("settings set --expect 1 postgres.work_mem=9MB").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: the settings are at version 2 by now
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("settings set --dry-run postgres.work_mem=9MB --json").await,
+        expect![[r#"
+        {"version":2,"changes":[{"key":"postgres.work_mem","before":"8MB","after":"9MB"}],"restart":["max_connections"],"applied":[],"finished":false}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings set postgres.work_mem=8MB").await,
+        expect![[r#"
+        ---- stderr
+        nothing to change; the settings are at version 2
+        from the next restart on: max_connections
+        hint: `rhone restart --rolling --if-pending` restarts one member after the other
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings set work_mem=8MB").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: no setting is named work_mem
+        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("settings set sync").await,
+        expect![[r#"
+        ---- stderr
+        error: "sync" is not KEY=VALUE
+        hint: rhone settings set sync=quorum postgres.work_mem=16MB
+        ---- Usage
+    "#]],
+    );
+    check(
+        member.run("settings reset postgres.work_mem --json").await,
+        expect![[r#"
+        {"version":3,"changes":[{"key":"postgres.work_mem","before":"8MB","after":null}],"restart":["max_connections"],"applied":["pg-1","pg-2","pg-3"],"finished":true}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings history").await,
+        expect![[r#"
+        VERSION  WHEN (UTC)           BY      CHANGE
+              2  2026-11-21 07:13:00  ann@pc  postgres.max_connections: (not set) -> 200
+                                              postgres.work_mem: (not set) -> 8MB
+              3  2026-11-21 07:13:00  ann@pc  postgres.work_mem: 8MB -> (not set)
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings history -n 1 --json").await,
+        expect![[r#"
+        [{"version":3,"time":"2026-11-21T07:13:00.000Z","by":"ann@pc","changes":[{"key":"postgres.work_mem","before":"8MB","after":null}]}]
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings diff").await,
+        expect![[r#"
+        postgres.work_mem: 8MB -> (not set)
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("settings diff 1 9").await,
+        expect![[r#"
+        ---- stderr
+        error: version 9 is not kept
+        hint: versions 1 to 3 are: `rhone settings history`
+        ---- Failed
+    "#]],
+    );
     let (exit, out, _) = member.run("show-config").await;
     assert!(
         exit == Exit::Done && out.contains("postgres.max_connections = \"200\"\nsync = \"off\"\n# timing"),
@@ -374,22 +471,96 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn members_are_restarted_copied_and_removed_and_nobody_is_asked_behind_their_back() {
     let member = Member::start(FakeOperator::default());
-    check(member.run("restart pg-2 --json --no-wait").await, expect![[r#""#]]);
-    check(member.run("restart pg-9").await, expect![[r#""#]]);
-    check(member.run("restart --if-pending --json").await, expect![[r#""#]]);
-    check(member.run("reload").await, expect![[r#""#]]);
-    check(member.run("reinit pg-3").await, expect![[r#""#]]);
+    check(
+        member.run("restart pg-2 --json --no-wait").await,
+        expect![[r#"
+        {"finished":false,"restarted":[]}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("restart pg-9").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: no member is named pg-9
+        hint: `rhone status` lists them
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("restart --if-pending --json").await,
+        expect![[r#"
+        {"finished":true,"restarted":[]}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("reload").await,
+        expect![[r#"
+        ---- stderr
+        told to read the configuration again: pg-1, pg-2, pg-3
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("reinit pg-3").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: pg-3 is copied anew from the primary; what it has is removed once the copy streams
+        hint: add `--yes` to do it
+        ---- Refused
+    "#]],
+    );
     let (exit, out, err) = member.run("reinit pg-3 --yes").await;
     assert!(exit == Exit::Done && out.contains("pg-3   standby  streaming"), "{out}{err}");
-    check(member.run("member").await, expect![[r#""#]]);
+    check(
+        member.run("member").await,
+        expect![[r#"
+        NODE   KIND     RAFT   ROLE     STATE      POSTGRES
+        pg-1   data     votes  primary  running    pg-1.lan:5432
+        pg-2   data     votes  standby  streaming  pg-2.lan:5432
+        pg-3   data     votes  standby  streaming  pg-3.lan:5432
+        wit-1  witness  votes  witness  voting     -
+        ---- Done
+    "#]],
+    );
     let (exit, out, err) = member.run("member add pg-4 10.0.0.14").await;
     assert!(exit == Exit::Done && out.contains("advertise = \"10.0.0.14:7400\""), "{out}{err}");
-    check(member.run("member add pg-2 10.0.0.14").await, expect![[r#""#]]);
-    check(member.run("member demote pg-3 --json").await, expect![[r#""#]]);
-    check(member.run("member remove pg-3").await, expect![[r#""#]]);
-    check(member.run("member remove pg-3 --yes --json").await, expect![[r#""#]]);
+    check(
+        member.run("member add pg-2 10.0.0.14").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: pg-2 is a member already, and streaming
+        hint: a machine that lost its disk joins again under its old name by itself
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("member demote pg-3 --json").await,
+        expect![[r#"
+        {"epoch":7,"may_vote":false,"name":"pg-3","votes":false}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("member remove pg-3").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: pg-3 leaves the cluster for good; its data stays where it is
+        hint: add `--yes` to do it
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("member remove pg-3 --yes --json").await,
+        expect![[r#"
+        {"name":"pg-3","removed":true}
+        ---- Done
+    "#]],
+    );
 }
 
 #[tokio::test]
@@ -411,6 +582,25 @@ async fn every_command_has_a_manual_page() {
 #[tokio::test]
 async fn doctor_says_what_to_fix() {
     let member = Member::start(FakeOperator::default());
-    check(member.run("doctor").await, expect![[r#""#]]);
-    check(member.run("doctor --json").await, expect![[r#""#]]);
+    check(
+        member.run("doctor").await,
+        expect![[r#"
+        error: pg-3: its postgres does not answer (postgres)
+          hint: look at its log
+        warning: cluster: the versions of rhone differ (rhone)
+          hint: finish the upgrade
+        ---- stderr
+        error: one of these is an error
+        ---- Failed
+    "#]],
+    );
+    check(
+        member.run("doctor --json").await,
+        expect![[r#"
+        [{"severity":"error","code":"postgres","member":"pg-3","message":"its postgres does not answer","hint":"look at its log"},{"severity":"warning","code":"rhone","member":null,"message":"the versions of rhone differ","hint":"finish the upgrade"}]
+        ---- stderr
+        error: one of these is an error
+        ---- Failed
+    "#]],
+    );
 }

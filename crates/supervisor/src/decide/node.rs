@@ -4,7 +4,7 @@
 //! promise that was asked for is given, and only then anything is started, followed or promoted.
 
 use rhone_consensus::command::{Grant, MemberKind};
-use rhone_consensus::ids::Epoch;
+use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::ledger::Lineage;
 use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::Phase;
@@ -315,7 +315,23 @@ fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
     (runs && view.leaving).then_some(NodeDecision::Act(Effect::Stop, epoch, Reason::Leaving))
 }
 
+/// Where a new copy is asked for, the standby is stopped first: what streams holds the slot that the copy uses.
+fn toward_a_new_copy(instance: &Instance, from: NodeId) -> Option<Effect> {
+    match instance {
+        Instance::Standby { .. } => Some(Effect::Stop),
+        Instance::Stopped { .. } => Some(Effect::Clone(from)),
+        Instance::Unknown
+        | Instance::Absent
+        | Instance::Unusable(_)
+        | Instance::Starting
+        | Instance::Primary { .. }
+        | Instance::Frozen { .. }
+        | Instance::Hung { .. } => None,
+    }
+}
+
 /// Another member owns the newest epoch: this one follows, rewinds or clones.
+#[allow(clippy::too_many_lines, reason = "the order of the rules is the argument")]
 fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     let epoch = grant.epoch;
     if view.leaving {
@@ -347,8 +363,11 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
     if view.unfinished.is_some() && !matches!(view.instance, Instance::Absent) {
         return rewind_or_clone(Reason::Unfinished);
     }
-    if view.chores.reinit && !matches!(view.instance, Instance::Absent | Instance::Starting) {
-        return copy(Effect::Clone(clone_from), Reason::ReinitAsked);
+    if view.chores.reinit
+        && source
+        && let Some(effect) = toward_a_new_copy(view.instance, clone_from)
+    {
+        return NodeDecision::Act(effect, epoch, Reason::ReinitAsked);
     }
     match view.instance {
         Instance::Absent => copy(Effect::Clone(clone_from), Reason::NoData),
@@ -383,7 +402,7 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
                 Lineage::Within if *upstream_now != Some(upstream) => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::WithinHistory)
                 }
-                Lineage::Within if view.chores.configure => {
+                Lineage::Within if view.chores.configure && (*streaming || !*wal_gone) => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::SettingsChanged)
                 }
                 Lineage::Within if *streaming => NodeDecision::Rest(Reason::Streaming),

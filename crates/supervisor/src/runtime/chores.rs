@@ -248,15 +248,15 @@ impl RuntimeOperator {
         &self,
         state: &ClusterState,
         member: &Member,
-        votes: bool,
+        allowed: bool,
     ) -> Result<SwitchoverReply, OperatorError> {
         let reply =
             SwitchoverReply { epoch: Some(state.epoch), finished: true, ..SwitchoverReply::default() };
         let learner = state.learners.contains(&member.node);
-        if learner != votes {
+        if learner != allowed {
             return Ok(reply);
         }
-        if !votes {
+        if !allowed {
             let voters = self.shared().consensus.status().voters;
             let others =
                 state.members.keys().filter(|node| **node != member.node && !state.learners.contains(node));
@@ -272,7 +272,7 @@ impl RuntimeOperator {
                 });
             }
         }
-        self.propose(ClusterCommand::SetLearner { node: member.node, learner: !votes }).await?;
+        self.propose(ClusterCommand::SetLearner { node: member.node, learner: !allowed }).await?;
         Ok(reply)
     }
 }

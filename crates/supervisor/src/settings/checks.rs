@@ -219,7 +219,7 @@ mod tests {
         check(
             "",
             "postgres.auto_explain.log_min=1",
-            "the primary knows no parameter auto_explain.log_min (`rhone psql -c 'SELECT name FROM pg_settings'` lists what the primary knows)",
+            "the primary knows no parameter auto_explain.log_min (did you mean `postgres.auto_explain.log_min_duration`?)",
         );
         // What was set before and is not known any more can be taken away.
         check("postgres.gone=1", "postgres.gone=", "ok, restart: ");

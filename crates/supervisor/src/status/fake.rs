@@ -267,6 +267,7 @@ impl Operator for FakeOperator {
     }
 
     async fn doctor(&self) -> Result<Vec<crate::doctor::Finding>, OperatorError> {
+        use crate::doctor::Severity::{Error, Warning};
         let finding =
             |severity, code: &str, member: Option<&str>, message: &str, hint: &str| crate::doctor::Finding {
                 severity,
@@ -275,7 +276,6 @@ impl Operator for FakeOperator {
                 message: message.to_owned(),
                 hint: hint.to_owned(),
             };
-        use crate::doctor::Severity::{Error, Warning};
         Ok(vec![
             finding(Error, "postgres", Some("pg-3"), "its postgres does not answer", "look at its log"),
             finding(Warning, "rhone", None, "the versions of rhone differ", "finish the upgrade"),
