@@ -369,7 +369,9 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
             match view.state.ledger.lineage(*position, grant.timeline) {
                 Lineage::Forked(_) => rewind_or_clone(Reason::Forked),
                 Lineage::Foreign => copy(Effect::Clone(clone_from), Reason::ForeignTimeline),
-                Lineage::Within if *upstream_now != Some(upstream) => {
+                // Also where the owner of two epochs is the same: until the newer one is promised, what this
+                // member flushes counts for nobody.
+                Lineage::Within if *upstream_now != Some(upstream) || view.promise < epoch => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::WithinHistory)
                 }
                 Lineage::Within if *streaming => NodeDecision::Rest(Reason::Streaming),
