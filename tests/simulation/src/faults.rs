@@ -4,7 +4,6 @@ use rhone_consensus::command::{ClusterCommand, Handover};
 use rhone_consensus::state::Phase;
 
 use crate::disk::Speed;
-use crate::machine::Run;
 use crate::net::Link;
 use crate::random::Random;
 use crate::world::World;
@@ -193,10 +192,6 @@ fn stop(world: &mut World, index: usize, supervisor: bool, guardian: bool, postg
     if postgres {
         what.push("postgres");
         machine.postgres_stopped = machine.runs();
-    }
-    if supervisor && guardian && !postgres && machine.run == Run::Primary {
-        let epoch = machine.epoch;
-        world.plant.check().unfenced(index, epoch);
     }
     drop(machine);
     world.plant.say(format!("FAULT n{}: {} stopped", index + 1, what.join(", ")));
