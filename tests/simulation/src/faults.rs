@@ -224,13 +224,11 @@ fn disk(world: &mut World, index: usize, kind: u64) {
     let index = if kind >= 95 { index % world.plant.data } else { index };
     let number = index + 1;
     match kind {
-        70..82 => {
-            if world.plant.machine(index).power {
-                world.plant.say(format!("FAULT n{number} loses power"));
-                world.power_off(index);
-                let long = if world.random.permille(300) { 12_000 } else { 2500 };
-                world.later(300, long, Due::Power(index));
-            }
+        70..82 if world.plant.machine(index).power => {
+            world.plant.say(format!("FAULT n{number} loses power"));
+            world.power_off(index);
+            let long = if world.random.permille(300) { 12_000 } else { 2500 };
+            world.later(300, long, Due::Power(index));
         }
         82..84 => {
             world.plant.say("FAULT all lose power");

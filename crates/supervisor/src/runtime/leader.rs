@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rhone_consensus::RaftStatus;
 use rhone_consensus::command::{ClusterCommand, MemberKind, WallTime};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::settings::Settings;
 use rhone_consensus::state::{ClusterState, Phase};
-use rhone_consensus::RaftStatus;
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::mpsc;
 
