@@ -4,7 +4,6 @@ use rhone_consensus::command::{ClusterCommand, Handover};
 use rhone_consensus::state::Phase;
 
 use crate::disk::Speed;
-use crate::machine::Run;
 use crate::net::Link;
 use crate::random::Random;
 use crate::world::World;
@@ -194,10 +193,6 @@ fn stop(world: &mut World, index: usize, supervisor: bool, guardian: bool, postg
         what.push("postgres");
         machine.postgres_stopped = machine.runs();
     }
-    if supervisor && guardian && !postgres && machine.run == Run::Primary {
-        let epoch = machine.epoch;
-        world.plant.check().unfenced(index, epoch);
-    }
     drop(machine);
     world.plant.say(format!("FAULT n{}: {} stopped", index + 1, what.join(", ")));
     let long = if world.random.permille(250) { 15_000 } else { 3500 };
@@ -229,13 +224,11 @@ fn disk(world: &mut World, index: usize, kind: u64) {
     let index = if kind >= 95 { index % world.plant.data } else { index };
     let number = index + 1;
     match kind {
-        70..82 => {
-            if world.plant.machine(index).power {
-                world.plant.say(format!("FAULT n{number} loses power"));
-                world.power_off(index);
-                let long = if world.random.permille(300) { 12_000 } else { 2500 };
-                world.later(300, long, Due::Power(index));
-            }
+        70..82 if world.plant.machine(index).power => {
+            world.plant.say(format!("FAULT n{number} loses power"));
+            world.power_off(index);
+            let long = if world.random.permille(300) { 12_000 } else { 2500 };
+            world.later(300, long, Due::Power(index));
         }
         82..84 => {
             world.plant.say("FAULT all lose power");

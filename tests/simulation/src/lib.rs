@@ -32,7 +32,7 @@ pub struct Outcome {
     pub violation: Option<String>,
     /// The story, line by line.
     pub lines: Vec<String>,
-    /// The story's hash: the same seed, the same hash.
+    /// The hash of the story and of every message: equal where a replay went the same way (decision 0018).
     pub hash: u64,
     /// How many rows clients were told are safe.
     pub acknowledged: u64,
@@ -66,6 +66,7 @@ pub fn run(seed: u64, mutant: Mutant, aloud: bool) -> Outcome {
         world.plant.say(format!("VIOLATION {violation}"));
     }
     let (lines, hash) = world.plant.trace();
+    let hash = hash.rotate_left(1) ^ world.plant.net.hash();
     let virtual_ms = world.plant.now() / 1_000_000;
     Outcome { violation, lines, hash, acknowledged, given_up, virtual_ms }
 }

@@ -55,29 +55,35 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// All that leave something out, with how many seeds may pass before it is noticed.
-    pub const ALL: [(Self, u64); 17] = [
-        (Self::NoPromise, 400),
-        (Self::StreamsOn, 400),
-        (Self::LeaseIgnored, 200),
-        (Self::LeaseFromReply, 400),
-        (Self::NoQuarantine, 400),
-        (Self::RenewsAfterPrepare, 400),
-        (Self::NoFence, 200),
-        (Self::GateWithoutMarker, 200),
-        (Self::NoRecheck, 400),
-        (Self::HastyStore, 400),
-        (Self::NoLagGate, 400),
-        (Self::OldId, 400),
-        (Self::OwnTimeline, 200),
-        (Self::Nervous, 200),
-        (Self::Drift, 200),
-        (Self::AnswersStay, 400),
-        (Self::NoFloor, 400),
+    /// All that leave something out.
+    pub const ALL: [Self; 23] = [
+        Self::NoPromise,
+        Self::StreamsOn,
+        Self::LeaseIgnored,
+        Self::LeaseFromReply,
+        Self::NoQuarantine,
+        Self::RenewsAfterPrepare,
+        Self::NoFence,
+        Self::GateWithoutMarker,
+        Self::NoRecheck,
+        Self::HastyStore,
+        Self::NoLagGate,
+        Self::OldId,
+        Self::OwnTimeline,
+        Self::Nervous,
+        Self::Drift,
+        Self::AnswersStay,
+        Self::NoFloor,
+        Self::NoSettle,
+        Self::NoBarrier,
+        Self::NoCheckpoint,
+        Self::EmptyNames,
+        Self::StrangerCounts,
+        Self::NoCover,
     ];
 
     /// Returns the one of that name, as Debug prints it.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().map(|(mutant, _)| *mutant).find(|mutant| format!("{mutant:?}") == name)
+        Self::ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name)
     }
 }

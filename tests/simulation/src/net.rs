@@ -58,6 +58,7 @@ struct Inner {
     now: u64,
     next: u64,
     sent: u64,
+    hash: u64,
     queue: BTreeMap<(u64, u64), Packet>,
     cut: BTreeSet<(usize, usize)>,
     link: Link,
@@ -76,6 +77,7 @@ impl Net {
             now: 0,
             next: 0,
             sent: 0,
+            hash: 0,
             queue: BTreeMap::new(),
             cut: BTreeSet::new(),
             link,
@@ -130,6 +132,11 @@ impl Net {
         inner.put(due, Packet { from, to, parcel });
     }
 
+    /// Returns the hash of all that was ever under way: who to whom, in which order, due when.
+    pub fn hash(&self) -> u64 {
+        self.lock().hash
+    }
+
     /// Returns how many parcels were ever sent.
     pub fn sent(&self) -> u64 {
         self.lock().sent
@@ -169,6 +176,9 @@ impl Net {
 impl Inner {
     fn put(&mut self, due: u64, packet: Packet) {
         self.next += 1;
+        for word in [due, packet.from as u64, packet.to as u64] {
+            self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(7);
+        }
         let key = (due, self.next);
         self.queue.insert(key, packet);
     }

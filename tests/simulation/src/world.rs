@@ -213,11 +213,27 @@ impl World {
             }
             self.buried(index);
         }
+        self.unfenced();
         for step in 0..count {
             postgres::step(&self.plant, (begin + step) % count, self.settings.timing);
         }
         self.write(now);
         self.watch();
+    }
+
+    /// Where both who could fence are stopped or gone nobody does: a stated limit of asynchronous mode.
+    fn unfenced(&self) {
+        for index in 0..self.plant.data {
+            let machine = self.plant.machine(index);
+            let process = self.processes[index].as_ref();
+            if machine.run == Run::Primary
+                && machine.guard.stopped
+                && process.is_none_or(|process| process.stopped)
+            {
+                let epoch = machine.epoch;
+                self.plant.check().unfenced(index, epoch);
+            }
+        }
     }
 
     fn happen(&mut self, now: u64) {
@@ -584,7 +600,7 @@ impl World {
 
     /// An idle cluster writes nothing, and talks no more than it has to.
     fn calm_numbers(&self, messages: u64, entries: u64) {
-        let limit = 20 * self.plant.count() as u64 * self.plant.count() as u64;
+        let limit = 40 * self.plant.count() as u64 * self.plant.count() as u64;
         if messages > limit {
             self.plant.check().violated(format!("calm: {messages} messages a second, {limit} are enough"));
         }

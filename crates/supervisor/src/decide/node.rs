@@ -399,7 +399,9 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
                 Lineage::Within if view.chores.restart => {
                     NodeDecision::Act(Effect::Stop, epoch, Reason::RestartAsked)
                 }
-                Lineage::Within if *upstream_now != Some(upstream) => {
+                // Also where the owner of two epochs is the same: until the newer one is promised, what this
+                // member flushes counts for nobody.
+                Lineage::Within if *upstream_now != Some(upstream) || view.promise < epoch => {
                     NodeDecision::Act(Effect::Follow(upstream), epoch, Reason::WithinHistory)
                 }
                 Lineage::Within if view.chores.configure && (*streaming || !*wal_gone) => {
