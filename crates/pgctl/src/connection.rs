@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_postgres::error::SqlState;
+use tokio::time::Instant;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage};
 
@@ -77,7 +78,7 @@ impl Session {
                 "-c search_path=pg_catalog -c statement_timeout={millis} -c lock_timeout={millis} \
                  -c idle_in_transaction_session_timeout=60000"
             ));
-        let (client, connection) = past_conflicts(operation, limit, || config.connect(NoTls)).await?;
+        let (client, connection) = past_conflicts(operation, limit, true, || config.connect(NoTls)).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to the local server ended");
@@ -143,7 +144,7 @@ impl Session {
     where
         F: Future<Output = Result<T, tokio_postgres::Error>>,
     {
-        let result = past_conflicts(operation, limit, work).await;
+        let result = past_conflicts(operation, limit, false, work).await;
         if result.is_err() {
             let token = self.client.cancel_token();
             tokio::spawn(async move {
@@ -159,10 +160,12 @@ impl Session {
 ///
 /// A standby whose conflict delays are 0 cancels whatever holds a snapshot when it replays a cleanup
 /// record, also the look-ups of a session that is being opened (SQLSTATE 40001). Only standbys do, and
-/// nothing that this process says to one has an effect that must not be had twice.
+/// nothing that this process says to one has an effect that must not be had twice. A session that was
+/// reached by that just after its answer is ended instead; `opening` is begun anew then as well.
 async fn past_conflicts<T, F>(
     operation: &str,
     limit: Duration,
+    opening: bool,
     mut work: impl FnMut() -> F,
 ) -> Result<T, PgError>
 where
@@ -171,7 +174,10 @@ where
     let repeated = async {
         loop {
             match work().await {
-                Err(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
+                Err(error)
+                    if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
+                        && (opening || !fatal(&error)) =>
+                {
                     tracing::debug!(operation, "cancelled by the replay of WAL: again");
                     tokio::time::sleep(AFTER_CONFLICT).await;
                 }
@@ -183,6 +189,11 @@ where
         Ok(result) => result,
         Err(_) => Err(PgError::TimedOut { operation: operation.to_owned(), limit }),
     }
+}
+
+/// Whether the server ended the session with this error.
+pub(crate) fn fatal(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().and_then(DbError::parsed_severity).is_some_and(|severity| severity != Severity::Error)
 }
 
 /// A connection that is kept, and made anew when it has ended or timed out.
@@ -227,8 +238,14 @@ impl LocalConnection {
         parameters: &Parameters<'_>,
         limit: Duration,
     ) -> Result<Vec<Row>, PgError> {
-        let result = self.session(limit).await?.query(operation, sql, parameters, limit).await;
-        self.keep_if_well(result)
+        let begun = Instant::now();
+        loop {
+            let result = self.session(limit).await?.query(operation, sql, parameters, limit).await;
+            match result {
+                Err(error) if error.ended_by_replay() && begun.elapsed() < limit => self.kept = None,
+                result => return self.keep_if_well(result),
+            }
+        }
     }
 
     /// Runs statements without parameters; else as [`LocalConnection::query`].
@@ -241,8 +258,14 @@ impl LocalConnection {
         sql: &str,
         limit: Duration,
     ) -> Result<Vec<SimpleQueryMessage>, PgError> {
-        let result = self.session(limit).await?.simple(operation, sql, limit).await;
-        self.keep_if_well(result)
+        let begun = Instant::now();
+        loop {
+            let result = self.session(limit).await?.simple(operation, sql, limit).await;
+            match result {
+                Err(error) if error.ended_by_replay() && begun.elapsed() < limit => self.kept = None,
+                result => return self.keep_if_well(result),
+            }
+        }
     }
 
     /// Opens a session beside the kept one: existing sessions work on while the postmaster hangs.

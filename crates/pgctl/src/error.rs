@@ -165,6 +165,14 @@ impl PgError {
         }
     }
 
+    /// Whether the replay of WAL ended the session that this was said on: said again on another one it may do
+    /// (SQLSTATE 40001 as FATAL: `ProcessInterrupts` in `src/backend/tcop/postgres.c`).
+    pub fn ended_by_replay(&self) -> bool {
+        use tokio_postgres::error::SqlState;
+        let Self::Sql { source, .. } = self else { return false };
+        source.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) && crate::connection::fatal(source)
+    }
+
     /// Says what a person could do about it, where there is something to say.
     pub fn hint(&self) -> Option<String> {
         match self {

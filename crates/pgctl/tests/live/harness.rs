@@ -213,9 +213,18 @@ impl Server {
     }
 
     pub(crate) async fn sql(&self, sql: &str) -> String {
-        let session = self.session().await;
-        session.simple("test", "SET search_path = public", LIMIT).await.expect("search path");
-        let messages = session.simple("test", sql, LIMIT).await.expect(sql);
+        let messages = loop {
+            let session = self.session().await;
+            let path = session.simple("test", "SET search_path = public", LIMIT).await;
+            let answer = match path {
+                Ok(_) => session.simple("test", sql, LIMIT).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Err(error) if error.ended_by_replay() => {}
+                answer => break answer.expect(sql),
+            }
+        };
         for message in messages {
             if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
                 return row.get(0).unwrap_or_default().to_owned();

@@ -249,8 +249,9 @@ async fn sessions_outlast_replay_conflicts() {
     standby.configure();
     standby.postmaster().reload_and_settle(&standby.target, LIMIT).await.expect("reload");
     let load = primary.pgbench();
-    // Each opening looks up catalogs under a snapshot that the pruning of the load cancels.
-    let conflicts = "SELECT sum(confl_snapshot) >= 2 FROM pg_stat_database_conflicts";
+    // Each opening looks up catalogs under a snapshot that the pruning of the load cancels; the statement
+    // holds one for longer.
+    let conflicts = "SELECT sum(confl_snapshot) >= 2 FROM pg_stat_database_conflicts, pg_sleep(0.03)";
     until("snapshots cancelled by replay", async || standby.sql(conflicts).await == "t").await;
     primary.end_child(load);
 }
