@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The encoding written now: postcard of openraft 0.9 types and our own.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// Why bytes could not be encoded or decoded.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(decode::<(u64, String)>(&good).expect("decode"), (7, String::from("x")));
         assert!(matches!(decode::<u64>(&[]), Err(CodecError::Empty)));
         assert!(matches!(decode::<u64>(&[9, 1]), Err(CodecError::UnknownFormat { found: 9 })));
-        assert!(matches!(decode::<u64>(&[1, 1, 1]), Err(CodecError::Trailing { count: 1 })));
+        assert!(matches!(decode::<u64>(&[FORMAT, 1, 1]), Err(CodecError::Trailing { count: 1 })));
         for end in 1..good.len() {
             assert!(decode::<(u64, String)>(&good[..end]).is_err(), "prefix of {end} bytes");
         }
