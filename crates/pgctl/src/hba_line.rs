@@ -54,8 +54,12 @@ pub fn trouble(line: &str) -> Option<String> {
     if !METHODS.contains(&method) {
         return Some(format!("has one of the methods {}, not \"{method}\"", METHODS.join(", ")));
     }
-    if kind == "local" && method == "cert" {
-        return Some("cannot use cert on a local socket".to_owned());
+    let only_tcp = matches!(method, "cert" | "gss" | "sspi");
+    if kind == "local" && only_tcp {
+        return Some(format!("cannot use {method} on a local socket"));
+    }
+    if kind != "local" && method == "peer" {
+        return Some("cannot use peer but on a local socket".to_owned());
     }
     words
         .find(|option| !option.contains('='))
@@ -145,6 +149,8 @@ mod tests {
             "has one of the methods trust, reject, scram-sha-256, md5, password, gss, sspi, ident, peer, ldap, radius, cert, pam, bsd, oauth, not \"scram\"",
         );
         check("host all all all md5 now", "has options as name=value after its method, not \"now\"");
+        check("host all all all peer", "cannot use peer but on a local socket");
+        check("local all all gss", "cannot use gss on a local socket");
         check("host \"all", "has a quote that does not end");
     }
 }

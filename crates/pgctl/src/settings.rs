@@ -81,7 +81,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "2"),
     ("wal_keep_size", "64MB"),
-    ("wal_receiver_status_interval", "1s"),
     ("wal_receiver_timeout", "5s"),
     ("wal_sender_timeout", "5s"),
 ];
@@ -95,6 +94,7 @@ const FIXED: &[(&str, &str)] = &[
     ("recovery_target_timeline", "latest"),
     ("restart_after_crash", "off"),
     ("wal_log_hints", "on"),
+    ("wal_receiver_status_interval", "1s"),
 ];
 
 /// Parameters that a user may not set, with the reason.
@@ -128,6 +128,7 @@ const OWNED: &[(&str, &str)] = &[
     ("synchronous_standby_names", "the cluster decides who acknowledges"),
     ("unix_socket_directories", "set it in rhone's configuration"),
     ("wal_log_hints", "pg_rewind needs it"),
+    ("wal_receiver_status_interval", "the primary has to hear its standbys each second"),
     ("wal_retrieve_retry_interval", "failover needs it short"),
 ];
 

@@ -334,6 +334,16 @@ fn who_has_enough_need_not_have_the_most() {
     down("alone", "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n1 at 2:0/28");
     down("async 16", "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n1 at 2:0/28");
     down("any1 n2 n3", "n1 2:0/28 | n2 2:0/20 | n5 2:0/21", "grant n1 at 2:0/28"); // n5 is not of S
+    // Who asks for a failover does not ask for the same primary again.
+    let asked = |to: Option<u64>, input, expected| {
+        let reason = to.map_or(PrepareReason::Operator, |to| PrepareReason::OperatorTo { to: NodeId(to) });
+        check(reason, "any1 n2 n3", input, expected);
+    };
+    asked(None, "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21");
+    asked(Some(3), "n1 2:0/28 | n2 2:0/21 | n3 2:0/21", "grant n3 at 2:0/21");
+    asked(Some(2), "n1 2:0/28 | n2 2:0/21 | n3 2:0/21", "grant n2 at 2:0/21");
+    asked(Some(2), "n1 2:0/28 | n2 2:0/20 | n3 2:0/21", "grant n3 at 2:0/21"); // n2 has not enough
+    asked(Some(2), "n1 2:0/28 | n2 2:0/20", "grant n1 at 2:0/28");
 }
 
 /// The settings say `mode`, with five data members of which n5 is never promoted; n1 owns epoch 4 under `kind`.

@@ -82,12 +82,21 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
         return Election::Wait(Wait::NoCandidate);
     };
     let fit = || candidates.iter().filter(|c| may_lead(view, c));
-    // An instance that went down takes longer to start, if it can be started, than a standby to be promoted.
-    let down = matches!(view.state.reason, Some(PrepareReason::OwnerDown { .. }));
-    let standby = fit().filter(|c| down && view.state.last_owner() != Some(c.node));
+    // An instance that went down takes longer to start, if it can be started, than a standby to be promoted; and
+    // who asks for a failover does not ask for the same primary again.
+    let down = match view.state.reason {
+        Some(
+            PrepareReason::OwnerDown { .. } | PrepareReason::Operator | PrepareReason::OperatorTo { .. },
+        ) => true,
+        Some(PrepareReason::Founding | PrepareReason::OwnerSilent { .. } | PrepareReason::Switchover)
+        | None => false,
+    };
+    let accepted_one = view.state.accepted_loss().is_some_and(|accepted| accepted.to.is_some());
+    let standby = fit().filter(|c| down && !accepted_one && view.state.last_owner() != Some(c.node));
     let complete =
         |c: &&Candidate<'_>| enough(view, c, &candidates) && loss(view, &counted, c, c) == Ok(None);
-    let standby = standby.max_by_key(|c| preference(view, c)).filter(complete);
+    let standby =
+        standby.filter(complete).max_by_key(|c| (wanted(view) == Some(c.node), preference(view, c)));
     let best = standby.or_else(|| fit().max_by_key(|c| preference(view, c)));
     // What only the others have was never acknowledged.
     let first = best.filter(|best| enough(view, best, &candidates)).unwrap_or(first);

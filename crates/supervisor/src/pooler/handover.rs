@@ -19,6 +19,12 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// A member that was not heard from for this long is not asked.
 const HEARD_MS: u64 = 10_000;
 
+/// One that was not heard from for this long has little time to answer: it is most likely gone.
+const LATE_MS: u64 = 3000;
+
+/// So much.
+const LATE_LIMIT: Duration = Duration::from_secs(1);
+
 /// Asks the keeper to pause for the end of an epoch, and returns whether it has: at once where there is no PgBouncer.
 pub async fn pause_here(handle: &Handle, pooler: Option<&Pooler>, epoch: Epoch) -> bool {
     let Some(pooler) = pooler else { return true };
@@ -34,17 +40,22 @@ pub async fn pause_everywhere(shared: &Shared, epoch: Epoch) {
     let own = shared.config.pooler.as_ref();
     let limit = own.map_or(LIMIT, |pooler| pooler.pause_timeout) + ANSWER_EXTRA;
     let (me, now) = (shared.me(), shared.now());
-    let others: Vec<String> = {
+    let others: Vec<(String, Duration)> = {
         let applied = std::sync::Arc::clone(&shared.consensus.state().borrow());
         let table = shared.table.borrow();
-        let heard = |node| table.get(&node).is_some_and(|r| now.millis_since(r.at) < HEARD_MS);
-        let others = applied.state.members.values().filter(|m| m.node != me && heard(m.node));
-        others.map(|member| member.address.clone()).collect()
+        let others = applied.state.members.values().filter(|member| member.node != me);
+        let asked = others.filter_map(|member| {
+            let age = now.millis_since(table.get(&member.node)?.at);
+            let limit = if age < LATE_MS { limit } else { limit.min(LATE_LIMIT) };
+            (age < HEARD_MS).then(|| (member.address.clone(), limit))
+        });
+        asked.collect()
     };
-    let asked = others.iter().map(|address| async move {
+    let asked = others.iter().map(|(address, limit)| async move {
         let request = PausePoolerRequest { from: Some(shared.identity()), epoch: epoch.0 };
-        let call =
-            shared.peers.call(address, limit, |mut client| async move { client.pause_pooler(request).await });
+        let call = shared
+            .peers
+            .call(address, *limit, |mut client| async move { client.pause_pooler(request).await });
         match call.await {
             Ok(reply) => reply.paused,
             Err(error) => {

@@ -127,13 +127,46 @@ impl RuntimeOperator {
                 self.pass_on(state, member, Work::Reinit, 0).await?;
             }
             MemberWork::Remove => {
+                self.may_lose_vote(state, member)?;
                 self.propose(ClusterCommand::Remove(member.node)).await?;
             }
             MemberWork::Demote | MemberWork::Promote => {
+                if request.work == MemberWork::Demote {
+                    self.may_lose_vote(state, member)?;
+                }
                 return self.let_vote(state, member, request.work == MemberWork::Promote).await;
             }
         }
         Ok(reply)
+    }
+
+    /// A vote is taken only where a majority of those who stay is there: else nobody could agree on anything.
+    fn may_lose_vote(&self, state: &ClusterState, member: &Member) -> Result<(), OperatorError> {
+        let status = self.shared().consensus.status();
+        if !status.voters.contains(&member.node) {
+            return Ok(());
+        }
+        let (me, now) = (self.shared().me(), self.shared().now());
+        let table = self.shared().table.borrow();
+        let there = |node: &NodeId| {
+            *node == me || table.get(node).is_some_and(|received| now.millis_since(received.at) < THERE_MS)
+        };
+        let staying = || status.voters.iter().filter(|node| **node != member.node);
+        let (all, living) = (staying().count(), staying().filter(|node| there(node)).count());
+        if living > all / 2 || all == 0 {
+            return Ok(());
+        }
+        let away: Vec<&str> = staying()
+            .filter(|node| !there(node))
+            .filter_map(|node| state.members.get(node).map(|member| member.name.as_str()))
+            .collect();
+        Err(OperatorError::Refused {
+            reason: format!(
+                "without {} only {living} of {all} voters are there, and a majority has to be",
+                member.name
+            ),
+            hint: Some(format!("bring {} back first, or remove it before {}", away.join(", "), member.name)),
+        })
     }
 
     async fn pass_on(

@@ -26,7 +26,7 @@ impl RuntimeOperator {
         if request.expected_epoch.is_some_and(|expected| expected != present) {
             return Err(refused(format!("the epoch is {present} by now"), Some("rhone status")));
         }
-        let to = candidate(state, request.to.as_deref())?.or_else(|| self.best_other(state));
+        let to = candidate(state, request.to.as_deref())?;
         let from =
             state.last_owner().and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
         let epoch = match &state.phase {
@@ -41,7 +41,7 @@ impl RuntimeOperator {
                 if let Some(why) = self.why_not(state, None).filter(|_| !request.accept_data_loss) {
                     return Err(needs_a_person(&why));
                 }
-                self.open(to).await?
+                self.open(to.or_else(|| self.best_other(state))).await?
             }
         };
         tracing::warn!(%epoch, to = ?request.to, accepted = request.accept_data_loss, by = %request.by,

@@ -392,11 +392,23 @@ impl Leader {
             status.nodes.keys().filter(|node| !state.members.contains_key(node)).copied().collect();
         let staying: BTreeSet<NodeId> =
             status.voters.iter().filter(|node| state.members.contains_key(node)).copied().collect();
-        let wanted = wanted_voters(&staying, state, &self.alive(state));
+        let alive = self.alive(state);
+        let wanted = wanted_voters(&staying, state, &alive);
+        // Voters of whom no majority is there could not even agree to be the voters: it has to wait.
+        let there = wanted.intersection(&alive).count() > wanted.len() / 2;
+        if wanted != status.voters && !wanted.is_empty() && !there {
+            tracing::debug!(voters = wanted.len(), "who votes cannot change: too few of them are there");
+            return;
+        }
         if wanted != status.voters && !wanted.is_empty() {
             if !wanted.contains(&self.shared.me()) {
                 // Who leads does not take its own vote away: its successor does.
-                self.shared.consensus.yield_leadership().await;
+                let now = self.shared.now();
+                if now.millis_since(self.yielded) >= YIELD_EVERY_MS {
+                    self.yielded = now;
+                    let shared = Arc::clone(&self.shared);
+                    tokio::spawn(async move { shared.consensus.yield_leadership().await });
+                }
                 return;
             }
             tracing::info!(voters = wanted.len(), "changes who votes");

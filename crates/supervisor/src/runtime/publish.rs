@@ -325,12 +325,12 @@ pub(super) fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> watch::
                 changed = state.changed() => if changed.is_err() { return },
                 changed = lease.changed() => {
                     if changed.is_err() { return }
-                    // Renewed ten times a second; shown again when what was shown is half over, or it ended.
+                    // Renewed ten times a second; shown again when a quarter of what was shown is over, or it ended.
                     let status = *lease.borrow_and_update();
                     let serve = Duration::from_nanos(shared.timing().serve_ns());
                     let shown = Duration::from_nanos(shown.as_nanos());
                     let left = shown.saturating_sub(Duration::from_nanos(shared.clock.now().as_nanos()));
-                    if status.until.as_nanos() > 0 && left > serve / 2 { continue }
+                    if status.until.as_nanos() > 0 && left > serve * 3 / 4 { continue }
                 }
                 () = tokio::time::sleep(PUBLISH_EVERY) => {}
             }

@@ -63,8 +63,18 @@ impl RuntimeOperator {
         for (key, value) in &request.changes {
             settings::change(&mut after, key, value.as_deref())?;
         }
-        let catalogue =
-            if before.postgres == after.postgres { Vec::new() } else { self.parameters_of_primary().await? };
+        // What is taken away needs no server to check it: a value that keeps every Postgres from starting must not
+        // stay for want of a primary.
+        let added = after.postgres.iter().any(|(name, value)| before.postgres.get(name) != Some(value));
+        let catalogue = if before.postgres == after.postgres {
+            Vec::new()
+        } else {
+            match self.parameters_of_primary().await {
+                Ok(catalogue) => catalogue,
+                Err(_) if !added => Vec::new(),
+                Err(error) => return Err(error),
+            }
+        };
         let restart = settings::check(before, &mut after, &catalogue, state.data_members().count())?;
         let changes = differences(before, &after).iter().map(Into::into).collect::<Vec<_>>();
         if changes.is_empty() || request.dry_run {
