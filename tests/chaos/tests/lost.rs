@@ -126,11 +126,14 @@ fn what_a_cut_off_primary_acknowledged_is_bounded_reported_exactly_and_kept() ->
     ));
     ensure!(change["lost"] == format!("{from} to {to}"), "history {}, kept {from} to {to}", change["lost"]);
     ensure!(change["from"] == name && change["switch_lsn"] == from, "{change}");
-    let status = cluster.status(other)?;
-    let members = status["members"].as_array().context("members")?;
-    let member = members.iter().find(|member| member["name"] == name).context("the former primary")?;
-    let note = member["note"].as_str().unwrap_or_default();
-    ensure!(note.contains("forked") && note.contains(&to), "the note does not say what is kept: {member}");
+    cluster.wait_until("the former primary's note says what is kept", || {
+        let status = cluster.status(other)?;
+        let members = status["members"].as_array().context("members")?;
+        let member = members.iter().find(|member| member["name"] == name).context("the former primary")?;
+        let note = member["note"].as_str().unwrap_or_default();
+        ensure!(note.contains("forked") && note.contains(&to), "{member}");
+        Ok(())
+    })?;
     let text = std::fs::read_to_string(path.join("README.txt")).context("read the summary")?;
     ensure!(text.contains("pg_waldump") && text.contains(&from), "{text}");
 
