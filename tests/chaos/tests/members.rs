@@ -78,8 +78,11 @@ fn a_member_is_restarted_copied_kept_from_voting_and_removed_under_a_writer() ->
     ensure!(cluster.epoch()? == epoch, "a new copy is no failover");
 
     // Four members have three voters. One that is kept from voting is replaced by the fourth.
-    let votes = voters(&cluster, first)?;
-    ensure!(votes.len() == 3, "{votes:?}");
+    let votes = cluster.wait_until("three vote", || {
+        let votes = voters(&cluster, first)?;
+        ensure!(votes.len() == 3, "{votes:?}");
+        Ok(votes)
+    })?;
     let demoted = standbys.iter().copied().find(|index| votes.contains(&name(*index))).context("a voter")?;
     done(&cluster, primary, &format!("member demote {}", name(demoted)))?;
     cluster.wait_until("the fourth votes in its place", || {

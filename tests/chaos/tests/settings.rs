@@ -73,13 +73,19 @@ fn settings_a_rolling_restart_and_another_synchronous_mode_lose_no_acknowledged_
     let mut cluster = Cluster::start(&Spec::asynchronous(3))?;
     let workload = cluster.workload(&Plan::default());
     workload.wait_for(50, LIMIT)?;
+    cluster.wait_whole()?;
     let names = (0..3).map(|index| Ok(cluster.node(index)?.name())).collect::<Result<Vec<_>>>()?;
 
     // From here on nothing that was acknowledged may be lost: the command returns once that is so.
     let changed = done(&cluster, "settings set sync=quorum")?;
     ensure!(changed.get("version") == Some(&Value::from(2)), "{changed}");
-    let status = cluster.status(0)?;
-    ensure!(status.pointer("/sync/settled") == Some(&Value::Bool(true)), "{status}");
+    cluster.wait_until("every member says that it is settled", || {
+        for index in 0..cluster.members() {
+            let status = cluster.status(index)?;
+            ensure!(status.pointer("/sync/settled") == Some(&Value::Bool(true)), "{status}");
+        }
+        Ok(())
+    })?;
     let began = Moment::now();
     workload.wait_for(50, LIMIT)?;
 
@@ -112,7 +118,11 @@ fn settings_a_rolling_restart_and_another_synchronous_mode_lose_no_acknowledged_
     ensure!(order.len() == 3 && order.last().copied() == last, "{order:?}, the primary was {last:?}");
     report(&format!("restarted {order:?}"));
     everywhere(&cluster, "max_connections", "150")?;
-    ensure!(pending(&cluster)?.is_empty(), "{:?}", pending(&cluster)?);
+    cluster.wait_until("nothing waits for a restart", || {
+        let found = pending(&cluster)?;
+        ensure!(found.is_empty(), "{found:?}");
+        Ok(())
+    })?;
     let again = done(&cluster, "restart --rolling --if-pending")?;
     ensure!(again.pointer("/restarted/0").is_none(), "nothing was left: {again}");
     check_gap(&workload, began, GAP_LIMIT, "a rolling restart, the primary last by a switchover")?;
