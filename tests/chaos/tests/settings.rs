@@ -67,6 +67,16 @@ fn pending(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(found)
 }
 
+fn settled(cluster: &Cluster) -> Result<()> {
+    cluster.wait_until("every member says that the mode is settled", || {
+        for index in 0..cluster.members() {
+            let status = cluster.status(index)?;
+            ensure!(status.pointer("/sync/settled") == Some(&Value::Bool(true)), "{status}");
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn settings_a_rolling_restart_and_another_synchronous_mode_lose_no_acknowledged_row() -> Result<()> {
     let _turn = take_turn()?;
@@ -79,13 +89,7 @@ fn settings_a_rolling_restart_and_another_synchronous_mode_lose_no_acknowledged_
     // From here on nothing that was acknowledged may be lost: the command returns once that is so.
     let changed = done(&cluster, "settings set sync=quorum")?;
     ensure!(changed.get("version") == Some(&Value::from(2)), "{changed}");
-    cluster.wait_until("every member says that it is settled", || {
-        for index in 0..cluster.members() {
-            let status = cluster.status(index)?;
-            ensure!(status.pointer("/sync/settled") == Some(&Value::Bool(true)), "{status}");
-        }
-        Ok(())
-    })?;
+    settled(&cluster)?;
     let began = Moment::now();
     workload.wait_for(50, LIMIT)?;
 
