@@ -41,6 +41,6 @@ fn one_cluster_is_founded_when_all_start_at_once() -> Result<()> {
     let _turn = take_turn()?;
     let cluster = Cluster::start(&Spec::asynchronous(3))?;
     let workload = cluster.workload(&Plan::default());
-    workload.wait_for(50, Duration::from_secs(20))?;
+    workload.wait_for(50, LIMIT)?;
     Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
 }

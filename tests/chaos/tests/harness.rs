@@ -40,7 +40,7 @@ fn clients_write_and_a_calm_run_passes_every_checker() -> Result<()> {
         !history.acknowledged_to(&[ClientKind::MultiHost]).is_empty(),
         "the multi-host client never wrote"
     );
-    ensure!(member_gap(&history, start)?.length < Duration::from_secs(1));
+    ensure!(member_gap(&history, start)?.length < SOON);
 
     // Its evidence is real: rows that vanish, appear or differ are found.
     ask(&cluster.node(0)?.door(), DATABASE, "DELETE FROM writes WHERE seq = 3 AND client < 300", SOON)?;
@@ -97,15 +97,16 @@ fn a_cut_is_silent_and_heals_and_a_client_inside_does_not_notice() -> Result<()>
     workload.wait_for(100, SOON)?;
     let at = Moment::now();
     cluster.network().cut(Place::Node(0))?;
+    let cut = Moment::now();
     hold(Duration::from_secs(3));
     let during = workload.so_far();
     let outside = during.acknowledged_to(&[ClientKind::Member, ClientKind::Patient, ClientKind::MultiHost]);
     // What was on its way when the cut began may still arrive.
-    let late = outside.iter().filter(|operation| operation.finished > at.after(Duration::from_millis(200)));
+    let late = outside.iter().filter(|operation| operation.finished > cut.after(Duration::from_millis(500)));
     ensure!(late.count() == 0, "clients outside were answered through the cut");
     let inside = during.acknowledged_to(&[ClientKind::Inside]);
     ensure!(
-        inside.iter().filter(|operation| operation.invoked > at).count() > 50,
+        inside.iter().filter(|operation| operation.invoked > cut).count() > 5,
         "the client inside was cut too"
     );
     ensure!(

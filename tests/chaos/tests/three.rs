@@ -15,8 +15,8 @@ use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, hold, report}
 use rhone_chaos::stats::{Sample, seconds};
 use rhone_chaos::workload::{Plan, Workload};
 
-/// What a primary that nobody disturbs may stall on a loaded machine.
-const CALM: Duration = Duration::from_millis(1000);
+/// What a primary that nobody disturbs may stall on a loaded machine: less than what is stopped is stopped for.
+const CALM: Duration = Duration::from_secs(8);
 
 /// Says whether nodes can be cut off here; a scenario that needs it is skipped, and says so.
 fn can_cut(cluster: &Cluster) -> bool {
@@ -241,7 +241,7 @@ fn restart(cluster: &mut Cluster, workload: &Workload, index: usize, what: &str)
     let at = Moment::now();
     let node = cluster.node_mut(index)?;
     node.signal_supervisor(Signal::KILL)?;
-    node.wait_for_end(Duration::from_secs(5)).context("the supervisor ended")?;
+    node.wait_for_end(LIMIT).context("the supervisor ended")?;
     cluster.start_node(index)?;
     cluster.wait_until("the supervisor answers", || cluster.status(index).map(drop))?;
     // Twice the lease: had anybody lost it, it would show by now.
@@ -284,7 +284,7 @@ fn sigterm_hands_over_and_loses_nothing() -> Result<()> {
     let at = Moment::now();
     let node = cluster.node_mut(primary)?;
     node.signal_supervisor(Signal::TERM)?;
-    let status = node.wait_for_end(Duration::from_secs(60)).context("the supervisor ended after SIGTERM")?;
+    let status = node.wait_for_end(LIMIT).context("the supervisor ended after SIGTERM")?;
     ensure!(status.success(), "the supervisor ended with {status}");
     ensure!(cluster.node(primary)?.postmaster().is_none(), "Postgres still runs after SIGTERM");
     workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
