@@ -302,7 +302,7 @@ async fn freezing_is_fast_each_time(rig: Rig) {
     println!("{:?}, {:?}, oom_score_adj {}", status.memory, status.priority, status.oom_score_adj);
     let expected = if rig.fence() == FenceChoice::Signals { Backend::Signals } else { Backend::Cgroup };
     assert_eq!(status.backend, expected);
-    assert!(late[19] < Duration::from_secs(1));
+    assert!(late[19] < Duration::from_secs(5));
     drop(writer);
     guardian.kill().await.expect("kill");
 }

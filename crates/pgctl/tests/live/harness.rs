@@ -27,7 +27,7 @@ use rhone_pgctl::user::OsUser;
 use rhone_pgctl::wal::WalPosition;
 
 /// Far above what anything takes.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 
 /// Finds Postgres, or says that the test is skipped.
 pub(crate) async fn installation() -> Option<Installation> {

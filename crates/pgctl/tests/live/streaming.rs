@@ -203,7 +203,7 @@ async fn a_stuck_walreceiver_is_named_and_a_restart_gets_its_position() {
     let raw = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
     rustix::process::kill_process(raw, rustix::process::Signal::STOP).unwrap();
     let postmaster = standby.postmaster();
-    let limit = Duration::from_millis(600);
+    let limit = Duration::from_secs(3);
     let cut =
         cut_upstream(&postmaster, &standby.data, &standby.target, &standby.settings, &standby.user, limit);
     let stuck = cut.await.unwrap_err();
