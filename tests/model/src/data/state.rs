@@ -39,7 +39,8 @@ pub struct Setup {
     pub mode: Mode,
     /// Whether there is a witness besides the data members.
     pub witness: bool,
-    /// Whether the first primary may not be promoted again, as one whose instance cannot be started.
+    /// Whether the first primary may not be promoted again, as one whose instance cannot be started, and a
+    /// standby that has enough goes before the last owner (decision 0037).
     pub unfit: bool,
     /// How many new epochs may be opened.
     pub epochs: u8,

@@ -200,7 +200,10 @@ impl<const N: usize> DataWorld<N> {
         if !self.majority(up | witness) {
             return;
         }
-        let prepare = ClusterCommand::Prepare { reason: PrepareReason::Operator, at: WallTime(0) };
+        // Where the first may not lead again, every former owner is left as if somebody had asked for that.
+        let silent = PrepareReason::OwnerSilent { silent_ms: 600 };
+        let reason = if self.setup.unfit { PrepareReason::Operator } else { silent };
+        let prepare = ClusterCommand::Prepare { reason, at: WallTime(0) };
         if state.epochs > 0
             && let Some(next) = self.propose(state, &prepare)
         {
