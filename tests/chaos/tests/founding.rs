@@ -1,7 +1,5 @@
 //! Founding: whatever the order of starting, exactly one cluster comes out.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, Spec};
