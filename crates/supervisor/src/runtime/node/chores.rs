@@ -25,14 +25,6 @@ impl NodeLoop {
         }
     }
 
-    /// A copy that was asked for and fails is not worth a member that stays stopped: it goes on with what it has.
-    pub(super) fn give_up_the_new_copy(&self, error: &str) {
-        let given_up = self.shared.asked.send_if_modified(|asked| asked.reinit.take().is_some());
-        if given_up {
-            tracing::warn!(error, "gives up the new copy that was asked for, and goes on with the old one");
-        }
-    }
-
     /// A reload is done by whatever made the instance read its files.
     pub(super) fn told_to_instance(&self, effect: Effect) {
         if !matches!(effect, Effect::Follow(_) | Effect::SetPolicy | Effect::Start(_)) {

@@ -53,9 +53,6 @@ const FAREWELL_MS: u64 = 5_000;
 const RETRY_FIRST_MS: u64 = 100;
 const RETRY_LIMIT_MS: u64 = 5_000;
 
-/// After so many failures in a row a copy that a person asked for is given up.
-const COPIES_TRIED: u32 = 3;
-
 /// After so many failures to promote in a row another member is to be tried.
 const PROMOTIONS_TRIED: u32 = 3;
 
@@ -418,9 +415,6 @@ impl NodeLoop {
                 self.failures = (Some(effect), count, now.plus_millis(wait));
                 let serving =
                     matches!(effect, Effect::Promote | Effect::OpenGate) && count >= PROMOTIONS_TRIED;
-                if matches!(effect, Effect::Clone(_)) && count >= COPIES_TRIED {
-                    self.give_up_the_new_copy(&chain(&error));
-                }
                 if matches!(effect, Effect::Start(_)) || serving {
                     self.local.note_start_failed(chain(&error));
                 }
