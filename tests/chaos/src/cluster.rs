@@ -358,6 +358,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Runs a command of `rhone` on a member, which has to succeed.
+    pub fn operate(&self, index: usize, arguments: &[&str]) -> Result<()> {
+        let output = self.rhone(index, arguments, Duration::from_secs(180))?;
+        if output.code != Some(0) {
+            bail!("rhone {} ended with {:?}: {}", arguments.join(" "), output.code, output.stderr.trim());
+        }
+        Ok(())
+    }
+
     /// Asks every Postgres for its role; those that do not answer are missing.
     pub fn roles(&self) -> BTreeMap<usize, Role> {
         let asked: Vec<_> = self

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::namespace::Means;
 use crate::node::Extras;
 use crate::scenario::LEASE;
-use crate::{binary, disk, limits, walltime};
+use crate::{binary, disk, latency, limits, walltime};
 
 /// One kind of fault, done to one member.
 #[derive(
@@ -62,6 +62,12 @@ pub enum Fault {
     Terminate,
     /// `rhone switchover` to another member that streams.
     Switchover,
+    /// `rhone restart --rolling`: every Postgres anew, the primary's by a switchover.
+    RollingRestart,
+    /// `rhone reinit` of a standby: its data copied anew.
+    Reinit,
+    /// The supervisor replaced by another copy of the program, without a word to the others.
+    Upgrade,
     /// Cut off from everybody.
     Cut,
     /// It hears the other members and is not heard by them.
@@ -82,8 +88,12 @@ pub enum Fault {
     Flap,
     /// A third of its frames is lost.
     Loss,
+    /// One of a hundred of its frames is lost.
+    LightLoss,
     /// Its link carries 60 kB/s.
     Narrow,
+    /// Its link takes 5 to 300 ms longer in each direction, give or take a third.
+    Latency,
     /// Its wall clock jumps ten minutes ahead.
     ClockAhead,
     /// Its wall clock jumps ten minutes back.
@@ -139,7 +149,10 @@ impl Fault {
             | Self::RaftPort
             | Self::PostgresPort
             | Self::Loss
+            | Self::LightLoss
             | Self::Narrow => network(means == Means::Filter),
+            Self::Latency if means == Means::Filter => latency::impossible(),
+            Self::Latency => means.missing(),
             Self::FreezeNode if crate::cgroup::root().is_none() => Some("no cgroup v2 here"),
             Self::SlowSync if binary::program("strace").is_none() => Some("no strace here"),
             _ => {
@@ -197,6 +210,7 @@ impl Fault {
             | Self::Flap
             | Self::Loss
             | Self::Narrow
+            | Self::Latency
             | Self::FullData
             | Self::FullState
             | Self::HungData
@@ -217,6 +231,10 @@ impl Fault {
             | Self::StopCheckpointer
             | Self::Terminate
             | Self::Switchover
+            | Self::LightLoss
+            | Self::RollingRestart
+            | Self::Reinit
+            | Self::Upgrade
             | Self::LinkDown
             | Self::LeaderLink
             | Self::ClockAhead

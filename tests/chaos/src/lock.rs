@@ -1,27 +1,71 @@
-//! One test at a time on this machine, whatever runs the tests.
+//! Few tests at a time on this machine, whatever runs the tests.
 
 use std::fs::{File, OpenOptions};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
-/// Holds the machine-wide turn until dropped.
+/// Tests with a cluster of their own at a time; `CHAOS_TURNS` says another number.
+const TURNS: usize = 2;
+
+/// How long a test that waits for its turn sleeps between looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Holds a place, or all of them, until dropped.
 #[derive(Debug)]
 pub struct Turn {
-    _file: File,
+    _places: Vec<File>,
 }
 
-/// Waits for the turn (one per user): clusters of several test processes would starve each other of CPU and
-/// make every time limit meaningless.
+/// Waits for one of the machine's places (per user): clusters of many test processes would starve each other
+/// of CPU and make every time limit meaningless.
 pub fn take_turn() -> Result<Turn> {
+    let places = places()?;
+    loop {
+        for (index, place) in places.iter().enumerate() {
+            if try_lock(place)? {
+                let place = place.try_clone().with_context(|| format!("keep place {index}"))?;
+                return Ok(Turn { _places: vec![place] });
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits until nobody else has a place: for what shows that nothing happens, or measures time.
+pub fn take_machine() -> Result<Turn> {
+    let places = places()?;
+    // In their order, so that two who want all of them never wait for each other.
+    for place in &places {
+        flock(place, FlockOperation::LockExclusive).context("wait for the machine")?;
+    }
+    Ok(Turn { _places: places })
+}
+
+fn places() -> Result<Vec<File>> {
+    let turns = match std::env::var("CHAOS_TURNS") {
+        Ok(text) => text.parse().with_context(|| format!("CHAOS_TURNS is {text:?}: a number of tests"))?,
+        Err(_) => TURNS,
+    };
+    if turns == 0 {
+        bail!("CHAOS_TURNS is 0: nothing would ever run");
+    }
     let user = rustix::process::geteuid().as_raw();
-    let path = std::env::temp_dir().join(format!("rhone-chaos-{user}.lock"));
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
-    flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {}", path.display()))?;
-    Ok(Turn { _file: file })
+    let place = |index: usize| {
+        let path = std::env::temp_dir().join(format!("rhone-chaos-{user}-{index}.lock"));
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        options.open(&path).with_context(|| format!("open {}", path.display()))
+    };
+    (0..turns).map(place).collect()
+}
+
+fn try_lock(file: &File) -> Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(error) => Err(error).context("lock a place"),
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
-use rhone_chaos::lock::take_turn;
+use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::script::Script;
 use rhone_chaos::{bench_proxy, campaign, cleanup, clock, fault};
 
@@ -94,6 +94,9 @@ struct Run {
     /// The replicated `sync` setting, instead of what the scenario says.
     #[arg(long, value_enum)]
     sync: Option<SyncMode>,
+    /// Two data members and a witness, instead of what the scenario says.
+    #[arg(long)]
+    witness: bool,
     /// Only rounds of these faults.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<fault::Fault>,
@@ -147,7 +150,10 @@ fn main() -> ExitCode {
 
 fn act(cli: &Cli) -> Result<bool> {
     cleanup::prepare();
-    let _turn = take_turn()?;
+    let _turn = match &cli.command {
+        Action::Run(_) => take_turn(),
+        Action::Bench(_) | Action::BenchProxy(_) => take_machine(),
+    }?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
         Action::BenchProxy(asked) => measure_proxy(asked),
@@ -156,6 +162,9 @@ fn act(cli: &Cli) -> Result<bool> {
             let mut script = Script::load(&run.scenario)?;
             if let Some(sync) = run.sync {
                 script.topology.sync = sync.setting();
+            }
+            if run.witness {
+                (script.topology.data, script.topology.witness) = (2, true);
             }
             let outcome = campaign::run(&campaign::Order {
                 name: run.scenario.clone(),

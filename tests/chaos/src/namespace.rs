@@ -4,16 +4,20 @@
 //! peers see nothing, as with a dead switch port. Without nftables only whole nodes can be cut
 //! (their port leaves the bridge); without root there are no namespaces, and nothing can be cut.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::binary;
+use crate::latency::Latency;
 use crate::process::run_ok;
 
 /// Where something runs.
@@ -66,6 +70,8 @@ pub struct Network {
     id: String,
     subnet: u8,
     nodes: usize,
+    /// The links that are slow now, with the process that makes them so.
+    slow: Mutex<BTreeMap<Place, Latency>>,
 }
 
 const TABLE: &str = "table bridge chaos {
@@ -94,7 +100,7 @@ impl Network {
     /// Builds the network `id` (which names the namespaces) for `nodes` members.
     pub fn up(id: &str, nodes: usize, means: Means) -> Result<Self> {
         let subnet = u8::try_from(std::process::id() % 250).unwrap_or(0);
-        let network = Self { means, id: id.to_owned(), subnet, nodes };
+        let network = Self { means, id: id.to_owned(), subnet, nodes, slow: Mutex::default() };
         if means != Means::Loopback {
             network.build().with_context(|| format!("build network {id}"))?;
         }
@@ -134,6 +140,15 @@ impl Network {
             Place::Node(index) => format!("p{}", index + 1),
             Place::Client => "pc".to_owned(),
         }
+    }
+
+    /// The link of a place on the switch while its frames are delayed.
+    fn detour(place: Place) -> String {
+        format!("{}d", Self::port(place))
+    }
+
+    fn file_of_switch(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(self.namespace_of_switch())
     }
 
     fn namespace_of_switch(&self) -> String {
@@ -213,10 +228,9 @@ impl Network {
     }
 
     fn nft(&self, arguments: &str) -> Result<()> {
-        let file = PathBuf::from("/run/netns").join(self.namespace_of_switch());
         run_ok(
             Command::new("nsenter")
-                .arg(format!("--net={}", file.display()))
+                .arg(format!("--net={}", self.file_of_switch().display()))
                 .arg("nft")
                 .args(arguments.split_whitespace()),
         )
@@ -227,7 +241,10 @@ impl Network {
     pub fn cut(&self, place: Place) -> Result<()> {
         let port = Self::port(place);
         match self.means {
-            Means::Filter => self.nft(&format!("add element bridge chaos gone {{ \"{port}\" }}")),
+            Means::Filter => {
+                let detour = Self::detour(place);
+                self.nft(&format!("add element bridge chaos gone {{ \"{port}\", \"{detour}\" }}"))
+            }
             Means::Port => ip(&format!("-n {} link set {port} nomaster", self.namespace_of_switch())),
             Means::Loopback => bail!("cannot cut: {}", self.means.missing().unwrap_or_default()),
         }
@@ -249,7 +266,9 @@ impl Network {
     /// Drops what belongs to one TCP port, in whichever direction, on a place's link.
     pub fn cut_port(&self, place: Place, port: u16) -> Result<()> {
         self.filter("cut a port")?;
-        self.nft(&format!("add element bridge chaos ports {{ \"{}\" . {port} }}", Self::port(place)))
+        [Self::port(place), Self::detour(place)].iter().try_for_each(|link| {
+            self.nft(&format!("add element bridge chaos ports {{ \"{link}\" . {port} }}"))
+        })
     }
 
     /// Drops so many of a hundred frames, in both directions of a place's link.
@@ -264,10 +283,37 @@ impl Network {
         self.noise(place, &format!("limit rate over {kilobytes} kbytes/second burst 64 kbytes drop"))
     }
 
+    /// Lets every frame of a place's link arrive later, in each direction, by `delay` give or take `jitter`.
+    pub fn delay(&self, place: Place, delay: Duration, jitter: Duration) -> Result<()> {
+        self.filter("delay frames")?;
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = slow.remove(&place) {
+            self.straighten(place, before)?;
+        }
+        // The link leaves the switch, and comes back to it through a pair of links between which frames wait.
+        let (switch, port, detour) = (self.namespace_of_switch(), Self::port(place), Self::detour(place));
+        let inner = format!("{detour}i");
+        ip(&format!("-n {switch} link add {detour} type veth peer name {inner}"))?;
+        ip(&format!("-n {switch} link set {detour} master br0 up"))?;
+        ip(&format!("-n {switch} link set {inner} up"))?;
+        ip(&format!("-n {switch} link set {port} nomaster"))?;
+        slow.insert(place, Latency::start(&self.file_of_switch(), &port, &inner, delay, jitter)?);
+        Ok(())
+    }
+
+    fn straighten(&self, place: Place, latency: Latency) -> Result<()> {
+        let switch = self.namespace_of_switch();
+        latency.stop();
+        ip(&format!("-n {switch} link del {}", Self::detour(place)))?;
+        ip(&format!("-n {switch} link set {} master br0", Self::port(place)))
+    }
+
     fn noise(&self, place: Place, rule: &str) -> Result<()> {
-        let port = Self::port(place);
-        self.nft(&format!("add rule bridge chaos noise iifname {port} {rule}"))?;
-        self.nft(&format!("add rule bridge chaos noise oifname {port} {rule}"))
+        for link in [Self::port(place), Self::detour(place)] {
+            self.nft(&format!("add rule bridge chaos noise iifname {link} {rule}"))?;
+            self.nft(&format!("add rule bridge chaos noise oifname {link} {rule}"))?;
+        }
+        Ok(())
     }
 
     fn filter(&self, what: &str) -> Result<()> {
@@ -277,8 +323,10 @@ impl Network {
         bail!("cannot {what}: {}", self.means.missing().unwrap_or_default())
     }
 
-    /// Ends all cuts and all noise.
+    /// Ends all cuts, all noise and all delays.
     pub fn heal(&self) -> Result<()> {
+        let slow = std::mem::take(&mut *self.slow.lock().unwrap_or_else(PoisonError::into_inner));
+        slow.into_iter().try_for_each(|(place, latency)| self.straighten(place, latency))?;
         match self.means {
             Means::Filter => {
                 self.nft("flush set bridge chaos gone")?;

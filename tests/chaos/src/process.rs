@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -82,6 +82,11 @@ impl Owned {
     /// Returns the pid; it stays valid until the child has been waited for.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Takes the child's output, if it was piped and not taken yet.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
     }
 
     /// Returns the exit status if the child has ended.

@@ -110,7 +110,12 @@ fn strike_one(
         Fault::RaftPort => cluster.network().cut_port(place, GRPC_PORT),
         Fault::PostgresPort => cluster.network().cut_port(place, POSTGRES_PORT),
         Fault::Loss => cluster.network().lose(place, 33),
+        Fault::LightLoss => cluster.network().lose(place, 1),
         Fault::Narrow => cluster.network().throttle(place, NARROW),
+        Fault::Latency => {
+            let delay = millis(random, 5, 300);
+            cluster.network().delay(place, delay, delay / 3)
+        }
         Fault::FullData
         | Fault::FullState
         | Fault::HungData
@@ -124,6 +129,12 @@ fn strike_one(
         Fault::Starved => cluster.node(member)?.limits().starve(STARVED),
         Fault::OutOfMemory => cluster.node(member)?.limits().squeeze(SPARE),
         Fault::Switchover => cluster.switchover(member),
+        Fault::RollingRestart => cluster.operate(member, &["restart", "--rolling"]),
+        Fault::Reinit => {
+            let name = cluster.node(member)?.name();
+            cluster.operate(member, &["reinit", &name, "--yes"])
+        }
+        Fault::Upgrade => upgrade(cluster, member),
         Fault::KillPostmaster
         | Fault::KillBackend
         | Fault::KillCheckpointer
@@ -144,6 +155,19 @@ fn strike_one(
         | Fault::FreezeNode
         | Fault::Terminate => processes(cluster, undo, fault, member),
     }
+}
+
+/// Starts another copy of the program in the supervisor's place.
+fn upgrade(cluster: &mut Cluster, member: usize) -> Result<()> {
+    let next = cluster.folder().join(format!("rhone-next-{}", member + 1));
+    let node = cluster.node_mut(member)?;
+    // The one that runs cannot be written over.
+    let next = if node.program() == next { next.with_extension("b") } else { next };
+    std::fs::copy(node.program(), &next).context("copy the binary")?;
+    node.use_program(next);
+    kill(&node.supervisor().into_iter().collect::<Vec<_>>())?;
+    node.wait_for_end(Duration::from_secs(5)).context("the supervisor ended")?;
+    cluster.start_node(member)
 }
 
 fn power(cluster: &mut Cluster, undo: &mut Undo, fault: Fault, members: &[usize]) -> Result<()> {

@@ -11,9 +11,10 @@ use rhone_chaos::cluster::{Cluster, PowerLoss, Spec};
 use rhone_chaos::history::ClientKind;
 use rhone_chaos::lock::take_turn;
 use rhone_chaos::namespace::{Means, Place};
+use rhone_chaos::node::POSTGRES_PORT;
 use rhone_chaos::process::{self, Signal};
 use rhone_chaos::scenario::{Verdict, hold, member_gap, report};
-use rhone_chaos::sql::ask;
+use rhone_chaos::sql::{Door, ask};
 use rhone_chaos::workload::{DATABASE, Plan};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -167,6 +168,40 @@ fn a_stopped_server_answers_the_patient_client_late_and_it_is_no_second_primary(
         late.iter().any(|operation| operation.finished.since(operation.invoked) > Duration::from_secs(1))
     );
     Verdict::of(&cluster, &history, &[])?.check(&cluster)
+}
+
+#[test]
+fn a_slow_link_delays_and_carries_all_and_heals() -> Result<()> {
+    let _turn = take_turn()?;
+    let cluster = Cluster::start(&plain())?;
+    if cluster.network().means() != Means::Filter || rhone_chaos::latency::impossible().is_some() {
+        report("SKIPPED: frames cannot be delayed here");
+        return Ok(());
+    }
+    let door = Door::Tcp { address: cluster.node(0)?.address(), port: POSTGRES_PORT };
+    let look = |statement: &'static str| {
+        let door = door.clone();
+        let asked = cluster.network().thread(Place::Client, move || {
+            let start = Moment::now();
+            ask(&door, DATABASE, statement, SOON).map(|rows| (rows, start.elapsed()))
+        });
+        asked.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
+    };
+    cluster.network().delay(Place::Node(0), Duration::from_millis(150), Duration::from_millis(20))?;
+    // Connecting takes some round trips; large answers come in segments that only the far end cuts.
+    let (rows, took) = look("SELECT repeat('x', 1000) FROM generate_series(1, 2000)")?;
+    ensure!(rows.len() == 2000, "{} rows came through", rows.len());
+    ensure!(took > Duration::from_millis(2 * 2 * 130), "nothing was delayed: {took:?}");
+    // A cut holds on a slow link, too.
+    cluster.network().cut(Place::Node(0))?;
+    let door = Door::Tcp { address: cluster.node(0)?.address(), port: POSTGRES_PORT };
+    let cut = cluster
+        .network()
+        .thread(Place::Client, move || Ok(ask(&door, DATABASE, "SELECT 1", Duration::from_secs(2)).is_err()));
+    ensure!(cut.join().map_err(|_| anyhow::anyhow!("the client panicked"))??, "the cut link still carries");
+    cluster.network().heal()?;
+    ensure!(look("SELECT 1")?.0.len() == 1, "the healed link carries nothing");
+    Ok(())
 }
 
 #[test]

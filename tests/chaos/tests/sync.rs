@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec, Sync};
-use rhone_chaos::lock::take_turn;
+use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::namespace::Means;
 use rhone_chaos::process::{self, Signal};
 use rhone_chaos::scenario::{GAP_LIMIT, Verdict, check_gap, hold, report};
@@ -103,7 +103,7 @@ fn power_loss_of_the_primary_loses_nothing() -> Result<()> {
 
 #[test]
 fn a_standby_that_dies_stalls_nobody_while_another_lives() -> Result<()> {
-    let _turn = take_turn()?;
+    let _turn = take_machine()?;
     let (mut cluster, workload) = begin(Sync::Quorum)?;
     let primary = cluster.wait_whole()?;
     let [first, _] = others(primary)[..] else { anyhow::bail!("three members") };

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
 use rhone_chaos::history::{ClientKind, History};
-use rhone_chaos::lock::take_turn;
+use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::namespace::{Means, Place};
 use rhone_chaos::process::Signal;
 use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, hold, report};
@@ -118,7 +118,7 @@ fn a_cut_off_primary_is_fenced_before_another_serves() -> Result<()> {
 /// primary is frozen and, since nobody could be granted meanwhile, goes on where it was.
 #[test]
 fn a_blip_between_all_members_pauses_the_primary_and_closes_no_session() -> Result<()> {
-    let _turn = take_turn()?;
+    let _turn = take_machine()?;
     let cluster = Cluster::start(&Spec::asynchronous(3))?;
     if cluster.network().means() != Means::Filter {
         can_cut(&cluster);
@@ -200,7 +200,7 @@ fn a_stopped_supervisor_on_the_primary_never_makes_two_primaries() -> Result<()>
 
 #[test]
 fn a_stopped_standby_or_raft_leader_disturbs_nobody() -> Result<()> {
-    let _turn = take_turn()?;
+    let _turn = take_machine()?;
     let (mut cluster, workload) = begin(&Plan::default())?;
     let primary = cluster.wait_whole()?;
     let epoch = cluster.epoch()?;
@@ -262,7 +262,7 @@ fn restart(cluster: &mut Cluster, workload: &Workload, index: usize, what: &str)
 
 #[test]
 fn a_crash_or_upgrade_of_each_supervisor_leaves_postgres_alone() -> Result<()> {
-    let _turn = take_turn()?;
+    let _turn = take_machine()?;
     let (mut cluster, workload) = begin(&Plan::default())?;
     for index in 0..3 {
         restart(&mut cluster, &workload, index, "crash")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
-use rhone_chaos::lock::take_turn;
+use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::namespace::{Means, Place};
 use rhone_chaos::process::Signal;
 use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, hold, report};
@@ -130,7 +130,7 @@ fn the_witness_vote_fails_over_after_power_loss() -> Result<()> {
 /// The witness holds nothing that a client needs: its loss, and its return, move nothing.
 #[test]
 fn a_killed_witness_disturbs_nobody_and_comes_back() -> Result<()> {
-    let _turn = take_turn()?;
+    let _turn = take_machine()?;
     let (mut cluster, workload) = begin(&Plan::default())?;
     let primary = cluster.wait_whole()?;
     wait_witness(&cluster, primary, "voting")?;
