@@ -55,6 +55,19 @@ pub enum ConsensusError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Look at the disk, and try again: nothing says that the store is damaged.
+    #[error(
+        "the raft store in {} cannot be opened now: {reason}; it is kept as it is\n\
+         hint: make room, or look at the disk; if the disk is well and this goes on, \
+         `mv {} {}.damaged` and start again: this member then rejoins as a new one",
+        store.display(), store.display(), store.display()
+    )]
+    StoreUnavailable {
+        /// The directory.
+        store: PathBuf,
+        /// What the disk said.
+        reason: String,
+    },
     /// Rejoin as a new member (see [`HardStateFile::renew`](crate::store::hard::HardStateFile::renew)).
     #[error(
         "{} is missing, but this member has voted: its raft store is lost\n\

@@ -87,7 +87,8 @@ impl Consensus {
     /// milliseconds (at most eight seconds, when the store is damaged).
     ///
     /// # Errors
-    /// [`ConsensusError::StoreDamaged`], [`ConsensusError::StoreLost`], [`ConsensusError::InUse`],
+    /// [`ConsensusError::StoreDamaged`], [`ConsensusError::StoreUnavailable`], [`ConsensusError::StoreLost`],
+    /// [`ConsensusError::InUse`],
     /// [`ConsensusError::Refused`] (timings), [`ConsensusError::Io`], [`ConsensusError::Fatal`].
     pub async fn start(options: Options) -> Result<Self, ConsensusError> {
         let Options { store, host, identity, hard, observer, timings, address_book, connector } = options;

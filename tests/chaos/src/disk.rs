@@ -102,7 +102,9 @@ impl Disk {
     /// Mounts it again, as a machine does that starts. Nobody may use it meanwhile.
     pub fn reboot(&self) -> Result<()> {
         self.unmount()?;
-        self.mount()
+        self.mount()?;
+        // What had been given back and was not on disk yet is taken again.
+        self.relieve()
     }
 
     /// The same, with what the file system's check repairs.

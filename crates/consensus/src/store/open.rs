@@ -1,4 +1,4 @@
-//! Opens the store, or says that it is damaged, within a limit.
+//! Opens the store, or says that it is damaged or out of reach, within a limit.
 //!
 //! Damage can make sled panic or hang (RUST.md 2): it is opened and read through on a thread
 //! that nobody waits for longer than [`OPEN_LIMIT`]. A store that went back in time looks
@@ -36,7 +36,18 @@ pub(crate) struct Opened {
 
 enum Failure {
     Damaged(String),
+    Unavailable(String),
     InUse,
+}
+
+impl Failure {
+    /// Full, read-only or failing disks say nothing about what is on them; a file that ends too early does.
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Damaged(error.to_string()),
+            _ => Self::Unavailable(error.to_string()),
+        }
+    }
 }
 
 /// Opens the store under `dir`, checked against the guards.
@@ -52,7 +63,7 @@ pub(crate) fn open(dir: &Path, hard: &HardState, syncs: &SyncCount) -> Result<Op
             make_dirs(&path).map_err(|e| ConsensusError::io("create", &path, e))?;
         }
     }
-    let damaged = |reason: String| ConsensusError::StoreDamaged { store: store.clone(), reason };
+    let unavailable = |reason: String| ConsensusError::StoreUnavailable { store: store.clone(), reason };
     let (send, receive) = mpsc::channel();
     let (path, hard, syncs) = (store.clone(), hard.clone(), syncs.clone());
     std::thread::Builder::new()
@@ -67,8 +78,11 @@ pub(crate) fn open(dir: &Path, hard: &HardState, syncs: &SyncCount) -> Result<Op
     match receive.recv_timeout(OPEN_LIMIT) {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(Failure::InUse)) => Err(ConsensusError::InUse { path: store.join("log/db") }),
-        Ok(Err(Failure::Damaged(reason))) => Err(damaged(reason)),
-        Err(_) => Err(damaged(format!("opening it took more than {OPEN_LIMIT:?}"))),
+        Ok(Err(Failure::Unavailable(reason))) => Err(unavailable(reason)),
+        Ok(Err(Failure::Damaged(reason))) => Err(ConsensusError::StoreDamaged { store, reason }),
+        Err(_) => Err(unavailable(format!(
+            "opening it took more than {OPEN_LIMIT:?}: the disk hangs, or the store is damaged"
+        ))),
     }
 }
 
@@ -81,12 +95,11 @@ pub(crate) fn panic_text(cause: &(dyn std::any::Any + Send)) -> String {
 fn attempt(store: &Path, hard: &HardState, syncs: &SyncCount) -> Result<Opened, Failure> {
     let log = store.join("log");
     let snapshots = store.join("snapshots");
-    let damaged = |error: io::Error| Failure::Damaged(error.to_string());
     if hard.had_store() && !log.join("db").exists() {
         return Err(Failure::Damaged("log/db is missing".to_owned()));
     }
-    make_dirs(&log).map_err(damaged)?;
-    make_dirs(&snapshots).map_err(damaged)?;
+    make_dirs(&log).map_err(|error| Failure::of(&error))?;
+    make_dirs(&snapshots).map_err(|error| Failure::of(&error))?;
     let medium = open_sled(&log, &snapshots)?;
     examine(Box::new(medium), hard, syncs).map_err(Failure::Damaged)
 }
@@ -113,17 +126,21 @@ pub(crate) fn examine(
 
 /// Opens sled; leftovers of a crash during an earlier open are removed (RUST.md 2, rule 7).
 fn open_sled(log: &Path, snapshots: &Path) -> Result<SledMedium, Failure> {
-    let damaged = |error: io::Error| Failure::Damaged(error.to_string());
-    remove_snaps(log, |name| name.ends_with(".generating")).map_err(damaged)?;
+    let failed = |error: io::Error| Failure::of(&error);
+    let sled_failed = |error: sled::Error| match error {
+        sled::Error::Io(error) => Failure::of(&error),
+        error => Failure::Damaged(format!("sled: {error}")),
+    };
+    remove_snaps(log, |name| name.ends_with(".generating")).map_err(failed)?;
     match SledMedium::open(log, snapshots) {
         Ok(medium) => Ok(medium),
         Err(sled::Error::Io(error)) if error.to_string().contains("lock") => Err(Failure::InUse),
         Err(sled::Error::Corruption { .. }) => {
             // The guards notice if the log file alone leads to an older state.
-            remove_snaps(log, |_| true).map_err(damaged)?;
-            SledMedium::open(log, snapshots).map_err(|error| Failure::Damaged(format!("sled: {error}")))
+            remove_snaps(log, |_| true).map_err(failed)?;
+            SledMedium::open(log, snapshots).map_err(sled_failed)
         }
-        Err(error) => Err(Failure::Damaged(format!("sled: {error}"))),
+        Err(error) => Err(sled_failed(error)),
     }
 }
 

@@ -62,10 +62,19 @@ pub enum After {
     StartOver,
 }
 
+/// The Raft store failed, and Raft with it. Another process may open it again: an fsync that failed is
+/// never tried again in this one.
+#[derive(Debug, thiserror::Error)]
+#[error("raft stopped: {reason}")]
+pub struct RaftStopped {
+    /// What stopped it.
+    pub reason: String,
+}
+
 /// Runs a member until it is told to stop.
 ///
 /// # Errors
-/// It could not be put together, or Raft's store failed.
+/// It could not be put together, or [`RaftStopped`].
 pub async fn run(config: Config) -> anyhow::Result<After> {
     let postgres = config.postgres.clone();
     let (shared, asked) = assemble(config).await?;
@@ -417,7 +426,7 @@ async fn run_task(task: Task) -> anyhow::Result<()> {
 async fn fatal(shared: Arc<Shared>) -> anyhow::Result<()> {
     let mut fatal = shared.consensus.fatal();
     let reason = fatal.wait_for(Option::is_some).await?.clone().unwrap_or_default();
-    bail!("raft stopped: {reason}")
+    Err(RaftStopped { reason }.into())
 }
 
 async fn listen(address: &str, key: &str) -> anyhow::Result<TcpListener> {

@@ -13,8 +13,8 @@ mod observe;
 mod policy;
 mod serve;
 mod start;
+mod streams;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,7 +39,9 @@ use crate::guardian::{Guardian, GuardianError};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
-use crate::view::{Pending, Stream};
+use crate::view::Pending;
+
+use streams::Streams;
 
 pub use configure::started_ms;
 pub use identity::Seen;
@@ -140,10 +142,8 @@ pub struct Facts {
     pub empty_names: bool,
     /// The epoch's marker, and the end of it.
     pub marker: Option<(Epoch, rhone_pgctl::wal::Lsn)>,
-    /// What each standby said last, by its own clock, and when that was news.
-    pub replies: BTreeMap<DataId, (f64, BootTime)>,
     /// Who streams from this primary.
-    pub streams: BTreeMap<DataId, Stream>,
+    pub streams: Streams,
     /// The version of the settings that the running instance was told last.
     pub configured: Option<u64>,
     /// What waits for a restart.

@@ -90,6 +90,7 @@ impl Local {
             let mut facts = self.facts();
             if !facts.ready {
                 facts.streamed = now;
+                facts.streams.forget();
             }
             facts.ready = true;
             facts.unanswered = (0, now);

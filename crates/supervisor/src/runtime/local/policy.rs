@@ -16,9 +16,9 @@ use rhone_pgctl::settings::{ManagedSettings, synchronous_standby_names};
 use rhone_pgctl::sync::{self, Sender};
 use rhone_pgctl::wal::Lsn;
 
+use super::streams::Word;
 use super::{Local, LocalError};
 use crate::runtime::clock::BootTime;
-use crate::view::Stream;
 
 /// How long a quick statement may take.
 const SQL_LIMIT: Duration = Duration::from_secs(5);
@@ -38,13 +38,6 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 
 /// Between two looks at the walsenders.
 const POLL: Duration = Duration::from_millis(5);
-
-/// A standby whose word is older is not heard: it says how far it is once a second, unless the fsync
-/// of a slow card holds it up.
-const LIVE: Duration = Duration::from_secs(2);
-
-/// A walsender that ended is held to be on its way back for this long: its standby connects within 0.2 s.
-const RECONNECT: Duration = Duration::from_secs(1);
 
 /// A standby that lacks more has not caught up: one segment.
 const CAUGHT_UP: u64 = 16 << 20;
@@ -299,29 +292,13 @@ impl Local {
     /// Takes note of what a probe of a primary says of its standbys.
     pub(super) fn note_streams(&self, probe: &Probe, now: BootTime) {
         let RoleFacts::Primary(primary) = &probe.role else { return };
-        let mut facts = self.facts();
-        let mut replies = BTreeMap::new();
-        let mut streams = BTreeMap::new();
-        for sender in &probe.walsenders {
-            let Some(data) = data_of(&sender.application_name).filter(|_| serves(sender)) else { continue };
-            let said = sender.replied_at.unwrap_or(0.0);
-            let heard = match facts.replies.get(&data) {
-                Some((known, at)) if (known - said).abs() < f64::EPSILON => *at,
-                Some(_) | None => now,
-            };
-            replies.insert(data, (said, heard));
+        let word = |sender: &WalSender| {
+            let data = data_of(&sender.application_name).filter(|_| serves(sender))?;
             let lacks = primary.flushed.lsn.bytes_since(sender.flushed.unwrap_or_default());
-            let live = now.saturating_since(heard) < LIVE;
-            streams.insert(data, Stream { live, caught_up: lacks <= CAUGHT_UP });
-        }
-        for (data, (said, heard)) in &facts.replies {
-            if !replies.contains_key(data) && now.saturating_since(*heard) < RECONNECT {
-                replies.insert(*data, (*said, *heard));
-                streams.insert(*data, Stream { live: true, caught_up: false });
-            }
-        }
-        facts.replies = replies;
-        facts.streams = streams;
+            Some(Word { data, said: sender.replied_at.unwrap_or(0.0), caught_up: lacks <= CAUGHT_UP })
+        };
+        let words: Vec<Word> = probe.walsenders.iter().filter_map(word).collect();
+        self.facts().streams.note(&words, now);
     }
 }
 

@@ -245,8 +245,8 @@ impl Local {
         facts.configured = None;
         facts.pending.clear();
         facts.marker = None;
-        facts.streams.clear();
-        facts.replies.clear();
+        // Not what it knew of its standbys: a report that still tells of a primary must never look as if they had
+        // gone before it.
     }
 
     /// Shuts a primary down in order, with everything sent to the standbys; it is never killed for

@@ -43,7 +43,7 @@ impl NodeLoop {
             down,
             system_id: remembered.system_id,
             data,
-            streams: remembered.streams,
+            streams: remembered.streams.told(),
             secured: remembered.secured,
             highest_timeline: remembered.highest_timeline,
             lease_left_ms: (lease.until > now).then(|| {
