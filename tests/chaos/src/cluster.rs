@@ -43,6 +43,8 @@ pub struct Spec {
     pub members: usize,
     /// What each node is given.
     pub extras: Extras,
+    /// How many of them found the cluster; the others are not started, and join it later. All when absent.
+    pub founders: Option<usize>,
     /// Whether the last member is a witness.
     pub witness: bool,
     /// Lines under `[node.tags]` of a member, by its index.
@@ -64,6 +66,7 @@ impl Spec {
     pub fn asynchronous(members: usize) -> Self {
         Self {
             members,
+            founders: None,
             witness: false,
             tags: Vec::new(),
             extras: Extras::default(),
@@ -181,7 +184,8 @@ impl Cluster {
         for (index, tags) in &spec.tags {
             nodes.get_mut(*index).context("a member with tags")?.tag(tags);
         }
-        let peers: Vec<Ipv4Addr> = nodes.iter().map(Node::address).collect();
+        let founders = spec.founders.unwrap_or(spec.members);
+        let peers: Vec<Ipv4Addr> = nodes.iter().take(founders).map(Node::address).collect();
         for node in &nodes {
             let tables = spec.tables.replace("{address}", &node.address().to_string());
             let tables = tables.replace("{folder}", &node.folder().display().to_string());
@@ -193,16 +197,22 @@ impl Cluster {
     /// Builds and starts a cluster, waits until it is whole, and makes the clients' database.
     pub fn start(spec: &Spec) -> Result<Self> {
         let mut cluster = Self::create(spec)?;
-        for index in 0..cluster.nodes.len() {
+        let founders = spec.founders.unwrap_or(spec.members);
+        for index in 0..founders {
             cluster.start_node(index)?;
         }
-        cluster.prepare_database()?;
+        let later: Vec<usize> = (founders..spec.members).collect();
+        cluster.prepare_database_without(&later)?;
         Ok(cluster)
     }
 
     /// Waits until the cluster is whole, then makes the clients' role, database and table.
     pub fn prepare_database(&mut self) -> Result<usize> {
-        let primary = self.wait_whole()?;
+        self.prepare_database_without(&[])
+    }
+
+    fn prepare_database_without(&mut self, absent: &[usize]) -> Result<usize> {
+        let primary = self.wait_whole_without(absent)?;
         let door = self.node(primary)?.door();
         let limit = Duration::from_secs(20);
         ask(&door, "postgres", "CREATE ROLE chaos LOGIN", limit).context("make the clients' role")?;

@@ -34,5 +34,6 @@ pub mod sql;
 pub mod stats;
 pub mod strike;
 pub mod transactions;
+pub mod transcript;
 pub mod walltime;
 pub mod workload;

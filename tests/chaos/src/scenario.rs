@@ -78,8 +78,18 @@ pub struct Verdict {
 impl Verdict {
     /// Judges a run whose clients have stopped: waits until the cluster is whole, and reads.
     pub fn of(cluster: &Cluster, history: &History, excuses: &[Excuse]) -> Result<Self> {
-        let primary = cluster.wait_whole()?;
-        let rows = cluster.rows(&[])?;
+        Self::without(cluster, history, excuses, &[])
+    }
+
+    /// The same, when some members are away for good.
+    pub fn without(
+        cluster: &Cluster,
+        history: &History,
+        excuses: &[Excuse],
+        absent: &[usize],
+    ) -> Result<Self> {
+        let primary = cluster.wait_whole_without(absent)?;
+        let rows = cluster.rows(absent)?;
         let present = rows.get(&primary).context("the primary's rows")?;
         let loss = checker::loss(history, present);
         let beyond = excuses.iter().fold(loss.lost.clone(), |left, excuse| {

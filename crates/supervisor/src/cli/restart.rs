@@ -143,11 +143,9 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
             && back(status, &meant, name)
         {
             let seconds = Clock.now().saturating_since(*begun).as_secs_f64();
-            terminal.talk(&format!(
-                "{name}: restarted, back after {seconds:.1} s ({} of {})",
-                done.len() + 1,
-                meant.len()
-            ));
+            let ready = meant.keys().filter(|name| back(status, &meant, name)).count();
+            terminal
+                .talk(&format!("{name}: restarted, back after {seconds:.1} s ({ready} of {})", meant.len()));
             let known = done.iter_mut().find(|known| known.name == *name);
             match known {
                 Some(known) => known.seconds = seconds,
@@ -197,7 +195,12 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
                 Ok(reply) if hand_over => {
                     let to = reply.to.clone().unwrap_or_default();
                     let gap = reply.seconds_without_primary.unwrap_or_default();
-                    terminal.talk(&format!("{name}: handed over to {to}, {gap:.2} s without a primary"));
+                    let what = if to == name {
+                        "is primary again".to_owned()
+                    } else {
+                        format!("handed over to {to}")
+                    };
+                    terminal.talk(&format!("{name}: {what}, {gap:.2} s without a primary"));
                     let (handed_over_to, seconds_without_primary) = (reply.to, reply.seconds_without_primary);
                     done.push(Restarted { name, seconds: 0.0, handed_over_to, seconds_without_primary });
                 }

@@ -28,6 +28,12 @@ const PARAMETERS_LIMIT: Duration = Duration::from_secs(5);
 /// A member whose last report is older is not there.
 const THERE_MS: u64 = 3000;
 
+/// How long a change of who votes may take.
+const VOTERS_LIMIT_MS: u64 = 30_000;
+
+/// Between two looks at who votes.
+const VOTERS_LOOK: Duration = Duration::from_millis(50);
+
 /// Takes on what the Raft leader passes on: the node's loop does it as soon as nothing else is due.
 ///
 /// # Errors
@@ -129,6 +135,7 @@ impl RuntimeOperator {
             MemberWork::Remove => {
                 self.may_lose_vote(state, member)?;
                 self.propose(ClusterCommand::Remove(member.node)).await?;
+                self.until_no_voter(member).await?;
             }
             MemberWork::Demote | MemberWork::Promote => {
                 if request.work == MemberWork::Demote {
@@ -306,6 +313,28 @@ impl RuntimeOperator {
             }
         }
         self.propose(ClusterCommand::SetLearner { node: member.node, learner: !allowed }).await?;
+        if !allowed {
+            self.until_no_voter(member).await?;
+        }
         Ok(reply)
+    }
+
+    /// Waits until Raft has followed: before, the loss of another voter might leave no majority.
+    async fn until_no_voter(&self, member: &Member) -> Result<(), OperatorError> {
+        let begun = self.shared().now();
+        loop {
+            let status = self.shared().consensus.status();
+            if status.configs.len() <= 1 && !status.voters.contains(&member.node) {
+                return Ok(());
+            }
+            if self.shared().now().millis_since(begun) > VOTERS_LIMIT_MS {
+                return Err(OperatorError::Failed(format!(
+                    "{} still votes: who votes has not changed yet, and will once a majority agrees; until then \
+                     keep every member running",
+                    member.name
+                )));
+            }
+            tokio::time::sleep(VOTERS_LOOK).await;
+        }
     }
 }

@@ -130,7 +130,7 @@ pub fn voters(founder: NodeId, members: &[Member]) -> BTreeSet<NodeId> {
 
 /// Asks until this member is part of a cluster.
 pub async fn until_member(shared: &Arc<Shared>, settings: Settings) {
-    let mut told = String::new();
+    let (mut told, mut refused) = (String::new(), String::new());
     loop {
         if !shared.consensus.status().nodes.is_empty() {
             return;
@@ -143,7 +143,13 @@ pub async fn until_member(shared: &Arc<Shared>, settings: Settings) {
             told = news;
         }
         match verdict {
-            Verdict::Join(address) => join(shared, &address).await,
+            Verdict::Join(address) => {
+                let why = join(shared, &address).await.err().unwrap_or_default();
+                if !why.is_empty() && why != refused {
+                    tracing::info!(reason = %why, "not admitted yet: asks again");
+                }
+                refused = why;
+            }
             Verdict::Found => {
                 let answers: Vec<HelloReply> = answers.into_values().flatten().collect();
                 found(shared, &answers, settings.clone()).await;
@@ -193,7 +199,10 @@ pub async fn ask_all(shared: &Arc<Shared>, addresses: &[String]) -> BTreeMap<Str
 }
 
 /// Asks to be admitted by the cluster that is there.
-pub async fn join(shared: &Arc<Shared>, address: &str) {
+///
+/// # Errors
+/// Why it is not admitted yet.
+pub async fn join(shared: &Arc<Shared>, address: &str) -> Result<(), String> {
     let mut address = address.to_owned();
     // One redirection: from the member asked to the Raft leader that it knows.
     for _ in 0..2 {
@@ -203,20 +212,15 @@ pub async fn join(shared: &Arc<Shared>, address: &str) {
             .call(&address, Duration::from_secs(10), |mut client| async move { client.join(request).await })
             .await;
         match reply {
-            Ok(reply) if reply.admitted => return,
+            Ok(reply) if reply.admitted => return Ok(()),
             Ok(reply) if !reply.leader_address.is_empty() && reply.leader_address != address => {
                 address = reply.leader_address;
             }
-            Ok(reply) => {
-                tracing::info!(reason = %reply.reason, "not admitted yet");
-                return;
-            }
-            Err(error) => {
-                tracing::info!(%error, "could not ask to be admitted");
-                return;
-            }
+            Ok(reply) => return Err(reply.reason),
+            Err(error) => return Err(error.to_string()),
         }
     }
+    Err("who leads raft is not known there".to_owned())
 }
 
 async fn found(shared: &Arc<Shared>, answers: &[HelloReply], settings: Settings) {

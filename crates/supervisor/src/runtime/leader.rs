@@ -600,7 +600,7 @@ fn command_in_words(command: &ClusterCommand) -> String {
             format!("epoch {epoch} may also acknowledge a commit {kind}")
         }
         ClusterCommand::NarrowPolicies { epoch, number } => {
-            format!("epoch {epoch} acknowledges by policy {number} alone")
+            format!("epoch {epoch} acknowledges by policy {number} only")
         }
         ClusterCommand::AcceptLoss(accepted) => {
             format!("epoch {} may lose acknowledged commits, says {}", accepted.epoch, accepted.by)
