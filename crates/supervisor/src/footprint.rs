@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead};
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::guardian::sys;
@@ -36,12 +37,9 @@ pub fn give_back() -> io::Result<()> {
     dropped
 }
 
-/// Addresses, from the first to the one after the last.
-pub(crate) type Range = (usize, usize);
-
 /// Returns the read-only mappings of programs and libraries of which no page is a private copy: relocated
 /// ones are. Other files are left alone, since another thread may be about to unmap one.
-pub(crate) fn unchanged(smaps: impl BufRead) -> io::Result<Vec<Range>> {
+pub(crate) fn unchanged(smaps: impl BufRead) -> io::Result<Vec<Range<usize>>> {
     let (mut found, mut programs) = (Vec::new(), BTreeSet::new());
     let mut mapping = None;
     for line in smaps.lines() {
@@ -55,7 +53,8 @@ pub(crate) fn unchanged(smaps: impl BufRead) -> io::Result<Vec<Range>> {
                 if mode == "r-xp" {
                     programs.insert(file.clone());
                 }
-                mapping = addresses(range).filter(|_| file.1.as_deref() != Some("0")).map(|range| (range, file));
+                mapping =
+                    addresses(range).filter(|_| file.1.as_deref() != Some("0")).map(|range| (range, file));
             }
             (Some(_), Some(_) | None) | (None, _) => mapping = None,
         }
@@ -64,9 +63,9 @@ pub(crate) fn unchanged(smaps: impl BufRead) -> io::Result<Vec<Range>> {
     Ok(found.into_iter().map(|(range, _)| range).collect())
 }
 
-fn addresses(range: &str) -> Option<Range> {
+fn addresses(range: &str) -> Option<Range<usize>> {
     let (from, to) = range.split_once('-')?;
-    Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?))
+    Some(usize::from_str_radix(from, 16).ok()?..usize::from_str_radix(to, 16).ok()?)
 }
 
 #[cfg(test)]
@@ -74,15 +73,16 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(smaps: &str, expected: &[(usize, usize)]) {
+    fn check(smaps: &str, expected: &[Range<usize>]) {
         assert_eq!(unchanged(smaps.as_bytes()).expect("text"), expected, "{smaps}");
     }
 
     #[test]
     fn only_unchanged_pages_of_files_are_given_back() {
         check("", &[]);
-        let code = "1000-3000 r-xp 00001000 fe:00 42  /usr/bin/rhone\nRss: 8 kB\nAnonymous: 0 kB\nLocked: 0 kB\n";
-        check(code, &[(0x1000, 0x3000)]);
+        let code =
+            "1000-3000 r-xp 00001000 fe:00 42  /usr/bin/rhone\nRss: 8 kB\nAnonymous: 0 kB\nLocked: 0 kB\n";
+        check(code, std::slice::from_ref(&(0x1000..0x3000)));
         // Relocated, then made read-only: its file has other contents.
         let relocated = "3000-4000 r--p 00003000 fe:00 42  /usr/bin/rhone\nAnonymous: 4 kB\n";
         check(relocated, &[]);
@@ -93,7 +93,7 @@ mod tests {
         let shared = "8000-9000 r--s 00000000 fe:00 43  /tmp/shared\nAnonymous: 0 kB\n";
         let table = "9000-a000 r--p 00000000 fe:00 42  /usr/bin/rhone\nAnonymous: 0 kB\n";
         let cache = "a000-b000 r--p 00000000 fe:00 44  /etc/ld.so.cache\nAnonymous: 0 kB\n";
-        let expected = [(0x9000, 0xa000), (0x1000, 0x3000)];
+        let expected = [0x9000..0xa000, 0x1000..0x3000];
         check(&[table, relocated, code, data, heap, vdso, shared, cache].concat(), &expected);
     }
 

@@ -354,8 +354,8 @@ pub(crate) fn trim_heap() {
 /// The kernel did not say what is mapped. Pages that are locked in memory stay, which is no error.
 pub(crate) fn drop_program_pages() -> io::Result<()> {
     let smaps = io::BufReader::with_capacity(4096, std::fs::File::open("/proc/self/smaps")?);
-    for (from, to) in crate::footprint::unchanged(smaps)? {
-        let (start, length) = (ptr::with_exposed_provenance_mut(from), to.saturating_sub(from));
+    for mapping in crate::footprint::unchanged(smaps)? {
+        let (start, length) = (ptr::with_exposed_provenance_mut(mapping.start), mapping.len());
         for advice in [rustix::mm::Advice::LinuxNoHugepage, rustix::mm::Advice::LinuxDontNeed] {
             // SAFETY: the kernel has just said that the range maps a program or a library, which nobody unmaps,
             // cannot be written to and has no anonymous page: what is read there next is what was there before.
