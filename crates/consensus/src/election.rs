@@ -1,5 +1,8 @@
 //! Elections: openraft's own are off, because 0.9 knows no pre-vote (RUST.md 1).
 //!
+//! Its heartbeats are off too: its timer would wake every member for them, and the leader alone has any to
+//! send (decision 0046).
+//!
 //! A voter that has heard no leader for a drawn time asks the others whether they would vote
 //! for it. Only with a majority's leave (of both configurations when joint) does it raise the
 //! term, so that a member that was cut off disturbs nobody when it comes back. All this can
@@ -48,6 +51,7 @@ impl Election {
         let mut seen: Option<Signature> = None;
         let mut silent_since = self.contacts.now();
         let mut patience = self.draw();
+        let mut next_heartbeat = silent_since;
         loop {
             let status = self.status();
             let now = signature(&status);
@@ -58,7 +62,9 @@ impl Election {
             let wait = match status.role {
                 Role::Leader => {
                     silent_since = self.contacts.now();
-                    if status.leading { self.timings.heartbeat } else { Duration::from_millis(10) }
+                    let due = next_heartbeat.since(silent_since);
+                    let due = if due.is_zero() { self.heartbeat(&mut next_heartbeat).await } else { due };
+                    if status.leading { due } else { due.min(Duration::from_millis(10)) }
                 }
                 Role::Learner => self.timings.election_max,
                 Role::Follower | Role::Candidate => {
@@ -83,6 +89,16 @@ impl Election {
                 changed = server.changed() => if changed.is_err() { return },
             }
         }
+    }
+
+    /// Sends a heartbeat to everybody; returns how long until the next.
+    async fn heartbeat(&self, next: &mut Moment) -> Duration {
+        let between = self.timings.between_heartbeats();
+        *next = self.contacts.now().plus(between);
+        if let Err(error) = self.raft.trigger().heartbeat().await {
+            tracing::debug!(%error, "raft has ended");
+        }
+        between
     }
 
     fn status(&self) -> RaftStatus {

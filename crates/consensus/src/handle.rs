@@ -126,7 +126,9 @@ impl Consensus {
         let run = Run(host.random().map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?);
         let me = Arc::new(Me::new(identity, run, known.system_id));
         let guard = Arc::new(Guard::new(Arc::clone(&me)));
-        let pool = Pool::new(Arc::clone(&guard), Arc::clone(&contacts), address_book, connector);
+        let contacts_of_pool = Arc::clone(&contacts);
+        let pool =
+            Pool::new(Arc::clone(&guard), contacts_of_pool, address_book, connector, timings.heartbeat);
         let raft = RaftHandle::new(id, Arc::new(config), pool.clone(), log, machine)
             .await
             .map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?;

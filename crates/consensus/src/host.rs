@@ -47,6 +47,11 @@ impl Moment {
         Self(host.now())
     }
 
+    /// Returns the moment so much later.
+    pub(crate) fn plus(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(time))
+    }
+
     /// Returns how long ago `earlier` was, or zero when it is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)

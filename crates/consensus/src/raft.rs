@@ -61,6 +61,14 @@ pub struct Timings {
     pub election_max: Duration,
 }
 
+impl Timings {
+    /// How long a leader waits between two heartbeats: what three of them may be lost of before a
+    /// voter's patience with it ends.
+    pub(crate) fn between_heartbeats(self) -> Duration {
+        self.heartbeat.saturating_mul(3) / 2
+    }
+}
+
 impl Default for Timings {
     /// For a wired LAN; 100 ms above an SD card's usual fsync (PITFALLS: 95 ms).
     fn default() -> Self {
@@ -82,8 +90,11 @@ const SNAPSHOT_CHUNK: u64 = 1 << 20;
 const SNAPSHOT_TIMEOUT: u64 = 10_000;
 
 impl Timings {
-    /// Returns openraft's configuration. Its own elections are off ([`crate::election`]); its
-    /// leader lease is its `election_timeout_max`, so that is our minimum.
+    /// Returns openraft's configuration. Its own elections and heartbeats are off
+    /// ([`crate::election`]); its leader lease is its `election_timeout_max`, so that is our minimum.
+    ///
+    /// What is left for its timer is a removed leader's stepping down, so that it wakes as seldom as
+    /// openraft lets it (decision 0046).
     pub(crate) fn openraft(self, cluster: &str) -> Result<openraft::Config, ConsensusError> {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let lease = millis(self.election_min);
@@ -94,10 +105,11 @@ impl Timings {
         }
         let config = openraft::Config {
             cluster_name: cluster.to_owned(),
-            heartbeat_interval: millis(self.heartbeat),
+            heartbeat_interval: lease.saturating_sub(2),
             election_timeout_min: lease.saturating_sub(1),
             election_timeout_max: lease,
             enable_elect: false,
+            enable_heartbeat: false,
             install_snapshot_timeout: SNAPSHOT_TIMEOUT,
             snapshot_max_chunk_size: SNAPSHOT_CHUNK,
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),

@@ -35,6 +35,7 @@ use self::terminal::Terminal;
 
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
+    crate::footprint::begin();
     let mut terminal = Terminal::of_process();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -49,6 +50,7 @@ pub fn main() -> ExitCode {
     {
         return crate::init::main(*log_format);
     }
+    crate::runtime::ticker::begin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(execute(cli, &mut terminal)),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod decide;
 pub mod demo;
 pub mod doctor;
+pub mod footprint;
 pub mod guardian;
 pub mod init;
 pub mod notify;

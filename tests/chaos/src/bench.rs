@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,8 +14,9 @@ use crate::checker;
 use crate::clock::{Moment, wall_seconds};
 use crate::cluster::{Cluster, LIMIT, PowerLoss, Spec};
 use crate::history::ClientKind;
+use crate::idle::{self, Idle, number_after};
 use crate::namespace::Means;
-use crate::process::{self, Owned, Signal};
+use crate::process;
 use crate::scenario::{hold, report};
 use crate::stats::{Sample, seconds, table};
 use crate::workload::{Plan, Workload};
@@ -97,25 +98,6 @@ pub struct Figure {
     pub load: [f64; 2],
 }
 
-/// What one idle member costs.
-#[derive(Clone, Debug, Serialize)]
-pub struct Idle {
-    /// The member.
-    pub member: String,
-    /// `primary` or `standby`, and whether it leads Raft.
-    pub role: String,
-    /// Resident memory of supervisor and guardian, KiB; pages shared by both count twice.
-    pub rss_kib: u64,
-    /// Proportional memory of both, KiB; shared pages are split.
-    pub pss_kib: u64,
-    /// CPU time of both, in percent of one core.
-    pub cpu_percent: f64,
-    /// Bytes both sent to the disk.
-    pub write_bytes: u64,
-    /// fsync, fdatasync, `sync_file_range`, `msync` and `syncfs` calls of both; `None` without strace.
-    pub syncs: Option<u64>,
-}
-
 /// All that the benchmark found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
@@ -150,7 +132,7 @@ pub fn run(order: &Order) -> Result<Findings> {
         idle_seconds: order.idle.as_secs(),
         skipped: Vec::new(),
     };
-    for &fault in &order.faults {
+    for &fault in order.faults.iter().filter(|_| order.runs > 0) {
         if fault == Fault::PowerLossBlackHole && means == Means::Loopback {
             findings.skipped.push(format!("{}: no network namespaces here", fault.name()));
             continue;
@@ -158,10 +140,10 @@ pub fn run(order: &Order) -> Result<Findings> {
         findings.figures.extend(measure(order, fault)?);
     }
     if !order.idle.is_zero() {
-        findings.idle = idle(order, &order.spec, &mut findings.skipped)?;
+        findings.idle = idle::watch(&order.spec, order.idle, &mut findings.skipped)?;
         if !order.spec.witness {
             let two_and_a_witness = Spec::asynchronous(3).with_witness();
-            let mut rows = idle(order, &two_and_a_witness, &mut Vec::new())?;
+            let mut rows = idle::watch(&two_and_a_witness, order.idle, &mut Vec::new())?;
             findings.idle.extend(rows.pop());
         }
     }
@@ -260,110 +242,7 @@ fn wait_for_both(workload: &Workload, at: Moment) -> Result<()> {
     }
 }
 
-/// Watches an idle cluster: memory, CPU and bytes first, then system calls, since strace costs CPU.
-fn idle(order: &Order, spec: &Spec, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
-    let mut cluster = Cluster::start(spec)?;
-    let primary = cluster.wait_whole()?;
-    // Founding and cloning have settled.
-    hold(Duration::from_secs(15));
-    let leader = cluster.raft_leader().ok();
-    let members = cluster.members();
-    let mut pids = Vec::new();
-    for index in 0..members {
-        let node = cluster.node_mut(index)?;
-        let supervisor = node.supervisor().with_context(|| format!("{} has no supervisor", node.name()))?;
-        let guardians = node.guardians();
-        if guardians.is_empty() && !node.is_witness() {
-            bail!("{} has no guardian", node.name());
-        }
-        pids.push([vec![supervisor], guardians].concat());
-    }
-    let sum = |pair: &[u32], read: fn(u32) -> u64| pair.iter().map(|&pid| read(pid)).sum::<u64>();
-    let before: Vec<(u64, u64)> =
-        pids.iter().map(|pair| (sum(pair, ticks), sum(pair, write_bytes))).collect();
-    let start = Moment::now();
-    hold(order.idle);
-    let elapsed = start.elapsed().as_secs_f64();
-    let mut found = Vec::new();
-    for (index, (pair, (ticks_before, bytes_before))) in pids.iter().zip(before).enumerate() {
-        let used = sum(pair, ticks).saturating_sub(ticks_before);
-        #[expect(clippy::cast_precision_loss, reason = "a count of clock ticks")]
-        let seconds_used = used as f64 / rustix::param::clock_ticks_per_second() as f64;
-        let role = match (index == primary, cluster.node(index)?.is_witness()) {
-            (true, _) => "primary",
-            (false, true) => "witness",
-            (false, false) => "standby",
-        };
-        found.push(Idle {
-            member: cluster.node(index)?.name(),
-            role: if leader == Some(index) { format!("{role}, Raft leader") } else { role.to_owned() },
-            rss_kib: sum(pair, |pid| memory(pid, "status", "VmRSS:")),
-            pss_kib: sum(pair, |pid| memory(pid, "smaps_rollup", "Pss:")),
-            cpu_percent: seconds_used / elapsed * 100.0,
-            write_bytes: sum(pair, write_bytes).saturating_sub(bytes_before),
-            syncs: None,
-        });
-    }
-    if binary::program("strace").is_none() {
-        skipped.push("fsync count: no strace here; the bytes written come from /proc/PID/io".to_owned());
-        return Ok(found);
-    }
-    let counts = count_syncs(&pids, order.idle, cluster.folder())?;
-    for (idle, count) in found.iter_mut().zip(counts) {
-        idle.syncs = Some(count);
-    }
-    Ok(found)
-}
-
-/// Attaches strace to each pair of processes for `time` and counts their sync calls.
-fn count_syncs(pids: &[Vec<u32>], time: Duration, folder: &Path) -> Result<Vec<u64>> {
-    let mut tracers = Vec::new();
-    for (index, pair) in pids.iter().enumerate() {
-        let file = folder.join(format!("strace-{index}"));
-        let mut command = Command::new("strace");
-        command
-            .args(["-f", "-qq", "-e", "trace=fsync,fdatasync,sync_file_range,msync,syncfs,sync", "-o"])
-            .arg(&file)
-            .args(pair.iter().flat_map(|pid| ["-p".to_owned(), pid.to_string()]))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        tracers.push((Owned::spawn(&mut command)?, file));
-    }
-    hold(time);
-    let mut counts = Vec::new();
-    for (mut tracer, file) in tracers {
-        if tracer.ended().is_some() {
-            bail!("strace could not attach");
-        }
-        process::signal(tracer.pid(), Signal::INT);
-        tracer.wait(Duration::from_secs(10)).context("strace detaches")?;
-        let text = fs::read_to_string(&file).context("read what strace wrote")?;
-        // A call that another thread interrupted takes two lines; the second one says "resumed".
-        let calls = text.lines().filter(|line| line.contains("sync") && !line.contains(" resumed>"));
-        counts.push(u64::try_from(calls.count()).unwrap_or(u64::MAX));
-    }
-    Ok(counts)
-}
-
-fn ticks(pid: u32) -> u64 {
-    process::stat(pid).map_or(0, |stat| stat.ticks)
-}
-
-fn memory(pid: u32, file: &str, field: &str) -> u64 {
-    number_after(&fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default(), field)
-}
-
-fn write_bytes(pid: u32) -> u64 {
-    number_after(&fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default(), "write_bytes:")
-}
-
-fn number_after(text: &str, field: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-}
-
-fn load() -> f64 {
+pub(crate) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
 }
@@ -402,11 +281,7 @@ impl Findings {
             );
         }
         if !self.idle.is_empty() {
-            text.push_str(&format!(
-                "\nan idle member over {} s (supervisor + guardian)\n",
-                self.idle_seconds
-            ));
-            text.push_str(&table(&self.idle_rows()));
+            text.push_str(&idle::text(&self.idle, self.idle_seconds));
         }
         for skipped in &self.skipped {
             text.push_str(&format!("not measured: {skipped}\n"));
@@ -434,22 +309,5 @@ impl Findings {
             ]
         });
         [head].into_iter().chain(rows).collect()
-    }
-
-    fn idle_rows(&self) -> Vec<Vec<String>> {
-        let head = ["MEMBER", "ROLE", "RSS MiB", "PSS MiB", "CPU %", "WRITTEN B", "SYNCS"];
-        let mebibytes = |kib: u64| format!("{}.{}", kib / 1024, kib % 1024 * 10 / 1024);
-        let rows = self.idle.iter().map(|idle| {
-            vec![
-                idle.member.clone(),
-                idle.role.clone(),
-                mebibytes(idle.rss_kib),
-                mebibytes(idle.pss_kib),
-                format!("{:.2}", idle.cpu_percent),
-                idle.write_bytes.to_string(),
-                idle.syncs.map_or_else(|| "-".to_owned(), |count| count.to_string()),
-            ]
-        });
-        [head.map(str::to_owned).to_vec()].into_iter().chain(rows).collect()
     }
 }

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod disk;
 pub mod fault;
 pub mod history;
+pub mod idle;
 pub mod latency;
 pub mod leak;
 pub mod limits;

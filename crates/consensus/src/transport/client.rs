@@ -85,7 +85,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         }
         let sent = self.pool.contacts().now();
         let answer: Result<AppendResponse, RaftError<NodeId>> =
-            self.call(Call::Append, &request, option.hard_ttl()).await?;
+            self.call(Call::Append, &request, option.hard_ttl().min(self.pool.append_limit())).await?;
         let answer = answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))?;
         match &answer {
             AppendResponse::Success | AppendResponse::PartialSuccess(_) | AppendResponse::Conflict => {

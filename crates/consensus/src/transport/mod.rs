@@ -1,5 +1,6 @@
 //! Raft's messages over gRPC: opaque payloads, and on each call who asks whom.
 
+mod batched;
 pub(crate) mod client;
 pub(crate) mod guard;
 pub(crate) mod pool;
@@ -18,7 +19,8 @@ use crate::ids::NodeId;
 use crate::proto;
 use crate::raft::LogId;
 
-pub use pool::{Connector, Plaintext, prepare};
+pub use batched::Batched;
+pub use pool::{Connector, Plaintext, connect_lazily, prepare};
 pub use server::RaftService;
 pub use wire::{Answer, Calls, Wire};
 

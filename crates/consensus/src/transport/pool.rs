@@ -5,8 +5,13 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tonic::codegen::http::Uri;
+use tonic::transport::{Channel, Endpoint};
+use tower::{ServiceExt, service_fn};
 
+use super::batched::Batched;
 use super::guard::Guard;
 use super::wire::Wire;
 use super::{AddressBook, MESSAGE_LIMIT};
@@ -39,7 +44,7 @@ pub struct Plaintext;
 impl Connector for Plaintext {
     fn channel(&self, addr: &str) -> Result<Wire, String> {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|e| e.to_string())?;
-        Ok(Wire::Channel(prepare(endpoint).connect_lazy()))
+        Ok(Wire::Channel(connect_lazily(endpoint)))
     }
 }
 
@@ -57,6 +62,21 @@ pub fn prepare(endpoint: Endpoint) -> Endpoint {
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(false)
+}
+
+/// Makes a channel without TLS that connects when first used.
+pub fn connect_lazily(endpoint: Endpoint) -> Channel {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_keepalive(Some(KEEPALIVE.saturating_mul(2)));
+    http.set_keepalive_interval(Some(KEEPALIVE));
+    http.set_keepalive_retries(Some(2));
+    http.set_connect_timeout(Some(CONNECT_LIMIT));
+    prepare(endpoint).connect_with_connector_lazy(service_fn(move |uri: Uri| {
+        let connected = http.clone().oneshot(uri);
+        async move { connected.await.map(|tcp| TokioIo::new(Batched::new(tcp.into_inner()))) }
+    }))
 }
 
 #[derive(Debug)]
@@ -79,6 +99,7 @@ struct Inner {
     contacts: Arc<Contacts>,
     book: AddressBook,
     connector: Arc<dyn Connector>,
+    append_limit: Duration,
     peers: Mutex<BTreeMap<NodeId, Peer>>,
 }
 
@@ -97,9 +118,15 @@ impl Pool {
         contacts: Arc<Contacts>,
         book: AddressBook,
         connector: Arc<dyn Connector>,
+        append_limit: Duration,
     ) -> Self {
         let peers = Mutex::default();
-        Self { inner: Arc::new(Inner { guard, contacts, book, connector, peers }) }
+        Self { inner: Arc::new(Inner { guard, contacts, book, connector, append_limit, peers }) }
+    }
+
+    /// The limit of one append call.
+    pub(crate) fn append_limit(&self) -> Duration {
+        self.inner.append_limit
     }
 
     pub(crate) fn contacts(&self) -> &Contacts {

@@ -38,7 +38,7 @@ mod page;
 mod proc;
 mod server;
 mod stand_in;
-mod sys;
+pub(crate) mod sys;
 mod wire;
 
 pub(crate) use cgroup::of_process;

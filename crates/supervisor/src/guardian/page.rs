@@ -221,7 +221,7 @@ impl SharedPage {
 
     /// Returns how long ago the guardian last ran.
     ///
-    /// At most about 200 ms while an instance runs or a lease is set. Without a live guardian nobody may
+    /// At most about 200 ms while a lease is set, and 500 ms while an instance runs that needs none. Without a live guardian nobody may
     /// be primary: look before each renewal. [`Duration::MAX`] before its first stamp.
     pub fn alive_age(&self, now: BootTime) -> Duration {
         match self.load(Word::Alive) {

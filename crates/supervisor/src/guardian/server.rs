@@ -25,6 +25,9 @@ use crate::runtime::clock::{BootTime, Clock};
 
 /// How often the guardian says that it is alive, and looks at the page even if no deadline is near.
 const ALIVE_EVERY: Duration = Duration::from_millis(200);
+/// How often while the instance needs no lease: then its supervisor tells it of the first one (a kick), and
+/// takes a guardian for dead that did not run for twice as long.
+const ALIVE_WITHOUT_LEASE: Duration = Duration::from_millis(500);
 /// How often it looks for the renewal that thaws.
 const THAW_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often it kills again what is not gone yet.
@@ -391,7 +394,7 @@ impl Server {
                 (GuardState::Killing, _) => now.saturating_add(KILL_EVERY),
                 (GuardState::Freezing | GuardState::Frozen, _) => now.saturating_add(THAW_LOOK_EVERY),
                 (_, Lease::Until { deadline, .. }) => deadline.min(now.saturating_add(ALIVE_EVERY)),
-                (_, Lease::NotNeeded) => now.saturating_add(ALIVE_EVERY),
+                (_, Lease::NotNeeded) => now.saturating_add(ALIVE_WITHOUT_LEASE),
             }),
         };
         // All zero disarms; a moment that has passed fires at once.

@@ -324,7 +324,43 @@ pub(super) fn wait_in_cgroup(procs: BorrowedFd<'_>) -> ! {
 }
 
 /// Registers a descriptor with the runtime of the calling task.
-pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the same descriptor, and stays open, until its drop.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Lets all threads share two heaps: a heap for each thread would keep what that one once used.
+pub(crate) fn limit_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes a number of the allocator's; a refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives the free pages of the heap back to the kernel.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes the allocator's own locks and touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Drops the pages of programs and libraries that are as their files have them, and has what is used again
+/// mapped by small pages: by huge ones a few functions would bring all the rest back.
+///
+/// # Errors
+/// The kernel did not say what is mapped. Pages that are locked in memory stay, which is no error.
+pub(crate) fn drop_program_pages() -> io::Result<()> {
+    let smaps = io::BufReader::with_capacity(4096, std::fs::File::open("/proc/self/smaps")?);
+    for mapping in crate::footprint::unchanged(smaps)? {
+        let (start, length) = (ptr::with_exposed_provenance_mut(mapping.start), mapping.len());
+        for advice in [rustix::mm::Advice::LinuxNoHugepage, rustix::mm::Advice::LinuxDontNeed] {
+            // SAFETY: the kernel has just said that the range maps a program or a library, which nobody unmaps,
+            // cannot be written to and has no anonymous page: what is read there next is what was there before.
+            let _ = unsafe { rustix::mm::madvise(start, length, advice) };
+        }
+    }
+    Ok(())
 }

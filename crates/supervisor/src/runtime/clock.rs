@@ -87,6 +87,11 @@ impl Timepiece {
         Self(Some(clock))
     }
 
+    /// Whether time is the simulation's.
+    pub const fn is_simulated(self) -> bool {
+        self.0.is_some()
+    }
+
     /// Reads the clock.
     pub fn now(self) -> BootTime {
         match self.0 {

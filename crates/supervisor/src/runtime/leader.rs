@@ -19,6 +19,7 @@ use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
 use crate::decide::{ClusterDecision, lease, members};
 use crate::runtime::shared::{RevokeAsk, Shared};
+use crate::runtime::ticker::about;
 use crate::runtime::{codec, found};
 use crate::view::{ClusterView, Moment, Received, Revoked, VoterReport};
 
@@ -124,7 +125,8 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
             changed = state.changed() => if changed.is_err() { return },
             changed = raft.changed() => if changed.is_err() { return },
             changed = table.changed(), if leader.leading => if changed.is_err() { return },
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause), if busy => {}
+            () = about(pause), if !busy => {}
         }
     }
 }

@@ -24,13 +24,14 @@ use crate::decide::lease::Rounds;
 use crate::guardian::SharedPage;
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::shared::moment;
+use crate::runtime::ticker::Ticker;
 use crate::runtime::voter::{RenewRefusal, VoterLease};
 use crate::tls::Dialer;
 use crate::view::Moment;
 use rhone_consensus::proto::Identity;
 
 /// A guardian that has not run for this long is taken for dead: nobody may be primary without one.
-/// It stamps its page every 200 ms.
+/// It stamps its page every 200 ms, and every 500 ms while no lease is needed.
 pub const GUARDIAN_SILENT: Duration = Duration::from_secs(1);
 
 /// A node's loop that has not gone round for this long hangs, on a disk most likely (DESIGN 9, `T_stall`).
@@ -166,6 +167,13 @@ impl Lease {
         self.target.borrow().as_ref().map(|target| target.epoch)
     }
 
+    /// Waits until there is something to renew.
+    pub async fn wanted(&self) {
+        let mut target = self.target.subscribe();
+        // This handle is the sender: it cannot be gone.
+        drop(target.wait_for(Option::is_some).await);
+    }
+
     /// Tells that the node's loop goes round: a member whose loop hangs lets its lease end.
     pub fn loop_lives(&self, now: BootTime) {
         self.loop_alive.store(now.as_nanos(), Ordering::Relaxed);
@@ -257,9 +265,8 @@ impl Renewer {
             self.context.rest.send_replace(false);
             // Grants given for another epoch or another set of voters do not add up with new ones.
             self.rounds.clear();
-            let mut tick =
-                tokio::time::interval(Duration::from_millis(u64::from(target.timing.renewal_ms.max(1))));
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let every = Duration::from_millis(u64::from(target.timing.renewal_ms.max(1)));
+            let mut tick = Ticker::every(every, self.context.clock);
             loop {
                 // In this order: no answer is counted for a target that is over, and none delays a renewal.
                 tokio::select! {
@@ -268,7 +275,7 @@ impl Renewer {
                         if changed.is_err() { return; }
                         break;
                     }
-                    _ = tick.tick() => self.renew(&target),
+                    () = tick.tick() => self.renew(&target),
                     Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
                         self.hear(&target, &answer);
                     }

@@ -26,6 +26,7 @@ pub mod report;
 pub mod secret;
 pub mod shared;
 pub mod supervisor;
+pub mod ticker;
 mod tune;
 pub mod voter;
 mod witness;

@@ -17,6 +17,7 @@ use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
 use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
+use crate::runtime::ticker::about;
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, State};
 use crate::tls::Security;
@@ -332,7 +333,7 @@ pub(super) fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> watch::
                     let left = shown.saturating_sub(Duration::from_nanos(shared.clock.now().as_nanos()));
                     if status.until.as_nanos() > 0 && left > serve * 3 / 4 { continue }
                 }
-                () = tokio::time::sleep(PUBLISH_EVERY) => {}
+                () = about(PUBLISH_EVERY) => {}
             }
             let here = Here::of(local.as_ref());
             shown = here.lease.until;

@@ -8,6 +8,7 @@ use rhone_consensus::ids::NodeId;
 use crate::api::proto::v1::ReportRequest;
 use crate::runtime::codec;
 use crate::runtime::shared::{Shared, TableRow, table_of_rows};
+use crate::runtime::ticker::about;
 use crate::view::{Received, Report};
 
 /// How often a report goes out when nothing changes.
@@ -23,13 +24,15 @@ pub async fn run(shared: Arc<Shared>) {
     let mut raft = shared.consensus.status_changes();
     loop {
         send(&shared).await;
-        let pause = shared.voter.next_change().unwrap_or(REPORT_EVERY).min(REPORT_EVERY);
+        // What the passing of time alone changes is told to the millisecond: an election waits for it.
+        let soon = shared.voter.next_change().filter(|soon| *soon < REPORT_EVERY);
         tokio::select! {
             biased;
             changed = own.changed() => if changed.is_err() { return },
             changed = voter.changed() => if changed.is_err() { return },
             changed = raft.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause + Duration::from_millis(1)) => {}
+            () = tokio::time::sleep(soon.unwrap_or_default() + Duration::from_millis(1)), if soon.is_some() => {}
+            () = about(REPORT_EVERY), if soon.is_none() => {}
         }
     }
 }

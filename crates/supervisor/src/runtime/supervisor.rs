@@ -36,6 +36,7 @@ use crate::runtime::operator::RuntimeOperator;
 use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
 use crate::runtime::shared::{RevokeAsk, Shared};
+use crate::runtime::ticker::Ticker;
 use crate::runtime::voter::VoterLease;
 use crate::runtime::{found, leader, node, publish, report, witness};
 use crate::status::LocalView;
@@ -405,6 +406,7 @@ pub(super) async fn serving(
         Ok(())
     }));
     tokio::spawn(membership(Arc::clone(shared), settings));
+    tokio::spawn(crate::footprint::after_the_start());
     crate::notify::ready(shown);
     if let Some(security) = &shared.security {
         tokio::spawn(tls::watch(Arc::clone(security)));
@@ -446,7 +448,8 @@ async fn serve_grpc(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let router = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        // Idle connections are the kernel's keepalive's to end (`tls::incoming`); this one finds what it cannot.
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(64)
         .layer(Access::new(&shared.config.cluster, &[], Arc::clone(&shared.strangers)))
@@ -522,22 +525,32 @@ fn leader_address(shared: &Shared) -> Option<String> {
     status.nodes.get(&leader).map(|node| node.addr.clone())
 }
 
-/// Reads the primary's flushed position each renewal, for the lease to carry.
+/// Reads the primary's flushed position each renewal, for the lease to carry. Where nothing is renewed it
+/// is not woken.
 async fn flushed(local: Arc<Local>) {
     let mut connection = LocalConnection::new(local.target());
     let mut wal = WalWatch::new(&local.config.data_dir);
-    loop {
+    let renewal = || {
         let every = local.shared.consensus.state().borrow().state.settings.timing.renewal_ms;
-        tokio::time::sleep(Duration::from_millis(u64::from(every.max(10)))).await;
-        let serving = local.lease.target_epoch().is_some() && !local.frozen() && local.has_instance();
-        if !serving {
-            connection.close();
-            wal.forget();
-            continue;
+        Duration::from_millis(u64::from(every.max(10)))
+    };
+    loop {
+        local.lease.wanted().await;
+        let every = renewal();
+        let mut ticker = Ticker::every(every, local.shared.clock);
+        // The first comes at once, and two looks are a renewal apart.
+        ticker.tick().await;
+        while local.lease.target_epoch().is_some() && every == renewal() {
+            ticker.tick().await;
+            if local.lease.target_epoch().is_none() || local.frozen() || !local.has_instance() {
+                connection.close();
+                wal.forget();
+            } else if let Ok(lsn) = wal.flushed(&mut connection, FLUSH_LIMIT).await {
+                local.lease.set_flushed(lsn);
+            }
         }
-        if let Ok(lsn) = wal.flushed(&mut connection, FLUSH_LIMIT).await {
-            local.lease.set_flushed(lsn);
-        }
+        connection.close();
+        wal.forget();
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rhone_consensus::transport::{Connector, Wire, prepare};
+use rhone_consensus::transport::{Batched, Connector, Wire, connect_lazily, prepare};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -40,13 +40,13 @@ impl Dialer {
     /// # Errors
     /// The address is none.
     pub fn channel(&self, address: &str) -> Result<Wire, String> {
-        let endpoint = prepare(endpoint(address)?);
+        let endpoint = endpoint(address)?;
         match self {
-            Self::Plain => Ok(Wire::Channel(endpoint.connect_lazy())),
+            Self::Plain => Ok(Wire::Channel(connect_lazily(endpoint))),
             Self::Tls(security) => {
                 let security = Arc::clone(security);
                 let dial = service_fn(move |uri| dial(Arc::clone(&security), uri));
-                Ok(Wire::Channel(endpoint.connect_with_connector_lazy(dial)))
+                Ok(Wire::Channel(prepare(endpoint).connect_with_connector_lazy(dial)))
             }
             Self::Other(connector) => connector.channel(address),
             Self::Unusable(reason) => Err(reason.clone()),
@@ -130,11 +130,11 @@ pub fn trouble(error: &dyn Error) -> Option<String> {
     None
 }
 
-async fn dial(security: Arc<Security>, uri: Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+async fn dial(security: Arc<Security>, uri: Uri) -> io::Result<TokioIo<Batched<TlsStream<TcpStream>>>> {
     let work = connect(&security, &uri);
     let io = tokio::time::timeout(CONNECT_LIMIT, work).await;
     io.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS connection in time")))
-        .map(TokioIo::new)
+        .map(|tls| TokioIo::new(Batched::new(tls)))
 }
 
 async fn connect(security: &Security, uri: &Uri) -> io::Result<TlsStream<TcpStream>> {

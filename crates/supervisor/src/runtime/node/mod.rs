@@ -25,6 +25,7 @@ use crate::runtime::effects::{Done, carry_out};
 use crate::runtime::lease::GUARDIAN_SILENT;
 use crate::runtime::local::{Local, LocalError};
 use crate::runtime::shared::{RevokeAsk, Shared};
+use crate::runtime::ticker::about;
 use crate::view::{Instance, Moment, NodeView, Revoked};
 
 /// How often the instance is looked at when nothing happens.
@@ -149,7 +150,7 @@ pub async fn run(
             changed = raft.changed() => if changed.is_err() { return Ended::Left },
             changed = asked.changed() => if changed.is_err() { return Ended::Left },
             changed = leave.changed() => if changed.is_ok() { node.leave() },
-            () = tokio::time::sleep(pause) => node.tick(),
+            () = about(pause) => node.tick(),
         }
     }
 }
