@@ -73,6 +73,8 @@ pub enum PrepareReason {
         /// Who.
         to: NodeId,
     },
+    /// A person began the cluster anew from one member, the majority being lost for good.
+    Recovery,
 }
 
 impl PrepareReason {
@@ -84,6 +86,7 @@ impl PrepareReason {
             Self::OwnerDown { .. } => "owner_down",
             Self::Switchover => "switchover",
             Self::Operator | Self::OperatorTo { .. } => "operator",
+            Self::Recovery => "recovery",
         }
     }
 }
@@ -93,9 +96,11 @@ impl fmt::Display for PrepareReason {
         match self {
             Self::OwnerSilent { silent_ms } => write!(f, "owner_silent for {silent_ms} ms"),
             Self::OwnerDown { detail } => write!(f, "owner_down: {detail}"),
-            Self::Founding | Self::Switchover | Self::Operator | Self::OperatorTo { .. } => {
-                f.write_str(self.code())
-            }
+            Self::Founding
+            | Self::Switchover
+            | Self::Operator
+            | Self::OperatorTo { .. }
+            | Self::Recovery => f.write_str(self.code()),
         }
     }
 }

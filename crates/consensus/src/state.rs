@@ -5,6 +5,7 @@
 
 mod hold;
 mod membership;
+mod recover;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -17,6 +17,7 @@ mod man;
 mod member;
 mod operate;
 mod psql;
+mod recover;
 mod restart;
 mod serve;
 mod settings;
@@ -107,6 +108,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
             member::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
         Command::Member { verb } => member::run(&global, verb, terminal).await,
+        Command::Recover { force_new_cluster: _, yes } => recover::run(&global, yes, terminal).await,
         Command::Doctor => doctor::run(&global, terminal).await,
         Command::Completions { shell } => {
             completions(shell, terminal);

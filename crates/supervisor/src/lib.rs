@@ -15,6 +15,7 @@ pub mod init;
 pub mod notify;
 pub mod pooler;
 pub mod proxy;
+pub mod recover;
 pub mod run;
 pub mod runtime;
 pub mod settings;

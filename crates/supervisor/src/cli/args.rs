@@ -228,6 +228,17 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<MemberVerb>,
     },
+    /// The last resort when a majority is lost for good: this member goes on alone, the others join anew
+    ///
+    /// Works on the machine of a member whose rhone is stopped. What only the lost members had is lost.
+    Recover {
+        /// Say that this is meant: what comes of it is another cluster under the same name
+        #[arg(long, required = true)]
+        force_new_cluster: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Says what an operator should fix: clocks, disks, versions, slots, what corrupts silently
     Doctor,
     /// Prints what a shell needs to complete commands

@@ -1,6 +1,7 @@
 //! Founding (DESIGN 11): all founding members agree on one founder before anything exists, and a
 //! member whose store is empty never founds a second cluster beside one that is there.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use rhone_consensus::tags::Tags;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
 use crate::config::Bootstrap;
-use crate::runtime::codec;
+use crate::runtime::{codec, generation};
 use crate::runtime::shared::Shared;
 
 /// How often the others are asked while there is no cluster.
@@ -43,10 +44,13 @@ pub enum Verdict {
 
 /// Says what to do from the answers of all founding members, by address; nothing: no answer.
 pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verdict {
-    if let Some((address, _)) = answers
-        .iter()
-        .find(|(_, answer)| answer.as_ref().is_some_and(|a| a.name != me && a.store() == StoreState::Member))
-    {
+    let generation = |a: &HelloReply| a.from.as_ref().map_or(0, |from| from.generation);
+    let there = answers.iter().filter_map(|(address, answer)| Some((address, answer.as_ref()?)));
+    // Members of an older generation are left over from before a recovery by force.
+    let newest = there
+        .filter(|(_, answer)| answer.name != me && answer.store() == StoreState::Member)
+        .min_by_key(|(_, answer)| Reverse(generation(answer)));
+    if let Some((address, _)) = newest {
         return Verdict::Join(address.clone());
     }
     let silent: Vec<&str> =
@@ -203,7 +207,12 @@ pub async fn join(shared: &Arc<Shared>, address: &str) {
             .call(&address, Duration::from_secs(10), |mut client| async move { client.join(request).await })
             .await;
         match reply {
-            Ok(reply) if reply.admitted => return,
+            Ok(reply) if reply.admitted => {
+                if let Err(error) = generation::adopt(shared, reply.generation).await {
+                    tracing::error!(error = format!("{error:#}"), "could not take on the cluster's generation");
+                }
+                return;
+            }
             Ok(reply) if !reply.leader_address.is_empty() && reply.leader_address != address => {
                 address = reply.leader_address;
             }

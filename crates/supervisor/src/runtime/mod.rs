@@ -14,6 +14,7 @@ pub mod effects;
 mod events;
 mod failover;
 pub mod found;
+pub mod generation;
 pub mod leader;
 pub mod lease;
 pub mod local;

@@ -42,7 +42,7 @@ use crate::runtime::shared::Shared;
 use crate::view::{Pending, Stream};
 
 pub use configure::started_ms;
-pub use identity::Seen;
+pub use identity::{Seen, data_here};
 
 /// The role that standbys stream as.
 pub const REPLICATOR: &str = "rhone_replicator";
