@@ -11,6 +11,7 @@ pub mod decide;
 pub mod demo;
 pub mod doctor;
 pub mod guardian;
+pub mod import;
 pub mod init;
 pub mod notify;
 pub mod pooler;

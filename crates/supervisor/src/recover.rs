@@ -6,15 +6,15 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rhone_consensus::ConsensusError;
 use rhone_consensus::command::{MemberKind, WallTime};
-use rhone_consensus::ids::{NodeId, Replica};
 use rhone_consensus::identity::PROTOCOL_VERSION;
+use rhone_consensus::ids::{NodeId, Replica};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::recover::{Recovered, Survivor};
 use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::ClusterState;
 use rhone_consensus::store::hard::{HardState, HardStateFile};
-use rhone_consensus::ConsensusError;
 use rhone_pgctl::install::Installation;
 use rhone_pgctl::user::OsUser;
 use serde::Serialize;
@@ -149,7 +149,9 @@ fn whole(postgres: &Postgres, known: &HardState) -> Result<rhone_consensus::ids:
         .map_err(|error| CliError::failed(format!("look at {dir}: {error}")))?;
     found.ok_or_else(|| {
         let why = match &known.sentinel {
-            Some(sentinel) => format!("a {:?} of it was begun and is not finished", sentinel.kind).to_lowercase(),
+            Some(sentinel) => {
+                format!("a {:?} of it was begun and is not finished", sentinel.kind).to_lowercase()
+            }
             None if known.floor.is_some() => "it has not reached the point where it is consistent".to_owned(),
             None => "it is empty, or not the one that this member has had".to_owned(),
         };
@@ -311,7 +313,9 @@ fn knowledge(
 fn says(node: NodeId, known: &HardState, answer: &Result<HelloReply, String>) -> String {
     match answer {
         Err(why) => why.clone(),
-        Ok(answer) if is_there(node, known, answer) && answer.data_position.is_empty() => "is there".to_owned(),
+        Ok(answer) if is_there(node, known, answer) && answer.data_position.is_empty() => {
+            "is there".to_owned()
+        }
         Ok(answer) if is_there(node, known, answer) => format!("is there, at {}", answer.data_position),
         Ok(answer) if answer.from.as_ref().is_some_and(|from| from.generation > known.generation.0) => {
             let generation = answer.from.as_ref().map_or(0, |from| from.generation);
@@ -322,12 +326,7 @@ fn says(node: NodeId, known: &HardState, answer: &Result<HelloReply, String>) ->
 }
 
 /// Refuses what would make a second cluster beside one that lives, or can.
-fn need(
-    knowledge: &Knowledge,
-    survivor: &Survivor,
-    answers: &[Answer],
-    me: NodeId,
-) -> Result<(), CliError> {
+fn need(knowledge: &Knowledge, survivor: &Survivor, answers: &[Answer], me: NodeId) -> Result<(), CliError> {
     if let Some(newer) = answers
         .iter()
         .filter_map(|(_, answer)| answer.as_ref().ok())
@@ -339,13 +338,15 @@ fn need(
             "empty node.state-dir here and start rhone: it joins as a new member",
         ));
     }
-    let there: BTreeSet<&str> = knowledge.others.iter().filter(|o| o.there).map(|o| o.name.as_str()).collect();
+    let there: BTreeSet<&str> =
+        knowledge.others.iter().filter(|o| o.there).map(|o| o.name.as_str()).collect();
     let members = &survivor.state().members;
     let is = |node: &NodeId| {
         *node == me || members.get(node).is_some_and(|member| there.contains(member.name.as_str()))
     };
     let configs = survivor.voters();
-    let majority = |voters: &BTreeSet<NodeId>| voters.iter().filter(|node| is(node)).count() > voters.len() / 2;
+    let majority =
+        |voters: &BTreeSet<NodeId>| voters.iter().filter(|node| is(node)).count() > voters.len() / 2;
     if !configs.is_empty() && configs.iter().all(majority) {
         let names: Vec<&str> = there.into_iter().collect();
         let with = if names.is_empty() { String::new() } else { format!(" with {}", names.join(", ")) };
@@ -366,7 +367,11 @@ impl Stopped {
         let recovered = self.survivor.begin_anew(&self.hard, by, WallTime(wall_time())).map_err(|error| {
             let again = matches!(error, ConsensusError::Io { .. } | ConsensusError::Fatal { .. });
             let error = of_consensus(error);
-            if again { error.hint("it may be done in part: run this again, before rhone is started here") } else { error }
+            if again {
+                error.hint("it may be done in part: run this again, before rhone is started here")
+            } else {
+                error
+            }
         })?;
         // An old primary that comes back must not get a standby, nor an old standby a primary.
         Secret::open(self.secret, &config.node.state_dir)
@@ -375,7 +380,9 @@ impl Stopped {
                 secret.make()
             })
             .map_err(|error| {
-                CliError::failed(format!("it is done; the replication password could not be changed: {error}"))
+                CliError::failed(format!(
+                    "it is done; the replication password could not be changed: {error}"
+                ))
             })?;
         Ok(recovered)
     }

@@ -28,6 +28,7 @@ impl ClusterState {
         let others: Vec<NodeId> = next.members.keys().copied().filter(|node| *node != me).collect();
         next.members.retain(|node, _: &mut Member| *node == me);
         next.handover = None;
+        next.scheduled = None;
         next.fenced.clear();
         next.learners.clear();
         next.note_removed(&others);

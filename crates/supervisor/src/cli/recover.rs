@@ -161,7 +161,9 @@ mod tests {
         "#]]
         .assert_eq(&render(&known()));
         let nothing = Knowledge { may_be_lost: Vec::new(), ..known() };
-        assert!(render(&nothing).ends_with("nothing that this member knows was acknowledged is missing here\n"));
+        assert!(
+            render(&nothing).ends_with("nothing that this member knows was acknowledged is missing here\n")
+        );
     }
 
     #[test]

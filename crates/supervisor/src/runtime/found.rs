@@ -15,8 +15,8 @@ use rhone_consensus::tags::Tags;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
 use crate::config::Bootstrap;
-use crate::runtime::{codec, generation};
 use crate::runtime::shared::Shared;
+use crate::runtime::{codec, generation};
 
 /// How often the others are asked while there is no cluster.
 const ASK_EVERY: Duration = Duration::from_millis(300);
@@ -209,7 +209,10 @@ pub async fn join(shared: &Arc<Shared>, address: &str) {
         match reply {
             Ok(reply) if reply.admitted => {
                 if let Err(error) = generation::adopt(shared, reply.generation).await {
-                    tracing::error!(error = format!("{error:#}"), "could not take on the cluster's generation");
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "could not take on the cluster's generation"
+                    );
                 }
                 return;
             }

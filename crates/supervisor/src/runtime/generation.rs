@@ -145,7 +145,11 @@ mod tests {
         };
         let check = |answers: &[HelloReply], expected: Option<(u64, &str)>| {
             let found = newer(Generation(1), Some(7), answers.iter());
-            assert_eq!(found, expected.map(|(generation, name)| (Generation(generation), name)), "{answers:?}");
+            assert_eq!(
+                found,
+                expected.map(|(generation, name)| (Generation(generation), name)),
+                "{answers:?}"
+            );
         };
         let member = StoreState::Member;
         check(&[answer("b", 1, 7, member)], None);

@@ -15,6 +15,8 @@ mod events;
 mod failover;
 pub mod found;
 pub mod generation;
+mod handover;
+mod hooks;
 pub mod leader;
 pub mod lease;
 pub mod local;

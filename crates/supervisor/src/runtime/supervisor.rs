@@ -37,7 +37,7 @@ use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::voter::VoterLease;
-use crate::runtime::{found, generation, leader, node, publish, report, witness};
+use crate::runtime::{found, generation, hooks, leader, node, publish, report, witness};
 use crate::status::LocalView;
 use crate::tls::{self, Dialer, Security};
 
@@ -354,6 +354,7 @@ async fn live(
     let tasks = serving(shared, &local.user, view).await?;
     crate::proxy::start(shared, Some(local)).await?;
     tokio::spawn(flushed(Arc::clone(local)));
+    hooks::start(shared, &local.user);
     let leave = leave_on_signal()?;
     let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
     tokio::select! {
