@@ -78,8 +78,11 @@ fn a_refused_promotion_passes_the_member_over_and_no_program_holds_anything_up()
     })?;
     cluster.wait_until("the programs were told", || {
         let (old, new) = (told(&cluster, first)?, told(&cluster, second)?);
-        ensure!(old.first().is_some_and(|line| line == "before_stop"), "{first}: {old:?}");
-        ensure!(old.iter().any(|line| line.starts_with("on_stop primary ")), "{first}: {old:?}");
+        let at = |start: &str| old.iter().position(|line| line.starts_with(start));
+        let (before, after) = (at("before_stop"), at("on_stop primary "));
+        ensure!(before.is_some() && before < after, "{first}: {old:?}");
+        let demoted = old.iter().any(|line| line.starts_with("on_role_change replica "));
+        ensure!(demoted || second == first, "{first}: {old:?}");
         let promoted = new.iter().any(|line| line.starts_with("on_role_change primary "));
         ensure!(promoted || second == first, "{second}: {new:?}");
         Ok(())

@@ -32,7 +32,8 @@ fn wipe(cluster: &Cluster, index: usize) -> Result<()> {
         let folder = cluster.node(index)?.folder().join(folder);
         for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
             let path = entry?.path();
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             removed.with_context(|| format!("remove {}", path.display()))?;
         }
     }
@@ -44,6 +45,22 @@ fn insert(cluster: &Cluster, at: usize, seq: usize) -> Result<()> {
     cluster.wait_until("a row is written", || {
         ask(&cluster.node(at)?.door(), DATABASE, &line, Duration::from_secs(5)).map(drop)
     })
+}
+
+/// The former primary comes back as it was: it neither serves nor disturbs, and says what to do.
+fn comes_back_as_it_was(cluster: &mut Cluster, first: usize, survivor: usize) -> Result<()> {
+    for _ in 0..2 {
+        cluster.start_node(first)?;
+        let ended = cluster.node_mut(first)?.wait_for_end(LIMIT);
+        ensure!(ended.is_some_and(|status| !status.success()), "{ended:?}; {}", cluster.dump());
+        let log = cluster.node(first)?.log_tail(5);
+        ensure!(log.contains("the cluster was begun anew without this member"), "{log}");
+        ensure!(log.contains("hint: ") && log.contains("empty node.state-dir"), "{log}");
+        let roles = cluster.roles();
+        ensure!(roles.get(&first).is_none_or(|role| role.standby), "it serves: {roles:?}");
+        ensure!(roles.get(&survivor).is_some_and(|role| role.streaming == 0), "it streams: {roles:?}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -85,18 +102,7 @@ fn one_member_goes_on_alone_and_the_others_come_back_as_new_ones_only() -> Resul
     let anew = cluster.epoch()?;
     ensure!(anew >= 1 << 32 && anew > epoch, "epoch {anew} after {epoch}");
 
-    // The former primary comes back as it was: it neither serves nor disturbs, and says what to do.
-    for _ in 0..2 {
-        cluster.start_node(first)?;
-        let ended = cluster.node_mut(first)?.wait_for_end(LIMIT);
-        ensure!(ended.is_some_and(|status| !status.success()), "{ended:?}; {}", cluster.dump());
-        let log = cluster.node(first)?.log_tail(5);
-        ensure!(log.contains("the cluster was begun anew without this member"), "{log}");
-        ensure!(log.contains("hint: ") && log.contains("empty node.state-dir"), "{log}");
-        let roles = cluster.roles();
-        ensure!(roles.get(&first).is_none_or(|role| role.standby), "it serves: {roles:?}");
-        ensure!(roles.get(&survivor).is_some_and(|role| role.streaming == 0), "it streams: {roles:?}");
-    }
+    comes_back_as_it_was(&mut cluster, first, survivor)?;
     insert(&cluster, survivor, 2)?;
     ensure!(cluster.epoch()? == anew, "the new cluster was disturbed");
     cluster.power_loss(first, rhone_chaos::cluster::PowerLoss::Resets)?;
@@ -119,7 +125,10 @@ fn one_member_goes_on_alone_and_the_others_come_back_as_new_ones_only() -> Resul
     let rows = cluster.rows(&[])?;
     let sizes: Vec<usize> = rows.values().map(std::collections::BTreeSet::len).collect();
     ensure!(rows.len() == 3, "{sizes:?}");
-    ensure!(rows.values().all(|rows| rows.is_superset(&before) && rows.len() == before.len() + 3), "{sizes:?}");
+    ensure!(
+        rows.values().all(|rows| rows.is_superset(&before) && rows.len() == before.len() + 3),
+        "{sizes:?}"
+    );
 
     let output = cluster.rhone(first, &["history", "-o", "json"], COMMAND)?;
     let history: Value = serde_json::from_str(&output.stdout).context("read the history")?;

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use expect_test::expect;
+use expect_test::{expect, expect_file};
 
 use super::*;
 use crate::config::{Config, Environment};
@@ -145,83 +145,7 @@ fn each_key_is_told_with_what_becomes_of_it() {
     for note in &translation.notes {
         told.push_str(&format!("{:?} {}: {}\n", note.verdict, note.key, note.what));
     }
-    expect![[r##"
-        Translated scope: cluster = "acid-minimal"
-        Translated name: node.name = "acid-minimal-0"
-        Translated restapi.listen: node.http = "0.0.0.0:8008"
-        NoMeaning restapi.connect_address: the host of node.advertise, with the port of node.http
-        NoMeaning restapi.authentication.username: nothing over HTTP changes anything, and it is plain; changes are gRPC with TLS
-        NoMeaning restapi.authentication.password: nothing over HTTP changes anything, and it is plain; changes are gRPC with TLS
-        NoMeaning kubernetes.labels.application: raft is built in; deploy/kubernetes has what a cluster in Kubernetes needs
-        NoMeaning kubernetes.scope_label: raft is built in; deploy/kubernetes has what a cluster in Kubernetes needs
-        NoMeaning kubernetes.use_endpoints: raft is built in; deploy/kubernetes has what a cluster in Kubernetes needs
-        NoMeaning bootstrap.dcs.ttl: a lease of 1.5 s (timing = "default"): "calm" rides out 10 s without a network
-        NoMeaning bootstrap.dcs.loop_wait: every change is acted on as it is heard; `bootstrap.timing` says how fast
-        NoMeaning bootstrap.dcs.retry_timeout: as `ttl`
-        Translated bootstrap.dcs.maximum_lag_on_failover: bootstrap.max-lag-on-failover = "32MB"
-        Translated bootstrap.dcs.synchronous_mode: bootstrap.sync
-        Translated bootstrap.dcs.synchronous_mode_strict: bootstrap.sync
-        Translated bootstrap.dcs.synchronous_node_count: bootstrap.sync-required
-        NoMeaning bootstrap.dcs.failsafe_mode: the lease comes from the voters themselves
-        Decide bootstrap.dcs.slots: slots of your own are not kept over a failover in this version: make them on the primary
-        NoMeaning bootstrap.dcs.postgresql.use_pg_rewind: always: rewind first, then a new copy
-        NoMeaning bootstrap.dcs.postgresql.use_slots: always: a slot for each member, bounded by bytes
-        Translated bootstrap.dcs.postgresql.parameters.archive_mode: bootstrap.postgres.archive_mode = "on"
-        Translated bootstrap.dcs.postgresql.parameters.archive_timeout: bootstrap.postgres.archive_timeout = "1800s"
-        Translated bootstrap.dcs.postgresql.parameters.autovacuum_analyze_scale_factor: bootstrap.postgres.autovacuum_analyze_scale_factor = "0.02"
-        Translated bootstrap.dcs.postgresql.parameters.autovacuum_max_workers: bootstrap.postgres.autovacuum_max_workers = "5"
-        Translated bootstrap.dcs.postgresql.parameters.checkpoint_completion_target: bootstrap.postgres.checkpoint_completion_target = "0.9"
-        NoMeaning bootstrap.dcs.postgresql.parameters.hot_standby: rhone must be able to ask a standby
-        Translated bootstrap.dcs.postgresql.parameters.log_autovacuum_min_duration: bootstrap.postgres.log_autovacuum_min_duration = "0"
-        Translated bootstrap.dcs.postgresql.parameters.max_connections: bootstrap.postgres.max_connections = "100"
-        Translated bootstrap.dcs.postgresql.parameters.max_replication_slots: bootstrap.postgres.max_replication_slots = "10"
-        Translated bootstrap.dcs.postgresql.parameters.tcp_keepalives_idle: bootstrap.postgres.tcp_keepalives_idle = "900"
-        Translated bootstrap.dcs.postgresql.parameters.wal_level: bootstrap.postgres.wal_level = "replica"
-        NoMeaning bootstrap.dcs.postgresql.parameters.wal_log_hints: pg_rewind needs it
-        NoMeaning bootstrap.initdb: the data directory that is there is taken over; a new one has checksums
-        Decide bootstrap.users: make these roles by SQL; no password is taken over
-        Decide bootstrap.post_init: run it by hand on the primary, once the cluster is founded
-        Translated postgresql.listen: postgres.listen = "0.0.0.0:5432"
-        Translated postgresql.connect_address: postgres.advertise = "10.2.3.4:5432"
-        Translated postgresql.data_dir: postgres.data-dir = "/home/postgres/pgdata/pgroot/data"
-        Translated postgresql.bin_dir: postgres.bin-dir = "/usr/lib/postgresql/15/bin"
-        NoMeaning postgresql.pgpass: rhone keeps the replication password itself
-        Translated postgresql.authentication.superuser.username: postgres.superuser = "postgres"
-        NoMeaning postgresql.authentication.superuser.password: the superuser connects over the Unix socket only
-        NoMeaning postgresql.authentication.replication.username: rhone makes a role of its own for streaming, with a password that it draws
-        NoMeaning postgresql.authentication.replication.password: rhone makes a role of its own for streaming, with a password that it draws
-        Translated postgresql.callbacks.on_start: hooks.on-start = ["/scripts/callback.py"]
-        Translated postgresql.callbacks.on_stop: hooks.on-stop = ["/scripts/callback.py"]
-        Translated postgresql.callbacks.on_role_change: hooks.on-role-change = ["/scripts/callback.py"]
-        Decide postgresql.create_replica_method: standbys are copied with pg_basebackup; a method of your own is not run
-        Decide postgresql.basebackup_fast_xlog.command: rhone does not know this key
-        Decide postgresql.basebackup_fast_xlog.retries: rhone does not know this key
-        NoMeaning postgresql.basebackup: copies are made by rhone; they share the line with the standbys
-        Translated postgresql.parameters.archive_command: bootstrap.postgres.archive_command = (as it is)
-        Translated postgresql.parameters.max_connections: bootstrap.postgres.max_connections = "120"
-        Translated postgresql.parameters.shared_preload_libraries: bootstrap.postgres.shared_preload_libraries = "bg_mon,pg_stat_statements,pgextwlist"
-        Translated postgresql.parameters.unix_socket_directories: postgres.socket-dir = "/var/run/postgresql"
-        Translated postgresql.parameters.ssl: bootstrap.postgres.ssl = "on"
-        Translated postgresql.parameters.ssl_cert_file: bootstrap.postgres.ssl_cert_file = "/run/certs/server.crt"
-        Decide postgresql.pg_hba: the line `nonsense all all` begins with one of local, host, hostssl, hostnossl, hostgssenc, hostnogssenc, not "nonsense"
-        NoMeaning postgresql.pg_hba: 1 lines for replication: rhone's own lines let its members stream
-        Translated postgresql.pg_hba: bootstrap.pg-hba, 5 lines
-        NoMeaning tags.nofailover: no-failover is false when it is absent
-        Translated tags.failover_priority: postgres.priority
-        Translated tags.zone: node.tags.zone = "eu-central-1a"
-        NoMeaning watchdog.mode: the guardian, a process of its own, fences where the lease ends
-        NoMeaning watchdog.device: the guardian, a process of its own, fences where the lease ends
-        Translated -: node.state-dir = "/var/lib/rhone"
-        Translated -: node.listen = "0.0.0.0:7400"
-        Translated -: node.advertise = "10.2.3.4:7400"
-        Decide -: write all founding members into node.peers, the same list on each (`--peers` does): until then nothing is founded
-        Translated -: node.peers = ["10.2.3.4:7400", "change-me-2:7400", "change-me-3:7400"]
-        Translated -: tls.ca = "/etc/rhone/ca.crt"
-        Translated -: tls.cert = "/etc/rhone/acid-minimal-0.crt"
-        Translated -: tls.key = "/etc/rhone/acid-minimal-0.key"
-        Decide -: make certificates: `rhone certs init` once, `rhone certs issue acid-minimal-0` for this member; or `--insecure`
-        Translated -: bootstrap.sync = "strict"
-    "##]].assert_eq(&told);
+    expect_file!["spilo.notes"].assert_eq(&told);
     // Every leaf of the file is named, by itself or by its table.
     let document = YamlLoader::load_from_str(SPILO).expect("YAML");
     for (key, _) in leaves(&document[0]) {

@@ -438,6 +438,16 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_generation_is_joined() {
+        let answer = |name: &str, generation| {
+            let from = Some(rhone_consensus::proto::Identity { generation, ..Default::default() });
+            (name.to_owned(), Some(HelloReply { from, ..hello(name, StoreState::Member, 0, "p") }))
+        };
+        let answers = [answer("a", 0), answer("b", 2), answer("c", 1)].into();
+        assert_eq!(verdict("x", &answers), Verdict::Join("b".to_owned()));
+    }
+
+    #[test]
     fn voters_are_odd_at_most_five_and_the_witness_is_one() {
         // Each member: `d` data, `w` witness, by name; the founder is the last data member.
         for (kinds, expected) in [
