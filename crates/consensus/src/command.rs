@@ -73,6 +73,8 @@ pub enum PrepareReason {
         /// Who.
         to: NodeId,
     },
+    /// A person began the cluster anew from one member, the majority being lost for good.
+    Recovery,
 }
 
 impl PrepareReason {
@@ -84,6 +86,7 @@ impl PrepareReason {
             Self::OwnerDown { .. } => "owner_down",
             Self::Switchover => "switchover",
             Self::Operator | Self::OperatorTo { .. } => "operator",
+            Self::Recovery => "recovery",
         }
     }
 }
@@ -93,7 +96,7 @@ impl fmt::Display for PrepareReason {
         match self {
             Self::OwnerSilent { silent_ms } => write!(f, "owner_silent for {silent_ms} ms"),
             Self::OwnerDown { detail } => write!(f, "owner_down: {detail}"),
-            Self::Founding | Self::Switchover | Self::Operator | Self::OperatorTo { .. } => {
+            Self::Founding | Self::Switchover | Self::Operator | Self::OperatorTo { .. } | Self::Recovery => {
                 f.write_str(self.code())
             }
         }
@@ -155,6 +158,28 @@ pub struct Handover {
     pub to: Option<NodeId>,
     /// Whether the owner's host is going down, so that the owner itself cannot be chosen.
     pub leaving: bool,
+}
+
+/// A planned handover that is to begin later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// Who is primary, and has to be still.
+    pub from: NodeId,
+    /// Who takes over; nobody in particular when empty.
+    pub to: Option<NodeId>,
+    /// When, by the wall clock of whoever leads Raft then.
+    pub at: WallTime,
+    /// Who asked for it, and from where, for people.
+    pub by: String,
+}
+
+/// One that did not come to pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Which.
+    pub scheduled: Scheduled,
+    /// Why, for people.
+    pub why: String,
 }
 
 /// One entry of the log.
@@ -252,6 +277,20 @@ pub enum ClusterCommand {
         node: NodeId,
         /// Where its WAL ended.
         end: WalPosition,
+    },
+    /// Puts a planned handover down for later, or takes it off.
+    Schedule(Option<Scheduled>),
+    /// Begins the one that is scheduled for that time, which is its name.
+    BeginScheduled {
+        /// Its time.
+        at: WallTime,
+    },
+    /// Drops the one that is scheduled for that time.
+    DropScheduled {
+        /// Its time.
+        at: WallTime,
+        /// Why, for people.
+        why: String,
     },
 }
 

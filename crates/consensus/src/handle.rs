@@ -12,7 +12,7 @@ use crate::contact::Contacts;
 use crate::election::Election;
 use crate::error::ConsensusError;
 use crate::host::Host;
-use crate::identity::{Identity, Run};
+use crate::identity::{Generation, Identity, Run};
 use crate::ids::{LogIndex, NodeId};
 use crate::observer::LogObserver;
 use crate::proto;
@@ -283,6 +283,11 @@ impl Consensus {
     /// Learns the cluster's Postgres system identifier: strangers with another are refused.
     pub fn set_system_id(&self, id: SystemId) {
         self.me.set_system_id(id);
+    }
+
+    /// Learns the generation of the cluster that this member, whose store is new, is about to join.
+    pub fn set_generation(&self, generation: Generation) {
+        self.me.set_generation(generation);
     }
 
     /// Stops Raft and closes the store.

@@ -25,6 +25,7 @@ mod loss;
 pub mod observer;
 pub mod policy;
 mod propose;
+pub mod recover;
 pub mod proto;
 pub mod raft;
 pub mod settings;

@@ -5,6 +5,8 @@
 
 mod hold;
 mod membership;
+mod recover;
+mod schedule;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,7 +15,8 @@ use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{
-    Acceptance, ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
+    Acceptance, ClusterCommand, Dropped, Grant, Handover, Member, MemberKind, Outcome, PrepareReason,
+    Scheduled, WallTime,
 };
 use crate::ids::{Epoch, LogIndex, NodeId, Replica};
 use crate::ledger::{Ledger, LedgerEntry};
@@ -126,6 +129,10 @@ pub struct ClusterState {
     pub learners: BTreeSet<NodeId>,
     /// The last stores that were removed: none of them is admitted again.
     pub removed: VecDeque<NodeId>,
+    /// The switchover that is to begin later.
+    pub scheduled: Option<Scheduled>,
+    /// The last one that could not begin, until another one is scheduled.
+    pub schedule_dropped: Option<Dropped>,
 }
 
 impl ClusterState {
@@ -184,6 +191,9 @@ impl ClusterState {
             }
             ClusterCommand::SetLearner { node, learner } => self.set_learner(*node, *learner),
             ClusterCommand::RecordLeft { node, end } => self.record_left(*node, *end),
+            ClusterCommand::Schedule(scheduled) => self.schedule(scheduled.as_ref()),
+            ClusterCommand::BeginScheduled { at } => self.begin_scheduled(*at),
+            ClusterCommand::DropScheduled { at, why } => self.drop_scheduled(*at, why),
         }
     }
 
@@ -558,6 +568,15 @@ mod tests {
                 by: "somebody".to_owned(),
                 at: WallTime(0),
             }),
+            "schedule" => ClusterCommand::Schedule(Some(Scheduled {
+                from: NodeId(number(1)),
+                to: words.get(3).map(|_| NodeId(number(3))),
+                at: WallTime(number(2)),
+                by: "somebody".to_owned(),
+            })),
+            "unschedule" => ClusterCommand::Schedule(None),
+            "begin" => ClusterCommand::BeginScheduled { at: WallTime(number(1)) },
+            "drop" => ClusterCommand::DropScheduled { at: WallTime(number(1)), why: words[2].to_owned() },
             "paused" => ClusterCommand::SetPaused(true),
             "fence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: true },
             "unfence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: false },
@@ -696,6 +715,32 @@ mod tests {
         after("handover 3 | handover 3 2", "another handover is going on");
         after("handover 3 2 | handover 3", "done"); // the host goes down meanwhile
         check(&format!("{GRANTED} | handover 3 2"), "the epoch that it would end is not established");
+    }
+
+    #[test]
+    fn a_scheduled_switchover_begins_once_or_is_dropped() {
+        let after = |more: &str, expected: &str| check(&format!("{ESTABLISHED} | {more}"), expected);
+        let state = after("schedule 1 99 2 | begin 99", "done");
+        assert_eq!((state.scheduled, state.handover.and_then(|h| h.to)), (None, Some(NodeId(2))));
+        after("schedule 1 99 2 | begin 99 | begin 99", "no switchover is scheduled for that time");
+        after("schedule 1 99 2 | schedule 1 98", "another switchover is scheduled");
+        after("schedule 1 99 2 | unschedule | begin 99", "no switchover is scheduled for that time");
+        after("unschedule", "no switchover is scheduled");
+        after(
+            "schedule 1 99 2 | unschedule | schedule 1 98 | begin 99",
+            "no switchover is scheduled for that time",
+        );
+        after("schedule 2 99", "the primary is another one by now");
+        after("schedule 1 99 1", "that member cannot take over");
+        after("schedule 1 99 3", "that member cannot take over"); // a witness
+        after("prepare | schedule 1 99", "the primary is another one by now");
+        // After a failover the same member may lead again, another one may not.
+        let moved = "schedule 1 99 | prepare | grant 7 2 2:0/20 3 | established 7 3 0/20";
+        after(&format!("{moved} | begin 99"), "the primary is another one by now");
+        let state = after(&format!("{moved} | drop 99 moved"), "done");
+        assert_eq!(state.scheduled, None);
+        assert_eq!(state.schedule_dropped.map(|dropped| dropped.why).as_deref(), Some("moved"));
+        after("schedule 1 99 | drop 98 why", "no switchover is scheduled for that time");
     }
 
     #[test]

@@ -67,6 +67,68 @@ impl fmt::Display for WallTime {
 #[error("not a time like 2026-11-21T07:13:00.123Z")]
 pub struct ParseTimeError;
 
+impl WallTime {
+    /// Reads an RFC 3339 time as people type it: `2026-11-21T20:00:00Z`, `2026-11-21 20:00:00.5+01:00`.
+    ///
+    /// # Errors
+    /// It is none, or lies before 1970.
+    pub fn from_rfc3339(text: &str) -> Result<Self, ParseTimeError> {
+        let (time, offset_ms) = match text.strip_suffix(['Z', 'z']) {
+            Some(time) => (time, 0),
+            None => {
+                let at = text.len().checked_sub(6).filter(|at| text.is_char_boundary(*at));
+                let (time, zone) = text.split_at(at.ok_or(ParseTimeError)?);
+                let sign = match zone.get(..1) {
+                    Some("+") => 1,
+                    Some("-") => -1,
+                    Some(_) | None => return Err(ParseTimeError),
+                };
+                let part = |from, to| number(zone, from, to).filter(|_| zone.get(3..4) == Some(":"));
+                let (hours, minutes) = part(1, 3).zip(part(4, 6)).ok_or(ParseTimeError)?;
+                if hours > 23 || minutes > 59 {
+                    return Err(ParseTimeError);
+                }
+                (time, sign * i64::try_from((hours * 60 + minutes) * 60_000).map_err(|_| ParseTimeError)?)
+            }
+        };
+        let (seconds, fraction) = time.split_at_checked(19).ok_or(ParseTimeError)?;
+        let digits = match fraction.strip_prefix('.') {
+            Some(digits) if !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()) => {
+                digits
+            }
+            None if fraction.is_empty() => "",
+            Some(_) | None => return Err(ParseTimeError),
+        };
+        let milli: String = digits.chars().chain("000".chars()).take(3).collect();
+        if seconds.get(10..11).is_none_or(|t| !matches!(t, "T" | "t" | " ")) {
+            return Err(ParseTimeError);
+        }
+        let shape = seconds.char_indices().all(|(at, c)| match at {
+            4 | 7 => c == '-',
+            10 => true,
+            13 | 16 => c == ':',
+            _ => c.is_ascii_digit(),
+        });
+        let in_range = |from, to, limit| number(seconds, from, to).is_some_and(|value| value <= limit);
+        if !shape || !in_range(11, 13, 23) || !in_range(14, 16, 59) || !in_range(17, 19, 60) {
+            return Err(ParseTimeError);
+        }
+        let (date, clock) = (seconds.get(..10).unwrap_or_default(), seconds.get(11..).unwrap_or_default());
+        let local: Self = format!("{date}T{clock}.{milli}Z").parse()?;
+        // The 31st of a month that has 30 days is none.
+        if !local.to_string().starts_with(date) && number(seconds, 17, 19) != Some(60) {
+            return Err(ParseTimeError);
+        }
+        local.0.checked_add_signed(-offset_ms).map(Self).ok_or(ParseTimeError)
+    }
+}
+
+fn number(text: &str, from: usize, to: usize) -> Option<u64> {
+    text.get(from..to)
+        .filter(|part| part.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|part| part.parse().ok())
+}
+
 impl FromStr for WallTime {
     type Err = ParseTimeError;
 
@@ -148,6 +210,35 @@ mod tests {
         let time = WallTime::from_ms(ms);
         assert_eq!(time.to_string(), expected);
         assert_eq!(expected.parse(), Ok(time));
+    }
+
+    #[test]
+    fn reads_times_as_people_type_them() {
+        let check = |text: &str, expected: Option<&str>| {
+            let found = WallTime::from_rfc3339(text).ok().map(|time| time.to_string());
+            assert_eq!(found.as_deref(), expected, "{text}");
+        };
+        check("2026-11-21T20:00:00Z", Some("2026-11-21T20:00:00.000Z"));
+        check("2026-11-21 20:00:00.5+01:00", Some("2026-11-21T19:00:00.500Z"));
+        check("2026-11-21t20:00:00.123456-05:30", Some("2026-11-22T01:30:00.123Z"));
+        for wrong in [
+            "",
+            "tomorrow",
+            "2026-11-21",
+            "2026-11-21T20:00:00",
+            "2026-11-21T20:00Z",
+            "2026-02-30T20:00:00Z",
+            "2026-11-21T25:00:00Z",
+            "2026-11-21T20:61:00Z",
+            "2026-11-21T20:00:00.Z",
+            "2026-11-21T20:00:00+0100",
+            "2026-11-21T20:00:00+24:00",
+            "1960-01-01T00:00:00Z",
+            "2026-11-21T20:00:00é1:00",
+            "20é6-11-21T20:00:00Z",
+        ] {
+            check(wrong, None);
+        }
     }
 
     #[test]

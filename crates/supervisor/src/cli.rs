@@ -13,11 +13,14 @@ mod exit;
 mod explain;
 mod history;
 mod hold;
+mod import;
 mod man;
 mod member;
 mod operate;
 mod psql;
+mod recover;
 mod restart;
+mod schedule;
 mod serve;
 mod settings;
 mod status;
@@ -84,14 +87,16 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Status { watch } => status::run(&global, watch, terminal).await,
         Command::Explain => explain::run(&global, terminal).await,
         Command::History { limit } => history::run(&global, limit, terminal).await,
-        Command::Switchover { to, no_wait } => operate::switchover(&global, to, no_wait, terminal).await,
+        Command::Switchover { cancel: true, .. } => schedule::cancel(&global, terminal).await,
+        Command::Switchover { to, at: Some(at), .. } => schedule::at(&global, to, &at, terminal).await,
+        Command::Switchover { to, no_wait, .. } => operate::switchover(&global, to, no_wait, terminal).await,
         Command::Failover { to, accept_data_loss, no_wait } => {
             let flags = operate::FailoverFlags { to, accept_data_loss, no_wait };
             operate::failover(&global, flags, terminal).await
         }
         Command::Events { follow } => events::run(&global, follow, terminal).await,
-        Command::Pause => hold::pause(&global, true, terminal).await,
-        Command::Resume => hold::pause(&global, false, terminal).await,
+        Command::Pause { no_wait } => hold::pause(&global, true, no_wait, terminal).await,
+        Command::Resume { no_wait } => hold::pause(&global, false, no_wait, terminal).await,
         Command::Fence { name, yes, no_wait } => {
             hold::fence(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
@@ -100,8 +105,8 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         }
         Command::Settings { verb } => settings::run(&global, verb, terminal).await,
         Command::ShowConfig => settings::show_config(&global, terminal).await,
-        Command::EditConfig => settings::edit(&global, terminal).await,
-        Command::Reload { name } => restart::reload(&global, name, terminal).await,
+        Command::EditConfig { no_wait } => settings::edit(&global, no_wait, terminal).await,
+        Command::Reload { name, no_wait: _ } => restart::reload(&global, name, terminal).await,
         Command::Restart { name, rolling: _, if_pending, no_wait } => {
             restart::restart(&global, restart::Flags { name, if_pending, no_wait }, terminal).await
         }
@@ -109,6 +114,10 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
             member::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
         Command::Member { verb } => member::run(&global, verb, terminal).await,
+        Command::Import { file, peers, insecure } => {
+            import::run(&global, &file, crate::import::Choices { peers, insecure }, terminal)
+        }
+        Command::Recover { force_new_cluster: _, yes } => recover::run(&global, yes, terminal).await,
         Command::Doctor => doctor::run(&global, terminal).await,
         Command::Completions { shell } => {
             completions(shell, terminal);

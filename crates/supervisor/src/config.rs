@@ -7,6 +7,7 @@ mod address;
 mod build;
 mod connecting;
 mod file;
+mod hooks;
 mod inspect;
 mod keys;
 mod nearest;
@@ -26,6 +27,7 @@ use crate::tls::TlsFiles;
 
 pub use self::address::Address;
 pub use self::connecting::{PoolMode, Pooler, Proxy};
+pub use self::hooks::{Hook, Hooks};
 pub use self::inspect::{find_bin_dir, inspect};
 pub(crate) use self::nearest::nearest;
 pub use self::problem::{ConfigErrors, Problem};
@@ -53,6 +55,8 @@ pub struct Config {
     pub tls: Tls,
     /// `[bootstrap]`.
     pub bootstrap: Bootstrap,
+    /// `[hooks]`.
+    pub hooks: Hooks,
 }
 
 /// `[node]`: this member of the cluster.

@@ -21,7 +21,7 @@ pub use self::dsn::DsnRole;
 pub use self::local::LocalView;
 pub use self::operator::{
     Event, Explanation, FailoverRequest, FenceRequest, MemberDecision, MemberRequest, MemberWork, Operator,
-    OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply, SwitchoverRequest,
+    OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply, SwitchoverRequest, When,
 };
 use crate::civil::WallTime;
 
@@ -229,6 +229,29 @@ pub struct ClusterStatus {
     /// The version of the replicated settings.
     #[serde(default)]
     pub settings_version: Option<u64>,
+    /// The switchover that is to begin later.
+    #[serde(default)]
+    pub scheduled_switchover: Option<ScheduledSwitchover>,
+}
+
+/// A switchover that is to begin later.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledSwitchover {
+    /// When, by the Raft leader's wall clock.
+    pub at: WallTime,
+    /// The primary, which has to be still.
+    pub from: Option<String>,
+    /// Who takes over; none: the best standby.
+    pub to: Option<String>,
+    /// Who asked for it.
+    pub by: String,
+}
+
+impl fmt::Display for ScheduledSwitchover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = self.to.as_deref().unwrap_or("the best standby");
+        write!(f, "a switchover to {to} is scheduled for {} by {}", self.at, self.by)
+    }
 }
 
 /// One change of primary: a line of `rhone history`.

@@ -105,3 +105,49 @@ fn a_fenced_member_stays_stopped_until_it_is_let_go() -> Result<()> {
     cluster.wait_whole()?;
     Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
 }
+
+/// Once, at its time, whoever leads Raft then.
+#[test]
+fn a_scheduled_switchover_begins_once_also_under_another_leader() -> Result<()> {
+    let _turn = take_turn()?;
+    let mut cluster = Cluster::start(&Spec::asynchronous(3))?;
+    let primary = cluster.wait_whole()?;
+    let (to, other) = ((primary + 1) % 3, (primary + 2) % 3);
+    let name = cluster.node(to)?.name();
+    let past = ["switchover", "--at", "2020-01-01T00:00:00Z"];
+    ensure!(run(&cluster, other, &past, 3)?.contains("is in the past"), "the past is no time to begin");
+    run(&cluster, other, &["switchover", "--at", "+1h"], 0)?;
+    ensure!(
+        run(&cluster, to, &["switchover", "--at", "+2h"], 3)?.contains("another switchover is scheduled")
+    );
+    ensure!(
+        run(&cluster, primary, &["status"], 0)?.contains("a switchover to the best standby is scheduled for")
+    );
+    run(&cluster, primary, &["switchover", "--cancel"], 0)?;
+    run(&cluster, primary, &["switchover", "--cancel"], 3)?;
+
+    let epoch = cluster.epoch()?;
+    run(&cluster, primary, &["switchover", "--to", &name, "--at", "+20s", "-o", "json"], 0)?;
+    // Who leads Raft is not the primary, as a rule; a primary whose supervisor is killed may fail over.
+    let leader = cluster.wait_until("a standby leads raft", || {
+        let leader = cluster.raft_leader()?;
+        ensure!(leader != primary, "the primary leads raft");
+        Ok(leader)
+    })?;
+    cluster.node_mut(leader)?.signal_supervisor(rhone_chaos::process::Signal::KILL)?;
+    cluster.node_mut(leader)?.wait_for_end(LIMIT);
+    cluster.start_node(leader)?;
+    cluster.wait_until("the primary moves at its time", || {
+        ensure!(cluster.primary() == Some(to), "{:?}", cluster.roles());
+        ensure!(cluster.status(to)?["scheduled_switchover"].is_null(), "it is still scheduled");
+        Ok(())
+    })?;
+    cluster.wait_whole()?;
+    let after = cluster.epoch()?;
+    ensure!(after > epoch, "epoch {after} after {epoch}");
+
+    // Once: nothing is left that could begin another one.
+    run(&cluster, to, &["switchover", "--cancel"], 3)?;
+    ensure!(cluster.epoch()? == after && cluster.primary() == Some(to), "it moved again");
+    Ok(())
+}

@@ -30,11 +30,16 @@ impl ClusterState {
         self.members.remove(&node);
         self.forget_fenced(node);
         self.learners.remove(&node);
-        self.removed.push_back(node);
+        self.note_removed(&[node]);
+        Outcome::Done
+    }
+
+    /// Remembers stores that are not admitted again.
+    pub(super) fn note_removed(&mut self, nodes: &[NodeId]) {
+        self.removed.extend(nodes);
         while self.removed.len() > REMOVED_LIMIT {
             self.removed.pop_front();
         }
-        Outcome::Done
     }
 
     /// Keeps a member from voting, or ends that.

@@ -50,17 +50,24 @@ fn any(error: &(impl std::error::Error + 'static)) -> openraft::AnyError {
     openraft::AnyError::new(error)
 }
 
+/// Applies what a store holds, all of it: what a member acknowledged may have been committed.
+pub(crate) fn replay(
+    snapshot: Option<&snapshot::Stored>,
+    entries: Vec<Entry>,
+) -> io::Result<(Option<LogId>, Stored, ClusterState)> {
+    let mut applied = Applied::of(snapshot)?;
+    for entry in entries {
+        if Some(entry.log_id.index) > applied.last.map(|last| last.index) {
+            applied.apply(entry);
+        }
+    }
+    Ok((applied.last, applied.membership, applied.state))
+}
+
 impl Machine {
     /// Makes the state of the newest snapshot.
     pub(crate) fn new(storage: Storage, snapshot: Option<snapshot::Stored>) -> io::Result<Self> {
-        let applied = match &snapshot {
-            Some(stored) => Applied {
-                last: stored.meta.last_log_id,
-                membership: stored.meta.last_membership.clone(),
-                state: codec::decode(&stored.state).map_err(io::Error::other)?,
-            },
-            None => Applied::default(),
-        };
+        let applied = Applied::of(snapshot.as_ref())?;
         let machine = Self {
             storage,
             applied: Arc::new(Mutex::new(applied)),
@@ -86,6 +93,17 @@ impl Machine {
 }
 
 impl Applied {
+    fn of(snapshot: Option<&snapshot::Stored>) -> io::Result<Self> {
+        Ok(match snapshot {
+            Some(stored) => Self {
+                last: stored.meta.last_log_id,
+                membership: stored.meta.last_membership.clone(),
+                state: codec::decode(&stored.state).map_err(io::Error::other)?,
+            },
+            None => Self::default(),
+        })
+    }
+
     fn apply(&mut self, entry: Entry) -> Outcome {
         let index = LogIndex(entry.log_id.index);
         self.last = Some(entry.log_id);

@@ -95,9 +95,10 @@ impl Guard {
             let found: String = from.cluster.chars().take(80).collect();
             return Err(wrong("cluster", format!("this is cluster `{}`, not `{found}`", me.cluster)));
         }
-        if from.generation != me.generation.0 {
+        let generation = self.me.generation();
+        if from.generation != generation.0 {
             let found = from.generation;
-            return Err(wrong("generation", format!("this is generation {}, not {found}", me.generation)));
+            return Err(wrong("generation", format!("this is generation {generation}, not {found}")));
         }
         let (known, theirs) = (self.me.system_id(), from.system_identifier);
         if known != 0 && theirs != 0 && known != theirs {

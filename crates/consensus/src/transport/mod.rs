@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rhone_pgctl::wal::SystemId;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Identity, PROTOCOL_VERSION, Run};
+use crate::identity::{Generation, Identity, PROTOCOL_VERSION, Run};
 use crate::ids::NodeId;
 use crate::proto;
 use crate::raft::LogId;
@@ -81,11 +81,22 @@ pub(crate) struct Me {
     pub(crate) identity: Identity,
     pub(crate) run: Run,
     system_id: AtomicU64,
+    generation: AtomicU64,
 }
 
 impl Me {
     pub(crate) fn new(identity: Identity, run: Run, system_id: Option<SystemId>) -> Self {
-        Self { identity, run, system_id: AtomicU64::new(system_id.map_or(0, SystemId::get)) }
+        let generation = AtomicU64::new(identity.generation.0);
+        Self { identity, run, system_id: AtomicU64::new(system_id.map_or(0, SystemId::get)), generation }
+    }
+
+    pub(crate) fn set_generation(&self, generation: Generation) {
+        self.generation.store(generation.0, Ordering::Relaxed);
+    }
+
+    /// Returns the generation that this member belongs to, or takes itself to belong to.
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_system_id(&self, id: SystemId) {
@@ -100,7 +111,7 @@ impl Me {
     pub(crate) fn message(&self) -> proto::Identity {
         proto::Identity {
             cluster: self.identity.cluster.clone(),
-            generation: self.identity.generation.0,
+            generation: self.generation().0,
             system_identifier: self.system_id(),
             node_id: self.identity.node.0,
             incarnation: self.identity.incarnation.0.to_be_bytes().to_vec(),

@@ -147,7 +147,7 @@ impl Member {
             host: Arc::new(ThisHost),
             identity: Identity {
                 cluster: cluster.to_owned(),
-                generation: Generation(1),
+                generation: Generation(state.generation.0 + 1),
                 node: self.id,
                 incarnation: self.incarnation,
                 session: state.session,

@@ -15,7 +15,7 @@ use super::proto::v1::admin_server::{Admin, AdminServer};
 use crate::civil::WallTime;
 use crate::status::{
     FailoverRequest, FenceRequest, MemberRequest, MemberWork, Operator, OperatorError, Subscription,
-    SwitchoverReply, SwitchoverRequest,
+    SwitchoverReply, SwitchoverRequest, When,
 };
 
 /// A request to `Admin` larger than this is refused: each holds a few names.
@@ -114,13 +114,36 @@ impl<O: Operator> Admin for AdminService<O> {
         request: Request<v1::SwitchoverRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
-        let outcome = self.operator.switchover(SwitchoverRequest {
+        let when = match (request.at_ms, request.after_ms) {
+            (Some(at), None) => Some(When::At(WallTime::from_ms(at))),
+            (None, Some(after)) => Some(When::After(std::time::Duration::from_millis(after))),
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                return Err(Status::invalid_argument("at_ms and after_ms exclude each other"));
+            }
+        };
+        let request = SwitchoverRequest {
             to: request.to,
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
             no_wait: request.no_wait,
-        });
-        Ok(Response::new(to_change_reply(outcome.await)?))
+            by: request.by,
+        };
+        let outcome = match when {
+            Some(when) => self.operator.schedule(request, when).await,
+            None => self.operator.switchover(request).await,
+        };
+        Ok(Response::new(to_change_reply(outcome)?))
+    }
+
+    async fn cancel_switchover(
+        &self,
+        request: Request<v1::CancelSwitchoverRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.check_epoch(request.into_inner().expected_epoch.map(Epoch)).await?;
+        let outcome = self.operator.cancel_scheduled().await;
+        let reply = outcome.map(|()| SwitchoverReply { finished: true, ..SwitchoverReply::default() });
+        Ok(Response::new(to_change_reply(reply)?))
     }
 
     async fn failover(

@@ -11,7 +11,7 @@ use super::proto::v1;
 use crate::civil::WallTime;
 use crate::status::{
     ClusterStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
-    OperatorError, PendingSetting, Role, State, SwitchoverReply, SyncMode, SyncStatus,
+    OperatorError, PendingSetting, Role, ScheduledSwitchover, State, SwitchoverReply, SyncMode, SyncStatus,
 };
 
 /// Metadata key with the leader's address, on "this member does not lead".
@@ -223,6 +223,12 @@ impl From<ClusterStatus> for v1::ClusterStatus {
             members: s.members.into_iter().map(Into::into).collect(),
             warnings: s.warnings,
             settings_version: s.settings_version,
+            scheduled_switchover: s.scheduled_switchover.map(|scheduled| v1::ScheduledSwitchover {
+                time_ms: scheduled.at.as_ms(),
+                from: scheduled.from,
+                to: scheduled.to,
+                by: scheduled.by,
+            }),
         }
     }
 }
@@ -250,6 +256,12 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
         members: s.members.into_iter().map(Into::into).collect(),
         warnings: s.warnings,
         settings_version: s.settings_version,
+        scheduled_switchover: s.scheduled_switchover.map(|scheduled| ScheduledSwitchover {
+            at: WallTime::from_ms(scheduled.time_ms),
+            from: scheduled.from,
+            to: scheduled.to,
+            by: scheduled.by,
+        }),
     }
 }
 
@@ -351,6 +363,7 @@ pub(super) fn to_change_reply(
             to: reply.to,
             epoch: reply.epoch.map(|e| e.0),
             seconds_without_primary: reply.seconds_without_primary,
+            scheduled_ms: reply.scheduled.map(WallTime::as_ms),
             ..v1::ChangeReply::default()
         }),
         Err(OperatorError::Refused { reason, hint }) => Ok(v1::ChangeReply {
@@ -382,6 +395,7 @@ pub(crate) fn change_reply(reply: v1::ChangeReply) -> Result<SwitchoverReply, Op
             epoch: reply.epoch.map(Epoch),
             seconds_without_primary: reply.seconds_without_primary,
             finished: reply.finished,
+            scheduled: reply.scheduled_ms.map(WallTime::from_ms),
         }),
         v1::Outcome::Refused => Err(OperatorError::Refused {
             reason: reply.reason.unwrap_or_else(|| "no reason given".to_owned()),

@@ -138,6 +138,16 @@ pub(super) fn cluster(view: &LocalView, now: Duration) -> Value {
     if let (true, Some(object)) = (view.paused, body.as_object_mut()) {
         object.insert("pause".to_owned(), json!(true));
     }
+    if let (Some(scheduled), Some(object)) = (&view.scheduled, body.as_object_mut()) {
+        let mut known = json!({ "at": scheduled.at.patroni() });
+        if let (Some(known), Some(from)) = (known.as_object_mut(), &scheduled.from) {
+            known.insert("from".to_owned(), json!(from));
+        }
+        if let (Some(known), Some(to)) = (known.as_object_mut(), &scheduled.to) {
+            known.insert("to".to_owned(), json!(to));
+        }
+        object.insert("scheduled_switchover".to_owned(), known);
+    }
     body
 }
 

@@ -134,6 +134,12 @@ pub enum Command {
         /// The next primary [default: the best standby]
         #[arg(long, value_name = "NAME")]
         to: Option<String>,
+        /// Begin at that time, 2026-11-21T20:00:00Z or +10m, by the Raft leader's clock; returns at once
+        #[arg(long, value_name = "TIME")]
+        at: Option<String>,
+        /// Take the scheduled switchover off
+        #[arg(long, conflicts_with_all = ["to", "at", "no_wait"])]
+        cancel: bool,
         /// Return as soon as it has begun
         #[arg(long)]
         no_wait: bool,
@@ -160,9 +166,17 @@ pub enum Command {
         follow: bool,
     },
     /// Turns automatic failover off; fencing stays on
-    Pause,
+    Pause {
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Turns automatic failover on again
-    Resume,
+    Resume {
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Stops a member's Postgres and keeps it stopped, also over restarts and failovers
     Fence {
         /// The member
@@ -191,11 +205,18 @@ pub enum Command {
     /// Prints the replicated settings as they are edited
     ShowConfig,
     /// Edits the replicated settings: as `rhone settings edit`
-    EditConfig,
+    EditConfig {
+        /// Return as soon as it is decided, before every member goes by it
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Makes Postgres read its configuration again
     Reload {
         /// The member [default: all]
         name: Option<String>,
+        /// Changes nothing here: it returns as soon as each member has taken it on
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Restarts Postgres: standbys first, one at a time, the primary last by a switchover
     Restart {
@@ -227,6 +248,28 @@ pub enum Command {
         /// What to do [default: list them]
         #[command(subcommand)]
         verb: Option<MemberVerb>,
+    },
+    /// Translates a Patroni configuration to rhone.toml, and says what becomes of each key
+    Import {
+        /// patroni.yml; `-` reads stdin
+        file: PathBuf,
+        /// The founding members' hosts, this one's too
+        #[arg(long, value_name = "HOST", value_delimiter = ',')]
+        peers: Vec<String>,
+        /// The network is trusted: no TLS
+        #[arg(long)]
+        insecure: bool,
+    },
+    /// The last resort when a majority is lost for good: this member goes on alone, the others join anew
+    ///
+    /// Works on the machine of a member whose rhone is stopped. What only the lost members had is lost.
+    Recover {
+        /// Say that this is meant: what comes of it is another cluster under the same name
+        #[arg(long, required = true)]
+        force_new_cluster: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Says what an operator should fix: clocks, disks, versions, slots, what corrupts silently
     Doctor,
@@ -282,7 +325,11 @@ pub enum SettingsVerb {
         flags: ChangeFlags,
     },
     /// Opens all settings in $EDITOR, and changes what was edited
-    Edit,
+    Edit {
+        /// Return as soon as it is decided, before every member goes by it
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Lists the versions that are kept: who changed what, and when
     History {
         /// Show only so many, the newest
@@ -339,15 +386,24 @@ pub enum MemberVerb {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Lets a member vote where there is room
     Promote {
         /// The member
         name: String,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Keeps a member from voting
     Demote {
         /// The member
         name: String,
+        /// Return as soon as it is decided
+        #[arg(long)]
+        no_wait: bool,
     },
 }

@@ -37,7 +37,12 @@ struct Told<'a> {
 }
 
 /// Turns automatic failover off or on.
-pub(super) async fn pause(global: &Global, paused: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+pub(super) async fn pause(
+    global: &Global,
+    paused: bool,
+    no_wait: bool,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
     let key = client::idempotency_key()?;
     client::ask(global, true, async |mut client| {
         let (idempotency_key, expected_epoch) = (key.clone(), None);
@@ -49,6 +54,14 @@ pub(super) async fn pause(global: &Global, paused: bool, terminal: &mut Terminal
         api::change_reply(reply.into_inner())
     })
     .await?;
+    if no_wait {
+        if global.json() {
+            return print_json(terminal, &serde_json::json!({ "paused": paused, "finished": false }));
+        }
+        let what = if paused { "off" } else { "on" };
+        terminal.talk(&format!("automatic failover is turned {what}; `rhone status --watch` shows it"));
+        return Ok(());
+    }
     let after = wait(global, HEARD_LIMIT, |status| status.paused == paused).await?;
     if global.json() {
         return print_json(terminal, &serde_json::json!({ "paused": paused }));

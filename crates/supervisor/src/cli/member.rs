@@ -33,9 +33,15 @@ pub(super) async fn run(
     match verb {
         None | Some(MemberVerb::List) => list(global, terminal).await,
         Some(MemberVerb::Add { name, address }) => add(global, &name, &address, terminal).await,
-        Some(MemberVerb::Remove { name, yes }) => remove(global, &name, yes, terminal).await,
-        Some(MemberVerb::Promote { name }) => vote(global, &name, true, terminal).await,
-        Some(MemberVerb::Demote { name }) => vote(global, &name, false, terminal).await,
+        Some(MemberVerb::Remove { name, yes, no_wait }) => {
+            remove(global, Whose { name, no_wait }, yes, terminal).await
+        }
+        Some(MemberVerb::Promote { name, no_wait }) => {
+            vote(global, Whose { name, no_wait }, true, terminal).await
+        }
+        Some(MemberVerb::Demote { name, no_wait }) => {
+            vote(global, Whose { name, no_wait }, false, terminal).await
+        }
     }
 }
 
@@ -107,12 +113,24 @@ async fn add(global: &Global, name: &str, address: &str, terminal: &mut Terminal
     Ok(())
 }
 
-async fn remove(global: &Global, name: &str, yes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+async fn remove(global: &Global, whose: Whose, yes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+    let Whose { name, no_wait } = whose;
+    let name = name.as_str();
     let before = status::fetch(global).await?;
     let there = member(&before, name)?.state != State::Unreachable;
     let what = format!("{name} leaves the cluster for good; its data stays where it is");
     terminal.confirm(&what, yes)?;
     call(global, &before, name, Call::Remove).await?;
+    if no_wait {
+        if global.json() {
+            return print_json(
+                terminal,
+                &serde_json::json!({ "name": name, "removed": true, "finished": false }),
+            );
+        }
+        terminal.talk(&format!("{name} is being removed; `rhone status --watch` shows it"));
+        return Ok(());
+    }
     let after =
         wait(global, VOTE_LIMIT, |status| status.members.iter().all(|member| member.name != name)).await?;
     if global.json() {
@@ -126,10 +144,23 @@ async fn remove(global: &Global, name: &str, yes: bool, terminal: &mut Terminal)
     Ok(())
 }
 
-async fn vote(global: &Global, name: &str, votes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+async fn vote(global: &Global, whose: Whose, votes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+    let Whose { name, no_wait } = whose;
+    let name = name.as_str();
     let before = status::fetch(global).await?;
     member(&before, name)?;
     let reply = call(global, &before, name, if votes { Call::Promote } else { Call::Demote }).await?;
+    if no_wait {
+        if global.json() {
+            return print_json(
+                terminal,
+                &serde_json::json!({ "name": name, "may_vote": votes, "finished": false }),
+            );
+        }
+        let what = if votes { "may vote" } else { "is kept from voting" };
+        terminal.talk(&format!("{name} {what}; `rhone status --watch` shows it"));
+        return Ok(());
+    }
     // A member that may vote does so only where there is room for it: voters are odd.
     let done = |status: &ClusterStatus| status.members.iter().any(|m| m.name == name && m.voter == votes);
     let after = match wait(global, if votes { VOTE_LIMIT / 6 } else { VOTE_LIMIT }, done).await {

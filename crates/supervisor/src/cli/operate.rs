@@ -24,6 +24,8 @@ pub(super) async fn switchover(
         expected_epoch: before.epoch.map(|epoch| epoch.0),
         to,
         no_wait,
+        by: who(),
+        ..v1::SwitchoverRequest::default()
     };
     let reply = client::ask(global, true, async |mut client| {
         api::change_reply(client.switchover(request.clone()).await?.into_inner())

@@ -322,7 +322,8 @@ async fn begin(
     let idempotency_key = client::idempotency_key()?;
     let expected_epoch = status.epoch.map(|epoch| epoch.0);
     if hand_over {
-        let request = v1::SwitchoverRequest { idempotency_key, expected_epoch, to: None, no_wait: false };
+        let request =
+            v1::SwitchoverRequest { idempotency_key, expected_epoch, ..v1::SwitchoverRequest::default() };
         return client::ask(global, true, async |mut client| {
             api::change_reply(client.switchover(request.clone()).await?.into_inner())
         })

@@ -50,7 +50,7 @@ pub(super) async fn run(
         Some(SettingsVerb::Revert { version, flags }) => {
             change(global, Change { revert_to: Some(version), ..Change::default() }, flags, terminal).await
         }
-        Some(SettingsVerb::Edit) => edit(global, terminal).await,
+        Some(SettingsVerb::Edit { no_wait }) => edit(global, no_wait, terminal).await,
         Some(SettingsVerb::History { limit }) => history(global, limit, terminal).await,
         Some(SettingsVerb::Diff { from, to }) => diff(global, from, to, terminal).await,
     }
@@ -301,7 +301,7 @@ fn between(versions: &[SettingsVersion], from: u64, to: u64) -> Vec<SettingDiff>
 }
 
 /// Lets a person edit all settings, and changes what differs, if nobody else changed them meanwhile.
-pub(super) async fn edit(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
+pub(super) async fn edit(global: &Global, no_wait: bool, terminal: &mut Terminal) -> Result<(), CliError> {
     let view = fetch(global).await?;
     let before = as_toml(&view.values);
     let head = format!(
@@ -327,7 +327,7 @@ pub(super) async fn edit(global: &Global, terminal: &mut Terminal) -> Result<(),
     change(
         global,
         Change { changes, revert_to: None, seen: Some(view.version) },
-        ChangeFlags::default(),
+        ChangeFlags { no_wait, ..ChangeFlags::default() },
         terminal,
     )
     .await

@@ -103,6 +103,9 @@ fn head(status: &ClusterStatus) -> String {
     let lose = status.failover_would_lose.as_deref();
     let lose = lose.map_or_else(String::new, |lose| format!("; a failover now would lose {lose}"));
     let _ok = writeln!(text, "\n{}{lose}", waits(status));
+    if let Some(scheduled) = &status.scheduled_switchover {
+        let _ok = writeln!(text, "{scheduled}; `rhone switchover --cancel` takes it off");
+    }
     text
 }
 

@@ -77,6 +77,26 @@ impl Terminal {
         Err(CliError::new(Exit::Refused, "nothing was changed"))
     }
 
+    /// Asks a person to type `name`, which is harder to do by mistake than a yes; `yes` answers beforehand.
+    ///
+    /// # Errors
+    /// The answer is another one, or there is nobody to ask.
+    pub fn confirm_by_name(&mut self, what: &str, name: &str, yes: bool) -> Result<(), CliError> {
+        if yes {
+            return Ok(());
+        }
+        if !self.interactive || !std::io::stdin().is_terminal() {
+            return Err(CliError::new(Exit::Refused, format!("refused, nothing was changed: {what}"))
+                .hint("add `--yes` to do it"));
+        }
+        self.talk(&format!("{what}. To go on, type the name of the cluster ({name}):"));
+        let mut answer = String::new();
+        std::io::stdin()
+            .read_line(&mut answer)
+            .map_err(|error| CliError::failed(format!("read the answer: {error}")))?;
+        if answer.trim() == name { Ok(()) } else { Err(CliError::new(Exit::Refused, "nothing was changed")) }
+    }
+
     /// Writes data. A reader that went away (`| head`) is not an error.
     pub fn data(&mut self, text: &str) {
         let _gone = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());

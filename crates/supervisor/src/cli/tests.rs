@@ -10,6 +10,9 @@ use crate::api::{admin_service, socket};
 use crate::status::OperatorError;
 use crate::status::fake::FakeOperator;
 
+#[path = "verbs_tests.rs"]
+mod verbs;
+
 /// A member with a local socket in a folder whose path is too long for one.
 struct Member {
     folder: tempfile::TempDir,

@@ -35,6 +35,7 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     let pooler = super::connecting::pooler(entries, node.as_ref());
     let tls = tls(entries);
     let bootstrap = bootstrap(entries);
+    let hooks = super::hooks::hooks(entries);
     let config = Config {
         path: path.to_owned(),
         cluster: cluster?,
@@ -44,6 +45,7 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
         pooler,
         tls,
         bootstrap,
+        hooks,
     };
     refuse_nobody(entries, &config);
     refuse_cleartext(entries, &config);

@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 59] = [
+pub(super) const KEYS: [&str; 68] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -54,12 +54,21 @@ pub(super) const KEYS: [&str; 59] = [
     "bootstrap.database",
     "bootstrap.database-owner",
     "bootstrap.database-password-file",
+    "hooks.on-start",
+    "hooks.on-stop",
+    "hooks.on-restart",
+    "hooks.on-reload",
+    "hooks.on-role-change",
+    "hooks.pre-promote",
+    "hooks.before-stop",
+    "hooks.timeout",
     // Tables, so that a misspelled one finds its name.
     "node",
     "postgres",
     "proxy",
     "pgbouncer",
     "tls",
+    "hooks",
     "bootstrap",
     "bootstrap.postgres",
 ];

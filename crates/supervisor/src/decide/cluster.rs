@@ -88,7 +88,8 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
             PrepareReason::OwnerDown { .. } => owner_is_stopped(view, now),
             PrepareReason::OwnerSilent { .. }
             | PrepareReason::Operator
-            | PrepareReason::OperatorTo { .. } => false,
+            | PrepareReason::OperatorTo { .. }
+            | PrepareReason::Recovery => false,
         };
     let members: BTreeSet<NodeId> = view
         .state

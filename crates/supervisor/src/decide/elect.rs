@@ -88,7 +88,12 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
         Some(
             PrepareReason::OwnerDown { .. } | PrepareReason::Operator | PrepareReason::OperatorTo { .. },
         ) => true,
-        Some(PrepareReason::Founding | PrepareReason::OwnerSilent { .. } | PrepareReason::Switchover)
+        Some(
+            PrepareReason::Founding
+            | PrepareReason::OwnerSilent { .. }
+            | PrepareReason::Switchover
+            | PrepareReason::Recovery,
+        )
         | None => false,
     };
     let accepted_one = view.state.accepted_loss().is_some_and(|accepted| accepted.to.is_some());
@@ -141,7 +146,8 @@ fn stragglers(view: &ClusterView<'_>, now: Moment) -> Option<usize> {
             PrepareReason::Founding
             | PrepareReason::Switchover
             | PrepareReason::Operator
-            | PrepareReason::OperatorTo { .. },
+            | PrepareReason::OperatorTo { .. }
+            | PrepareReason::Recovery,
         )
         | None => false,
     };
@@ -183,7 +189,8 @@ fn wanted(view: &ClusterView<'_>) -> Option<NodeId> {
             | PrepareReason::OwnerSilent { .. }
             | PrepareReason::OwnerDown { .. }
             | PrepareReason::Switchover
-            | PrepareReason::Operator,
+            | PrepareReason::Operator
+            | PrepareReason::Recovery,
         )
         | None => None,
     };

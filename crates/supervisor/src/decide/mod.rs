@@ -14,6 +14,7 @@ pub mod members;
 mod mixture;
 mod node;
 pub mod quorum;
+pub mod schedule;
 
 pub use cluster::cluster;
 pub use decision::{ClusterDecision, Effect, NodeDecision, Reason, Wait};

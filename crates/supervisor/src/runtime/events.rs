@@ -118,6 +118,7 @@ fn changes(before: &ClusterState, after: &ClusterState) -> Vec<(&'static str, St
     } else if before.paused && !after.paused {
         found.push(("resumed", "automatic failover is on".to_owned()));
     }
+    found.extend(schedule(before, after, &name));
     if let Some(handover) = after.handover.as_ref().filter(|now| before.handover.as_ref() != Some(now)) {
         let to = handover.to.map_or_else(|| "the best standby".to_owned(), name);
         found.push(("handover", format!("the primary hands over to {to}")));
@@ -157,6 +158,37 @@ fn changes(before: &ClusterState, after: &ClusterState) -> Vec<(&'static str, St
     }
     if before.settings != after.settings && before.is_founded() {
         found.push(("settings_changed", "the settings have changed".to_owned()));
+    }
+    found
+}
+
+/// Says what became of the switchover that is put down for later.
+fn schedule(
+    before: &ClusterState,
+    after: &ClusterState,
+    name: &impl Fn(NodeId) -> String,
+) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    if let Some(scheduled) = after.scheduled.as_ref().filter(|now| before.scheduled.as_ref() != Some(now)) {
+        let to = scheduled.to.map_or_else(|| "the best standby".to_owned(), name);
+        let (at, by) = (WallTime::from_ms(scheduled.at.0), &scheduled.by);
+        found.push(("switchover_scheduled", format!("a switchover to {to} is scheduled for {at} by {by}")));
+    }
+    if let Some(was) = before.scheduled.as_ref().filter(|was| after.scheduled.as_ref() != Some(was)) {
+        let at = WallTime::from_ms(was.at.0);
+        match after.schedule_dropped.as_ref().filter(|now| before.schedule_dropped.as_ref() != Some(now)) {
+            Some(dropped) => found.push((
+                "switchover_dropped",
+                format!("the switchover scheduled for {at} is dropped: {}", dropped.why),
+            )),
+            None if after.handover.is_none() => {
+                found.push((
+                    "switchover_cancelled",
+                    format!("the switchover scheduled for {at} is cancelled"),
+                ));
+            }
+            None => {}
+        }
     }
     found
 }

@@ -1,6 +1,7 @@
 //! Founding (DESIGN 11): all founding members agree on one founder before anything exists, and a
 //! member whose store is empty never founds a second cluster beside one that is there.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use rhone_consensus::tags::Tags;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
 use crate::config::Bootstrap;
-use crate::runtime::codec;
 use crate::runtime::shared::Shared;
+use crate::runtime::{codec, generation};
 
 /// How often the others are asked while there is no cluster.
 const ASK_EVERY: Duration = Duration::from_millis(300);
@@ -43,10 +44,13 @@ pub enum Verdict {
 
 /// Says what to do from the answers of all founding members, by address; nothing: no answer.
 pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verdict {
-    if let Some((address, _)) = answers
-        .iter()
-        .find(|(_, answer)| answer.as_ref().is_some_and(|a| a.name != me && a.store() == StoreState::Member))
-    {
+    let generation = |a: &HelloReply| a.from.as_ref().map_or(0, |from| from.generation);
+    let there = answers.iter().filter_map(|(address, answer)| Some((address, answer.as_ref()?)));
+    // Members of an older generation are left over from before a recovery by force.
+    let newest = there
+        .filter(|(_, answer)| answer.name != me && answer.store() == StoreState::Member)
+        .min_by_key(|(_, answer)| Reverse(generation(answer)));
+    if let Some((address, _)) = newest {
         return Verdict::Join(address.clone());
     }
     let silent: Vec<&str> =
@@ -212,7 +216,15 @@ pub async fn join(shared: &Arc<Shared>, address: &str) -> Result<(), String> {
             .call(&address, Duration::from_secs(10), |mut client| async move { client.join(request).await })
             .await;
         match reply {
-            Ok(reply) if reply.admitted => return Ok(()),
+            Ok(reply) if reply.admitted => {
+                if let Err(error) = generation::adopt(shared, reply.generation).await {
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "could not take on the cluster's generation"
+                    );
+                }
+                return Ok(());
+            }
             Ok(reply) if !reply.leader_address.is_empty() && reply.leader_address != address => {
                 address = reply.leader_address;
             }
@@ -427,6 +439,16 @@ mod tests {
             "Stop(\"the founding members' node.peers",
         );
         check("n1", &["n1 empty 0 p", "n1 empty 0 p", "n3 empty 0 p"], "Stop(\"two founding members");
+    }
+
+    #[test]
+    fn the_newest_generation_is_joined() {
+        let answer = |name: &str, generation| {
+            let from = Some(rhone_consensus::proto::Identity { generation, ..Default::default() });
+            (name.to_owned(), Some(HelloReply { from, ..hello(name, StoreState::Member, 0, "p") }))
+        };
+        let answers = [answer("a", 0), answer("b", 2), answer("c", 1)].into();
+        assert_eq!(verdict("x", &answers), Verdict::Join("b".to_owned()));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
 use crate::decide::{ClusterDecision, lease, members};
+use crate::runtime::handover::Clockwork;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::about;
 use crate::runtime::{codec, found};
@@ -78,6 +79,7 @@ struct Leader {
     yielded: Moment,
     /// How often leadership was offered lately.
     offers: u32,
+    clockwork: Clockwork,
 }
 
 /// The decision: [`crate::decide::cluster`], or a mutant of it in the simulation.
@@ -106,6 +108,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         prepared: None,
         yielded: now,
         offers: 0,
+        clockwork: Clockwork::default(),
         shared,
     };
     let mut state = leader.shared.consensus.state();
@@ -185,6 +188,7 @@ impl Leader {
                     self.keep_members(state).await;
                 }
                 self.offer_leadership(state, now);
+                self.clockwork.turn(&self.shared, state).await;
                 matches!(state.phase, Phase::Preparing { .. })
             }
         }
@@ -205,6 +209,7 @@ impl Leader {
             self.revoked.clear();
             self.asked.clear();
             self.prepared = None;
+            self.clockwork.reset();
         }
         if self.leading {
             self.deafness.end(now);
@@ -280,7 +285,10 @@ impl Leader {
             | ClusterCommand::SetFenced { .. }
             | ClusterCommand::ChangeSettings { .. }
             | ClusterCommand::SetLearner { .. }
-            | ClusterCommand::RecordLeft { .. } => {}
+            | ClusterCommand::RecordLeft { .. }
+            | ClusterCommand::Schedule(_)
+            | ClusterCommand::BeginScheduled { .. }
+            | ClusterCommand::DropScheduled { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -610,6 +618,14 @@ fn command_in_words(command: &ClusterCommand) -> String {
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
         ClusterCommand::RecordLeft { node, end } => format!("{node} left behind what it held up to {end}"),
+        ClusterCommand::Schedule(Some(scheduled)) => {
+            format!("hand over at {}, says {}", super::handover::shown(scheduled.at), scheduled.by)
+        }
+        ClusterCommand::Schedule(None) => "take the scheduled switchover off".to_owned(),
+        ClusterCommand::BeginScheduled { at } => {
+            format!("hand over, as scheduled for {}", super::handover::shown(*at))
+        }
+        ClusterCommand::DropScheduled { why, .. } => format!("drop the scheduled switchover: {why}"),
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
         ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),

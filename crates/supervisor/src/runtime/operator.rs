@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhone_consensus::command::{ClusterCommand, Handover, Outcome};
+use rhone_consensus::command::{ClusterCommand, Outcome};
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_consensus::{AppliedState, ConsensusError};
 
 use crate::runtime::events::Events;
+use crate::runtime::handover::{self, handover};
 use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::settings::{SettingsVersion, SettingsView};
 use crate::status::{
     ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, MemberRequest,
-    Operator, OperatorError, SettingsChanged, SettingsRequest, State, Subscription, SwitchoverReply,
-    SwitchoverRequest,
+    Operator, OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply,
+    SwitchoverRequest, When,
 };
 
 /// How long a proposal may take.
@@ -22,9 +23,6 @@ const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a switchover may take before its outcome is called unknown: a checkpoint on a slow card.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
-
-/// A standby that lags more than this is not handed over to: the shutdown would wait for it.
-const SWITCHOVER_LAG: u64 = 64 << 20;
 
 /// The operator's calls on the running member.
 #[derive(Debug)]
@@ -77,53 +75,6 @@ impl RuntimeOperator {
         }
     }
 
-    /// Finds out to whom, and whether it is ready; nothing is changed.
-    fn handover(&self, state: &ClusterState, request: &SwitchoverRequest) -> Result<Handover, OperatorError> {
-        let grant = state
-            .current_grant()
-            .filter(|_| state.phase == Phase::Established)
-            .ok_or_else(|| refused("there is no primary to hand over from now", Some("rhone status")))?;
-        if request.expected_epoch.is_some_and(|expected| expected != grant.epoch) {
-            return Err(refused(format!("the epoch is {} by now", grant.epoch), Some("rhone status")));
-        }
-        let status = publish::cluster_status(&self.shared);
-        let owner = state.members.get(&grant.owner).map(|m| m.name.clone()).unwrap_or_default();
-        let ready = |name: &str| -> Result<(), String> {
-            let member = status.members.iter().find(|m| m.name == name);
-            let Some(member) = member else { return Err(format!("no member is named {name}")) };
-            if state.member_named(name).is_none_or(|m| !m.may_lead()) {
-                return Err(format!(
-                    "{name} is never promoted: it has priority 0, or is tagged no-failover or delayed"
-                ));
-            }
-            if member.state != State::Streaming {
-                return Err(format!("{name} is {}, not streaming", member.state));
-            }
-            match member.lag_bytes {
-                Some(lag) if lag <= SWITCHOVER_LAG => Ok(()),
-                Some(lag) => Err(format!("{name} lags {lag} bytes")),
-                None => Err(format!("the lag of {name} is not known")),
-            }
-        };
-        let to = match &request.to {
-            Some(name) if *name == owner => {
-                return Err(refused(format!("{name} is the primary already"), None));
-            }
-            Some(name) => {
-                ready(name).map_err(|reason| refused(reason, Some("rhone status")))?;
-                state.member_named(name).map(|member| member.node)
-            }
-            None => {
-                let any = status.members.iter().any(|m| m.name != owner && ready(&m.name).is_ok());
-                if !any {
-                    return Err(refused("no standby is ready to take over", Some("rhone status")));
-                }
-                None
-            }
-        };
-        Ok(Handover { epoch: grant.epoch, to, leaving: false })
-    }
-
     pub(super) async fn outcome(
         &self,
         from: Option<String>,
@@ -148,6 +99,7 @@ fn reply(state: &ClusterState, from: Option<String>) -> SwitchoverReply {
         epoch: last.map(|entry| entry.epoch),
         seconds_without_primary: last.map(|entry| entry.gap_ms as f64 / 1000.0),
         finished: true,
+        scheduled: None,
     }
 }
 
@@ -182,6 +134,9 @@ impl Operator for RuntimeOperator {
         let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
         if let Some(sentence) = super::outlook::failover_would_lose(state, &table, now) {
             details.push(format!("a failover now would lose {sentence}"));
+        }
+        if let Some(scheduled) = publish::scheduled(state) {
+            details.push(scheduled.to_string());
         }
         for policy in &state.policies {
             let owner = state
@@ -237,7 +192,7 @@ impl Operator for RuntimeOperator {
     async fn switchover(&self, request: SwitchoverRequest) -> Result<SwitchoverReply, OperatorError> {
         self.leading()?;
         let applied = self.applied();
-        let handover = self.handover(&applied.state, &request)?;
+        let handover = handover(&self.shared, &applied.state, request.to.as_deref(), request.expected_epoch)?;
         let epoch = handover.epoch;
         let from = applied
             .state
@@ -255,6 +210,42 @@ impl Operator for RuntimeOperator {
             return Err(OperatorError::Failed(format!("{wanted} could not take over; {got} is primary now")));
         }
         Ok(reply)
+    }
+
+    async fn schedule(
+        &self,
+        request: SwitchoverRequest,
+        when: When,
+    ) -> Result<SwitchoverReply, OperatorError> {
+        self.leading()?;
+        let applied = self.applied();
+        let state = &applied.state;
+        if request.expected_epoch.is_some_and(|expected| expected != state.epoch) {
+            return Err(refused(format!("the epoch is {} by now", state.epoch), Some("rhone status")));
+        }
+        let now = self.shared.clock.wall_time();
+        let at = match when {
+            When::At(at) => at.as_ms(),
+            When::After(after) => now.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+        };
+        let (at, now) = (rhone_consensus::command::WallTime(at), rhone_consensus::command::WallTime(now));
+        let scheduled = handover::scheduled(state, request.to.as_deref(), at, now, request.by)?;
+        let from = state.members.get(&scheduled.from).map(|member| member.name.clone());
+        tracing::info!(at = %handover::shown(at), to = ?request.to, "an operator schedules a switchover");
+        self.propose(ClusterCommand::Schedule(Some(scheduled))).await?;
+        Ok(SwitchoverReply {
+            from,
+            to: request.to,
+            epoch: Some(state.epoch),
+            scheduled: Some(crate::civil::WallTime::from_ms(at.0)),
+            ..SwitchoverReply::default()
+        })
+    }
+
+    async fn cancel_scheduled(&self) -> Result<(), OperatorError> {
+        self.leading()?;
+        tracing::info!("an operator cancels the scheduled switchover");
+        self.propose(ClusterCommand::Schedule(None)).await.map(drop)
     }
 
     fn events(&self) -> Option<Subscription> {

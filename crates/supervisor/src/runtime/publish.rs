@@ -19,7 +19,9 @@ use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
 use crate::runtime::ticker::about;
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
-use crate::status::{ClusterStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, State};
+use crate::status::{
+    ClusterStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, ScheduledSwitchover, State,
+};
 use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Pending, Received, Report};
 
@@ -138,7 +140,19 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
         settings_version: (state.settings_version > 0).then_some(state.settings_version),
+        scheduled_switchover: scheduled(state),
     }
+}
+
+/// Returns the switchover that is to begin later.
+pub(super) fn scheduled(state: &ClusterState) -> Option<ScheduledSwitchover> {
+    let name = |node: NodeId| state.members.get(&node).map(|member| member.name.clone());
+    state.scheduled.as_ref().map(|scheduled| ScheduledSwitchover {
+        at: WallTime::from_ms(scheduled.at.0),
+        from: name(scheduled.from),
+        to: scheduled.to.and_then(name),
+        by: scheduled.by.clone(),
+    })
 }
 
 /// An instance that an operator holds is fenced once it is stopped.
@@ -238,6 +252,10 @@ fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<St
     }
     if state.paused {
         warnings.push("automatic failover is off (`rhone resume` turns it on)".to_owned());
+    }
+    if let Some(dropped) = &state.schedule_dropped {
+        let at = WallTime::from_ms(dropped.scheduled.at.0);
+        warnings.push(format!("the switchover scheduled for {at} was dropped: {}", dropped.why));
     }
     for name in state.members.values().filter(|m| state.is_fenced(m.node)).map(|m| &m.name) {
         warnings.push(format!("{name} is fenced (`rhone unfence {name}` lets it go)"));
@@ -401,6 +419,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         members: status.members.iter().map(|member| peer_view(state, member)).collect(),
         sync: status.sync.clone(),
         paused: state.paused,
+        scheduled: scheduled(state),
         cluster_unlocked: state.current_grant().is_none(),
         majority_last_seen: majority_last_seen(shared, raft.leading),
         tags: shared.config.node.tags.labels.clone(),

@@ -58,6 +58,24 @@ impl Secret {
         self.keep(&text)
     }
 
+    /// Forgets the password that was handed over, so that another one can be; a configured one stays.
+    ///
+    /// # Errors
+    /// The file could not be removed.
+    pub fn forget(&self) -> std::io::Result<()> {
+        if self.given {
+            return Ok(());
+        }
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        *value = None;
+        Ok(())
+    }
+
     /// Keeps a password that another member handed over, unless there is one.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ use crate::runtime::secret::Secret;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::Ticker;
 use crate::runtime::voter::VoterLease;
-use crate::runtime::{found, leader, node, publish, report, witness};
+use crate::runtime::{found, generation, hooks, leader, node, publish, report, witness};
 use crate::status::LocalView;
 use crate::tls::{self, Dialer, Security};
 
@@ -88,6 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<After> {
 /// Opens what every member has: directory, hard state, store and Raft, and the voter's memory.
 async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver<RevokeAsk>)> {
     prepare_directory(&config)?;
+    generation::still_counts(&config.node.state_dir)?;
     let (hard, opened) = HardStateFile::open_or_create(&config.node.state_dir)?;
     let hard = Arc::new(hard);
     tracing::info!(?opened, node = %hard.get().node_id, session = %hard.get().session, "hard state");
@@ -363,6 +364,7 @@ async fn live(
     let tasks = serving(shared, &local.user, view).await?;
     crate::proxy::start(shared, Some(local)).await?;
     tokio::spawn(flushed(Arc::clone(local)));
+    hooks::start(shared, &local.user);
     let leave = leave_on_signal()?;
     let node = tokio::spawn(node::run(Arc::clone(local), asked, leave));
     tokio::select! {
@@ -394,6 +396,7 @@ pub(super) async fn serving(
             Ok(())
         }),
         Box::pin(fatal(Arc::clone(shared))),
+        Box::pin(generation::watch(Arc::clone(shared))),
     ];
     let context = Arc::clone(shared);
     tasks.push(Box::pin(async move {

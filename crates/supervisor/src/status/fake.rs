@@ -22,6 +22,7 @@ pub(crate) struct FakeOperator {
     pub(crate) settings: Mutex<rhone_consensus::settings::Settings>,
     pub(crate) versions: Mutex<Vec<crate::settings::SettingsVersion>>,
     pub(crate) work: Mutex<Vec<super::MemberRequest>>,
+    pub(crate) scheduled: Mutex<Option<super::ScheduledSwitchover>>,
 }
 
 fn member(name: &str, role: Role, state: State, position: Option<&str>) -> MemberStatus {
@@ -91,6 +92,7 @@ pub(crate) fn status() -> ClusterStatus {
         members: vec![pg1, pg2, pg3, wit],
         warnings: vec!["only pg-2 can take over until pg-3 has rejoined".to_owned()],
         settings_version: Some(1),
+        scheduled_switchover: None,
     }
 }
 
@@ -124,6 +126,7 @@ pub(crate) fn history() -> Vec<HistoryEntry> {
 impl Operator for FakeOperator {
     async fn status(&self) -> Result<ClusterStatus, OperatorError> {
         let mut status = status();
+        status.scheduled_switchover = self.scheduled.lock().expect("unpoisoned").clone();
         status.paused = self.paused.load(Ordering::Relaxed);
         let version = 1 + self.versions.lock().expect("unpoisoned").len() as u64;
         status.settings_version = Some(version);
@@ -189,7 +192,39 @@ impl Operator for FakeOperator {
             epoch: Some(Epoch(8)),
             seconds_without_primary: Some(0.34),
             finished: true,
+            scheduled: None,
         })
+    }
+
+    async fn schedule(
+        &self,
+        request: SwitchoverRequest,
+        when: super::When,
+    ) -> Result<SwitchoverReply, OperatorError> {
+        if let Some(refusal) = &self.refusal {
+            return Err(refusal.clone());
+        }
+        let at = match when {
+            super::When::At(at) => at,
+            super::When::After(after) => {
+                WallTime::from_ms(1_795_245_180_000 + u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+            }
+        };
+        let (from, to, by) = (Some("pg-1".to_owned()), request.to, request.by);
+        *self.scheduled.lock().expect("unpoisoned") =
+            Some(super::ScheduledSwitchover { at, from: from.clone(), to: to.clone(), by });
+        let epoch = Some(Epoch(7));
+        Ok(SwitchoverReply { from, to, epoch, scheduled: Some(at), ..SwitchoverReply::default() })
+    }
+
+    async fn cancel_scheduled(&self) -> Result<(), OperatorError> {
+        match self.scheduled.lock().expect("unpoisoned").take() {
+            Some(_) => Ok(()),
+            None => {
+                let reason = "no switchover is scheduled".to_owned();
+                Err(OperatorError::Refused { reason, hint: None })
+            }
+        }
     }
 
     fn events(&self) -> Option<Subscription> {

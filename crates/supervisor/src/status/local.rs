@@ -118,6 +118,8 @@ pub struct LocalView {
     pub sync: SyncStatus,
     /// Whether automatic failover is off.
     pub paused: bool,
+    /// The switchover that is to begin later.
+    pub scheduled: Option<super::ScheduledSwitchover>,
     /// Whether nobody owns the newest epoch.
     pub cluster_unlocked: bool,
     /// When a majority was last heard; Patroni's `dcs_last_seen`.

@@ -45,6 +45,17 @@ pub struct SwitchoverRequest {
     pub idempotency_key: String,
     /// Answer as soon as it has begun.
     pub no_wait: bool,
+    /// Who asks; told where it is scheduled.
+    pub by: String,
+}
+
+/// When a switchover is to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// At that time, by the Raft leader's wall clock.
+    At(WallTime),
+    /// So much later than now.
+    After(std::time::Duration),
 }
 
 /// A failover by hand.
@@ -149,6 +160,9 @@ pub struct SwitchoverReply {
     pub seconds_without_primary: Option<f64>,
     /// Complete, not just begun.
     pub finished: bool,
+    /// When it is to begin, where it is scheduled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<WallTime>,
 }
 
 /// Something that happened in the cluster.
@@ -228,6 +242,20 @@ pub trait Operator: Send + Sync + 'static {
         &self,
         request: SwitchoverRequest,
     ) -> impl Future<Output = Result<SwitchoverReply, OperatorError>> + Send;
+
+    /// Puts a switchover down for later; done when that is decided.
+    fn schedule(
+        &self,
+        _request: SwitchoverRequest,
+        _when: When,
+    ) -> impl Future<Output = Result<SwitchoverReply, OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "a scheduled switchover".to_owned() }))
+    }
+
+    /// Takes the scheduled switchover off.
+    fn cancel_scheduled(&self) -> impl Future<Output = Result<(), OperatorError>> + Send {
+        std::future::ready(Err(OperatorError::NotImplemented { what: "a scheduled switchover".to_owned() }))
+    }
 
     /// Fails over by hand.
     fn failover(

@@ -93,6 +93,14 @@ pub(super) fn counts(seen: Seen, hard: &HardState) -> Option<DataId> {
     }
 }
 
+/// Returns the id of a stopped member's data directory, if what is in it counts.
+///
+/// # Errors
+/// It cannot be read.
+pub fn data_here(data_dir: &Path, hard: &HardState) -> Result<Option<DataId>, PgError> {
+    Ok(counts(look(data_dir, hard.data.as_ref())?, hard))
+}
+
 impl Local {
     /// Looks at the data directory and remembers what it is.
     ///

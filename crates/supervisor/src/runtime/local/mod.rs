@@ -44,7 +44,7 @@ use crate::view::Pending;
 use streams::Streams;
 
 pub use configure::started_ms;
-pub use identity::Seen;
+pub use identity::{Seen, data_here};
 
 /// The role that standbys stream as.
 pub const REPLICATOR: &str = "rhone_replicator";
@@ -122,6 +122,10 @@ pub struct Facts {
     pub no_fork_seen: u32,
     /// Why the last start failed, and until when it is not tried again as a primary.
     pub start_failed: Option<(String, BootTime)>,
+    /// Which epoch's promotion the operator's program agreed to.
+    pub agreed: Option<Epoch>,
+    /// Why it did not agree to one, and until when this member is passed over.
+    pub disagreed: Option<(String, BootTime)>,
     /// How many starts failed in a row.
     pub starts_failed: u32,
     /// Where the WAL ended that was here when this member was found to have been replaced.
@@ -203,7 +207,32 @@ impl Local {
     /// Returns why the instance does not start, while that is not to be tried again.
     pub fn start_failed(&self) -> Option<String> {
         let now = self.shared.clock.now();
-        self.facts().start_failed.as_ref().filter(|(_, until)| now < *until).map(|(why, _)| why.clone())
+        let facts = self.facts();
+        let why =
+            [&facts.start_failed, &facts.disagreed].into_iter().flatten().find(|(_, until)| now < *until);
+        why.map(|(why, _)| why.clone())
+    }
+
+    /// Has the operator's program asked, once an epoch, whether this member may be promoted. One that says no
+    /// is passed over for a while, so that another member is; where there is no other, it is asked again.
+    async fn agree(&self, epoch: Epoch) -> Result<(), LocalError> {
+        if self.facts().agreed == Some(epoch) {
+            return Ok(());
+        }
+        let answer = self.may_promote(epoch).await;
+        let until = self.shared.clock.now().saturating_add(PASSED_OVER);
+        let mut facts = self.facts();
+        match answer {
+            Ok(()) => {
+                facts.agreed = Some(epoch);
+                facts.disagreed = None;
+                Ok(())
+            }
+            Err(why) => {
+                facts.disagreed = Some((why.clone(), until));
+                Err(LocalError::Stale(why))
+            }
+        }
     }
 
     /// Takes note of a start that failed; the second in a row rules this member out for a while,
@@ -443,6 +472,9 @@ const START_AGAIN_FIRST: Duration = Duration::from_secs(10);
 
 /// The longest such wait.
 const START_AGAIN_LIMIT: Duration = Duration::from_secs(600);
+
+/// For how long a member whose promotion the operator's program refused is passed over: several elections.
+const PASSED_OVER: Duration = Duration::from_secs(10);
 
 /// How long a quick program of Postgres's may take, on a slow card.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(20);

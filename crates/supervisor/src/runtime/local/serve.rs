@@ -182,6 +182,9 @@ impl Local {
         };
         // The gate is closed and the timeline planned while the first renewal is under way.
         self.lease.set_target(Some(self.lease_target(epoch)));
+        // Before anything that takes part in the promotion: a fence or a Revoke cuts it short.
+        self.agree(epoch).await?;
+        self.entitled(grant)?;
         let reload = self.write_gate(Gate::Closed).await?;
         let version = self.settings_version();
         let (policy, settings) = self.primary_settings(epoch).await?;
@@ -393,6 +396,7 @@ impl Local {
         {
             tracing::warn!(%error, "no checkpoint before the handover");
         }
+        self.before_stop().await;
         crate::pooler::pause_everywhere(&self.shared, epoch).await;
         self.still(epoch)?;
         self.stop_primary().await?;

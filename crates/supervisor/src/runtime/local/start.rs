@@ -271,6 +271,7 @@ impl Local {
         if !self.guardian.page().state().has_instance() {
             return Ok(());
         }
+        self.before_stop().await;
         match Postmaster::find(self.data_dir())? {
             Some(postmaster) => {
                 if let Err(error) = postmaster.stop_fast(STOP_LIMIT).await {

@@ -1,0 +1,75 @@
+//! `rhone switchover --at TIME` and `--cancel`: a switchover for later.
+
+use super::args::Global;
+use super::exit::{CliError, Exit};
+use super::terminal::Terminal;
+use super::{client, operate, print_json, status};
+use crate::api;
+use crate::api::proto::v1;
+use crate::civil::WallTime;
+use crate::config::units;
+
+/// Puts a switchover down for `at`.
+pub(super) async fn at(
+    global: &Global,
+    to: Option<String>,
+    at: &str,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let (at_ms, after_ms) = time(at)?;
+    let before = status::fetch(global).await?;
+    let request = v1::SwitchoverRequest {
+        idempotency_key: client::idempotency_key()?,
+        expected_epoch: before.epoch.map(|epoch| epoch.0),
+        to,
+        no_wait: true,
+        at_ms,
+        after_ms,
+        by: operate::who(),
+    };
+    let reply = client::ask(global, true, async |mut client| {
+        api::change_reply(client.switchover(request.clone()).await?.into_inner())
+    })
+    .await?;
+    if global.json() {
+        return print_json(terminal, &reply);
+    }
+    let from = reply.from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
+    let to = reply.to.clone().unwrap_or_else(|| "the best standby".to_owned());
+    let when = reply.scheduled.map_or_else(String::new, |at| format!(" for {at}"));
+    terminal.talk(&format!(
+        "a switchover{from} to {to} is scheduled{when}; `rhone switchover --cancel` takes it off"
+    ));
+    Ok(())
+}
+
+/// Takes the scheduled switchover off.
+pub(super) async fn cancel(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
+    let request =
+        v1::CancelSwitchoverRequest { idempotency_key: client::idempotency_key()?, expected_epoch: None };
+    client::ask(global, true, async |mut client| {
+        api::change_reply(client.cancel_switchover(request.clone()).await?.into_inner())
+    })
+    .await?;
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "cancelled": true }));
+    }
+    terminal.talk("the scheduled switchover is cancelled");
+    Ok(())
+}
+
+/// Reads a time: milliseconds since 1970, or from now on.
+fn time(text: &str) -> Result<(Option<u64>, Option<u64>), CliError> {
+    let wrong = || {
+        CliError::new(Exit::Usage, format!("`{text}` is no time"))
+            .hint("2026-11-21T20:00:00Z is one, 2026-11-21T21:00:00+01:00 too, and +10m is in ten minutes")
+    };
+    if let Some(later) = text.strip_prefix('+') {
+        // Minutes are what people mean by `m` here.
+        let minutes = later.strip_suffix('m').filter(|number| number.ends_with(|c: char| c.is_ascii_digit()));
+        let later = minutes.map_or_else(|| later.to_owned(), |number| format!("{number}min"));
+        let later = units::parse_duration(&later).map_err(|_| wrong())?;
+        return Ok((None, Some(u64::try_from(later.as_millis()).map_err(|_| wrong())?)));
+    }
+    WallTime::from_rfc3339(text).map(|at| (Some(at.as_ms()), None)).map_err(|_| wrong())
+}

@@ -1,0 +1,170 @@
+//! Verbs that are left to themselves, scheduled, or carried out on files.
+
+use clap::Parser;
+use expect_test::expect;
+
+use super::{Cli, Exit, FakeOperator, Member, check};
+
+#[tokio::test]
+async fn a_switchover_is_scheduled_shown_and_cancelled() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, err) = member.run("switchover --to pg-2 --at 2026-11-21T20:00:00+01:00").await;
+    assert_eq!((exit, out.as_str()), (Exit::Done, ""), "{err}");
+    assert_eq!(
+        err,
+        "a switchover from pg-1 to pg-2 is scheduled for 2026-11-21T19:00:00.000Z; `rhone switchover --cancel` takes it off\n"
+    );
+    let (_, out, _) = member.run("status").await;
+    assert!(out.contains("\na switchover to pg-2 is scheduled for 2026-11-21T19:00:00.000Z by "), "{out}");
+    let (_, out, _) = member.run("status -o json").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(value["scheduled_switchover"]["at"], "2026-11-21T19:00:00.000Z");
+    assert_eq!(value["scheduled_switchover"]["from"], "pg-1");
+    check(
+        member.run("switchover --cancel -o json").await,
+        expect![[r#"
+        {"cancelled":true}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("switchover --cancel").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: no switchover is scheduled
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("switchover --at +10m -o json").await,
+        expect![[r#"
+        {"from":"pg-1","to":null,"epoch":7,"seconds_without_primary":null,"finished":false,"scheduled":"2026-11-21T07:23:00.000Z"}
+        ---- Done
+    "#]],
+    );
+    check(
+        member.run("switchover --at noon").await,
+        expect![[r#"
+        ---- stderr
+        error: `noon` is no time
+        hint: 2026-11-21T20:00:00Z is one, 2026-11-21T21:00:00+01:00 too, and +10m is in ten minutes
+        ---- Usage
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn every_change_can_be_left_to_itself() {
+    let member = Member::start(FakeOperator::default());
+    for (line, expected) in [
+        ("pause --no-wait", "automatic failover is turned off; `rhone status --watch` shows it\n"),
+        ("resume --no-wait", "automatic failover is turned on; `rhone status --watch` shows it\n"),
+        ("fence pg-3 --no-wait", "pg-3 is being fenced; `rhone status --watch` shows it\n"),
+        ("unfence pg-3 --no-wait", "pg-3 is being started; `rhone status --watch` shows it\n"),
+        ("reload pg-2 --no-wait", "told to read the configuration again: pg-2\n"),
+        ("restart pg-2 --no-wait", "pg-2 is being restarted; `rhone status --watch` shows it\n"),
+        ("reinit pg-3 --yes --no-wait", "pg-3 is being copied; `rhone status --watch` shows it\n"),
+        ("member demote pg-3 --no-wait", "pg-3 is kept from voting; `rhone status --watch` shows it\n"),
+        ("member promote pg-3 --no-wait", "pg-3 may vote; `rhone status --watch` shows it\n"),
+        ("member remove pg-3 --yes --no-wait", "pg-3 is being removed; `rhone status --watch` shows it\n"),
+    ] {
+        let (exit, out, err) = member.run(line).await;
+        assert_eq!((exit, out.as_str(), err.as_str()), (Exit::Done, "", expected), "{line}");
+    }
+    for (line, expected) in [
+        ("pause --no-wait --json", "{\"paused\":true,\"finished\":false}"),
+        ("member demote pg-2 --no-wait --json", "{\"name\":\"pg-2\",\"may_vote\":false,\"finished\":false}"),
+        (
+            "member remove pg-2 --yes --no-wait --json",
+            "{\"name\":\"pg-2\",\"removed\":true,\"finished\":false}",
+        ),
+    ] {
+        let (exit, out, err) = member.run(line).await;
+        let (found, expected): (serde_json::Value, serde_json::Value) =
+            (serde_json::from_str(&out).expect("JSON"), serde_json::from_str(expected).expect("JSON"));
+        assert_eq!((exit, found, err.as_str()), (Exit::Done, expected, ""), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn recovering_by_force_is_refused_where_there_is_nothing_to_recover() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("recover --force-new-cluster --yes").await,
+        expect![[r#"
+        ---- stderr
+        error: refused, nothing was changed: there is no member's state in DIR
+        hint: `-c FILE` names the configuration of the member on this machine
+        ---- Refused
+    "#]],
+    );
+    check(
+        member.run("recover --force-new-cluster --host pg-2").await,
+        expect![[r#"
+        ---- stderr
+        error: this works on the files of a member on this machine only
+        hint: run it on the machine of the data member that has the most, without `--host`
+        ---- Usage
+    "#]],
+    );
+    assert!(Cli::try_parse_from(["rhone", "recover", "--yes"]).is_err());
+}
+
+#[tokio::test]
+async fn patronis_configuration_is_translated_to_stdout_and_explained_on_stderr() {
+    let member = Member::start(FakeOperator::default());
+    let file = member.folder.path().join("patroni.yml");
+    let text =
+        "scope: main\nname: db-1\nloop_wait: 1\netcd: {hosts: 'a:2379'}\npostgresql: {data_dir: /data}\n";
+    std::fs::write(&file, text).expect("the file is written");
+    let line = format!("import {} --peers 127.0.0.1 --insecure", file.display());
+    check(
+        member.run(&line).await,
+        expect![[r##"
+            # Translated from a configuration of Patroni's; `rhone check -c FILE` says whether it is sound.
+            cluster = "main"
+
+            [node]
+            name = "db-1"
+            state-dir = "/var/lib/rhone"
+            listen = "0.0.0.0:7400"
+            advertise = "127.0.0.1:7400"
+            peers = ["127.0.0.1:7400"]
+
+            [postgres]
+            data-dir = "/data"
+
+            [tls]
+            insecure = true
+
+            [bootstrap]
+            sync = "off"
+            ---- stderr
+            translated:
+              scope: cluster = "main"
+              name: node.name = "db-1"
+              postgresql.data_dir: postgres.data-dir = "/data"
+              node.state-dir = "/var/lib/rhone"
+              node.listen = "0.0.0.0:7400"
+              node.advertise = "127.0.0.1:7400"
+              node.peers = ["127.0.0.1:7400"]
+              tls.insecure = true
+              bootstrap.sync = "off"
+            without a meaning here:
+              etcd.hosts: raft is built in
+            to be decided by hand:
+              loop_wait: rhone does not know this key
+              commits wait for nobody, as before: sync = "quorum" loses nothing, for a round trip per commit
+            hint: `rhone check -c FILE` says whether the new file is sound on this machine
+            ---- Done
+        "##]],
+    );
+    let (exit, out, err) = member.run(&format!("{line} --json")).await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((exit, err.as_str()), (Exit::Done, ""));
+    assert!(value["config"].as_str().is_some_and(|config| config.contains("cluster = \"main\"")));
+    assert_eq!(value["notes"][2]["verdict"], "decide");
+    std::fs::write(&file, "a: [").expect("the file is written");
+    let (exit, _, err) = member.run(&line).await;
+    assert!(exit == Exit::Usage && err.contains("it is no YAML") && err.contains("\nhint: "), "{err}");
+}
