@@ -6,12 +6,14 @@
 mod hold;
 mod membership;
 mod settings;
+mod timing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
+pub use self::timing::TimingChange;
 use crate::command::{
     Acceptance, ClusterCommand, Grant, Handover, Member, MemberKind, Outcome, PrepareReason, WallTime,
 };
@@ -126,6 +128,8 @@ pub struct ClusterState {
     pub learners: BTreeSet<NodeId>,
     /// The last stores that were removed: none of them is admitted again.
     pub removed: VecDeque<NodeId>,
+    /// Which timings hold beside those of the settings.
+    pub timing_change: TimingChange,
 }
 
 impl ClusterState {
@@ -180,10 +184,11 @@ impl ClusterState {
             }
             ClusterCommand::SetFenced { node, fenced } => self.set_fenced(*node, *fenced),
             ClusterCommand::ChangeSettings { expected, settings, by, at } => {
-                self.change_settings(*expected, settings, by, *at)
+                self.change_settings(index, *expected, settings, (by, *at))
             }
             ClusterCommand::SetLearner { node, learner } => self.set_learner(*node, *learner),
             ClusterCommand::RecordLeft { node, end } => self.record_left(*node, *end),
+            ClusterCommand::SettleTiming { epoch, version } => self.settle_timing(*epoch, *version),
         }
     }
 

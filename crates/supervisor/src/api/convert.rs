@@ -11,7 +11,7 @@ use super::proto::v1;
 use crate::civil::WallTime;
 use crate::status::{
     ClusterStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
-    OperatorError, PendingSetting, Role, State, SwitchoverReply, SyncMode, SyncStatus,
+    OperatorError, PendingSetting, Role, State, SwitchoverReply, SyncMode, SyncStatus, TimingStatus,
 };
 
 /// Metadata key with the leader's address, on "this member does not lead".
@@ -223,6 +223,12 @@ impl From<ClusterStatus> for v1::ClusterStatus {
             members: s.members.into_iter().map(Into::into).collect(),
             warnings: s.warnings,
             settings_version: s.settings_version,
+            timing: s.timing.map(|t| v1::Timing {
+                preset: t.preset,
+                counted_ms: t.counted_ms,
+                aged_ms: t.aged_ms,
+                settled: t.settled,
+            }),
         }
     }
 }
@@ -250,6 +256,12 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
         members: s.members.into_iter().map(Into::into).collect(),
         warnings: s.warnings,
         settings_version: s.settings_version,
+        timing: s.timing.map(|t| TimingStatus {
+            preset: t.preset,
+            counted_ms: t.counted_ms,
+            aged_ms: t.aged_ms,
+            settled: t.settled,
+        }),
     }
 }
 

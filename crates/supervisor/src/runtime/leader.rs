@@ -278,7 +278,8 @@ impl Leader {
             | ClusterCommand::SetFenced { .. }
             | ClusterCommand::ChangeSettings { .. }
             | ClusterCommand::SetLearner { .. }
-            | ClusterCommand::RecordLeft { .. } => {}
+            | ClusterCommand::RecordLeft { .. }
+            | ClusterCommand::SettleTiming { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -608,6 +609,9 @@ fn command_in_words(command: &ClusterCommand) -> String {
         ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
         ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
         ClusterCommand::RecordLeft { node, end } => format!("{node} left behind what it held up to {end}"),
+        ClusterCommand::SettleTiming { epoch, .. } => {
+            format!("the owner of epoch {epoch} counts by the timings that were set")
+        }
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
         ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),

@@ -137,6 +137,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
         settings_version: (state.settings_version > 0).then_some(state.settings_version),
+        timing: state.is_founded().then(|| outlook::timing_status(state)),
     }
 }
 

@@ -8,7 +8,7 @@ use rhone_consensus::ids::Epoch;
 use super::{
     ClusterStatus, Event, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus,
     Operator, OperatorError, Role, State, Subscription, SwitchoverReply, SwitchoverRequest, SyncMode,
-    SyncStatus,
+    SyncStatus, TimingStatus,
 };
 use crate::civil::WallTime;
 
@@ -91,6 +91,12 @@ pub(crate) fn status() -> ClusterStatus {
         members: vec![pg1, pg2, pg3, wit],
         warnings: vec!["only pg-2 can take over until pg-3 has rejoined".to_owned()],
         settings_version: Some(1),
+        timing: Some(TimingStatus {
+            preset: Some("default".to_owned()),
+            counted_ms: 1500,
+            aged_ms: 1500,
+            settled: true,
+        }),
     }
 }
 
