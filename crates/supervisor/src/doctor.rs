@@ -146,7 +146,7 @@ fn machine(name: &String, asked: &Asked, exam: &Exam, found: &mut Vec<Finding>) 
         warn(
             "far",
             format!("its answer takes {} ms", asked.took_ms),
-            "a cluster over Wi-Fi or two sites wants [bootstrap] timing = \"calm\"",
+            "a cluster over Wi-Fi or two sites wants `rhone settings set timing=calm`",
         );
     }
     for room in &exam.room {

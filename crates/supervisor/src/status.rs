@@ -195,6 +195,19 @@ pub struct MemberStatus {
     pub settings_version: Option<u64>,
 }
 
+/// The timings in force: both the old and the new ones while they are changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimingStatus {
+    /// The preset that the settings' timings are; none: of one's own.
+    pub preset: Option<String>,
+    /// The lease that the primary counts by, in ms.
+    pub counted_ms: u32,
+    /// The lease that voters age by, in ms.
+    pub aged_ms: u32,
+    /// Whether no change is under way: both are the same.
+    pub settled: bool,
+}
+
 /// The cluster at a glance: what `rhone status -o json` prints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -232,6 +245,9 @@ pub struct ClusterStatus {
     /// The switchover that is to begin later.
     #[serde(default)]
     pub scheduled_switchover: Option<ScheduledSwitchover>,
+    /// The timings in force.
+    #[serde(default)]
+    pub timing: Option<TimingStatus>,
 }
 
 /// A switchover that is to begin later.

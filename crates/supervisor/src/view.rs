@@ -184,6 +184,8 @@ pub struct Report {
     pub highest_timeline: Timeline,
     /// Milliseconds of lease left, on the primary.
     pub lease_left_ms: Option<u64>,
+    /// The epoch of its live lease, and the change of the timings by which that lasts; on the primary.
+    pub counts_by: Option<(Epoch, LogIndex)>,
     /// The server's version, `15.18`.
     pub version: Option<String>,
     /// Where the WAL ended that this member held when it was last found to have been replaced as

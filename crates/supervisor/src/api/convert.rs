@@ -12,6 +12,7 @@ use crate::civil::WallTime;
 use crate::status::{
     ClusterStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
     OperatorError, PendingSetting, Role, ScheduledSwitchover, State, SwitchoverReply, SyncMode, SyncStatus,
+    TimingStatus,
 };
 
 /// Metadata key with the leader's address, on "this member does not lead".
@@ -229,6 +230,12 @@ impl From<ClusterStatus> for v1::ClusterStatus {
                 to: scheduled.to,
                 by: scheduled.by,
             }),
+            timing: s.timing.map(|t| v1::Timing {
+                preset: t.preset,
+                counted_ms: t.counted_ms,
+                aged_ms: t.aged_ms,
+                settled: t.settled,
+            }),
         }
     }
 }
@@ -261,6 +268,12 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
             from: scheduled.from,
             to: scheduled.to,
             by: scheduled.by,
+        }),
+        timing: s.timing.map(|t| TimingStatus {
+            preset: t.preset,
+            counted_ms: t.counted_ms,
+            aged_ms: t.aged_ms,
+            settled: t.settled,
         }),
     }
 }

@@ -13,6 +13,7 @@ use super::terminal::Terminal;
 use super::{client, print_json};
 use crate::api;
 use crate::api::proto::v1;
+use crate::config::timing;
 use crate::settings::{SettingDiff, SettingsVersion, SettingsView, as_toml, from_toml};
 use crate::status::{ClusterStatus, Kind, SettingsChanged, State};
 
@@ -110,7 +111,8 @@ pub(super) async fn show_config(global: &Global, terminal: &mut Terminal) -> Res
 
 async fn get(global: &Global, key: &str, terminal: &mut Terminal) -> Result<(), CliError> {
     let view = fetch(global).await?;
-    let value = view.values.get(key);
+    let preset = (key == "timing").then(|| preset_of(&view.values));
+    let value = preset.as_ref().or_else(|| view.values.get(key));
     if global.json() {
         return print_json(terminal, &serde_json::json!({ "key": key, "value": value }));
     }
@@ -122,6 +124,15 @@ async fn get(global: &Global, key: &str, terminal: &mut Terminal) -> Result<(), 
         None => Err(CliError::failed(format!("{key} is not set"))
             .hint("`rhone settings` lists what is; a Postgres parameter is `postgres.NAME`")),
     }
+}
+
+/// Names the preset that single timings make.
+fn preset_of(values: &BTreeMap<String, String>) -> String {
+    let mut timing = timing::Timing::default();
+    let mut single =
+        timing::SINGLE.into_iter().filter_map(|name| Some((name, values.get(&format!("timing.{name}"))?)));
+    let known = single.all(|(name, value)| timing::set_single(&mut timing, name, value).is_ok());
+    timing::preset_of(&timing).filter(|_| known).unwrap_or("custom").to_owned()
 }
 
 /// What is to be changed.
@@ -160,12 +171,16 @@ async fn change(
 /// Waits until every instance that runs goes by the new version, and commits wait as it says.
 async fn applied(global: &Global, done: &SettingsChanged) -> Result<ClusterStatus, CliError> {
     let policy = done.changes.iter().any(|diff| !diff.key.starts_with(crate::settings::POSTGRES));
+    let timing = done.changes.iter().any(|diff| diff.key.starts_with("timing."));
     let told = |status: &ClusterStatus| {
         let behind = status
             .members
             .iter()
             .any(|m| runs(m.state) && m.kind == Kind::Data && m.settings_version < Some(done.version));
-        status.settings_version >= Some(done.version) && !behind && (status.sync.settled || !policy)
+        status.settings_version >= Some(done.version)
+            && !behind
+            && (status.sync.settled || !policy)
+            && (!timing || status.timing.as_ref().is_none_or(|timing| timing.settled))
     };
     wait(global, APPLIED_LIMIT, told).await
 }
@@ -304,21 +319,17 @@ fn between(versions: &[SettingsVersion], from: u64, to: u64) -> Vec<SettingDiff>
 pub(super) async fn edit(global: &Global, no_wait: bool, terminal: &mut Terminal) -> Result<(), CliError> {
     let view = fetch(global).await?;
     let before = as_toml(&view.values);
-    let head = format!(
-        "# Version {} of the settings. Save and leave to change them; timings cannot be changed.\n",
-        view.version
-    );
+    let head = format!("# Version {} of the settings. Save and leave to change them.\n", view.version);
     let after = in_editor(&format!("{head}{before}"))?;
     let wanted = from_toml(&after).map_err(|why| {
         CliError::new(Exit::Usage, format!("that is not TOML: {why}")).hint("nothing was changed; edit again")
     })?;
-    let fixed = |key: &String| key.starts_with("timing.");
     let mut changes: Vec<(String, Option<String>)> = wanted
         .iter()
         .filter(|(key, value)| view.values.get(*key) != Some(*value))
         .map(|(key, value)| (key.clone(), Some(value.clone())))
         .collect();
-    let gone = view.values.keys().filter(|key| !fixed(key) && !wanted.contains_key(*key));
+    let gone = view.values.keys().filter(|key| !wanted.contains_key(*key));
     changes.extend(gone.map(|key| (key.clone(), None)));
     if changes.is_empty() {
         terminal.talk("nothing to change");

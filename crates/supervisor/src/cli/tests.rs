@@ -413,7 +413,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
         expect![[r#"
         ---- stderr
         error: refused, nothing was changed: no setting is named work_mem
-        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba
+        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba, timing
         ---- Refused
     "#]],
     );
@@ -468,7 +468,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     );
     let (exit, out, _) = member.run("show-config").await;
     assert!(
-        exit == Exit::Done && out.contains("postgres.max_connections = \"200\"\nsync = \"off\"\n# timing"),
+        exit == Exit::Done && out.contains("postgres.max_connections = \"200\"\nsync = \"off\"\ntiming"),
         "{out}"
     );
 }

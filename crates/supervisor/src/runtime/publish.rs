@@ -141,6 +141,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         members,
         settings_version: (state.settings_version > 0).then_some(state.settings_version),
         scheduled_switchover: scheduled(state),
+        timing: state.is_founded().then(|| outlook::timing_status(state)),
     }
 }
 

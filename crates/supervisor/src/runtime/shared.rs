@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
+use crate::decide::lease;
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
@@ -110,9 +111,17 @@ impl Shared {
         }
     }
 
-    /// Returns the timings in force.
+    /// Returns the timings that an owner goes by.
     pub fn timing(&self) -> Timing {
-        self.consensus.state().borrow().state.settings.timing
+        self.consensus.state().borrow().state.counting()
+    }
+
+    /// Returns what the owner of an epoch counts its lease by ([`lease::counted`]); nothing when a higher epoch
+    /// is applied: the timings of a state that knows it are not for this one's renewals.
+    pub fn counted(&self, epoch: Epoch) -> Option<(Timing, Option<LogIndex>)> {
+        let log = self.voter.log_timing();
+        let applied = Arc::clone(&self.consensus.state().borrow());
+        (applied.state.epoch <= epoch).then(|| lease::counted(applied.index, &applied.state, log))
     }
 
     /// Returns why a command would be refused by the state as it is now: a refusal in the log would

@@ -8,7 +8,7 @@ use rhone_pgctl::parameters::Parameter;
 use rhone_pgctl::settings::{NEVER_LOWER, check_parameters, default_of};
 
 use super::{POSTGRES, Refusal};
-use crate::config::nearest;
+use crate::config::{nearest, timing};
 
 /// Connections that Rhone and a person's rescue need beside the reserved ones.
 const OWN_CONNECTIONS: f64 = 7.0;
@@ -29,6 +29,12 @@ pub fn check(
         && let Some((line, why)) = after.pg_hba.iter().find_map(|line| Some((line, hba_line::trouble(line)?)))
     {
         return Err(Refusal::new(format!("the pg-hba line `{line}` {why}"), None));
+    }
+    if before.timing != after.timing
+        && let Some(contradiction) = timing::contradictions(&after.timing).first()
+    {
+        let reason = format!("the timings contradict each other: {contradiction}");
+        return Err(Refusal::new(reason, Some(timing::HINT)));
     }
     let mut restart = Vec::new();
     let names: std::collections::BTreeSet<String> =

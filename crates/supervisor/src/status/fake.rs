@@ -8,7 +8,7 @@ use rhone_consensus::ids::Epoch;
 use super::{
     ClusterStatus, Event, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus,
     Operator, OperatorError, Role, State, Subscription, SwitchoverReply, SwitchoverRequest, SyncMode,
-    SyncStatus,
+    SyncStatus, TimingStatus,
 };
 use crate::civil::WallTime;
 
@@ -93,6 +93,12 @@ pub(crate) fn status() -> ClusterStatus {
         warnings: vec!["only pg-2 can take over until pg-3 has rejoined".to_owned()],
         settings_version: Some(1),
         scheduled_switchover: None,
+        timing: Some(TimingStatus {
+            preset: Some("default".to_owned()),
+            counted_ms: 1500,
+            aged_ms: 1500,
+            settled: true,
+        }),
     }
 }
 

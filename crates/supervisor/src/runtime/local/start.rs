@@ -38,7 +38,7 @@ impl Local {
     pub async fn start_as_owner(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
         self.clear_the_way().await?;
-        self.lease.set_target(Some(self.lease_target(epoch)));
+        self.lease.set_target(self.lease_target(epoch));
         self.first_lease(epoch).await?;
         self.guardian.kick().await?;
         self.still(epoch)?;

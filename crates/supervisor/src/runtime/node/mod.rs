@@ -191,7 +191,7 @@ impl NodeLoop {
         let state = &applied.state;
         if state.is_founded() {
             // Until the timings are known the voter stays in quarantine.
-            self.shared.voter.applied(state.epoch, state.settings.timing);
+            self.shared.voter.applied(state.epoch, state.ageing());
         }
         self.local.lease.loop_lives(self.shared.clock.now());
         self.watch_guardian(state);
@@ -233,7 +233,7 @@ impl NodeLoop {
             return;
         }
         let now = self.shared.clock.now();
-        let timing = state.settings.timing;
+        let timing = state.counting();
         let serve = Duration::from_nanos(timing.serve_ns());
         let silent = guardian_is_silent(self.local.guardian.page().alive_age(now), serve);
         let lease = self.local.lease.status();
@@ -474,7 +474,7 @@ impl NodeLoop {
         if self.shared.hard.get().promise > epoch || state.epoch > epoch {
             self.local.lease.set_target(None);
         } else {
-            self.local.lease.set_target(Some(self.local.lease_target(epoch)));
+            self.local.lease.set_target(self.local.lease_target(epoch));
         }
     }
 
