@@ -17,6 +17,7 @@ mod man;
 mod member;
 mod operate;
 mod psql;
+mod reinit;
 mod restart;
 mod serve;
 mod settings;
@@ -103,8 +104,9 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Restart { name, rolling: _, if_pending, no_wait } => {
             restart::restart(&global, restart::Flags { name, if_pending, no_wait }, terminal).await
         }
-        Command::Reinit { name, yes, no_wait } => {
-            member::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
+        Command::Reinit { name, cancel: true, .. } => reinit::cancel(&global, &name, terminal).await,
+        Command::Reinit { name, cancel: false, yes, no_wait } => {
+            reinit::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
         Command::Member { verb } => member::run(&global, verb, terminal).await,
         Command::Doctor => doctor::run(&global, terminal).await,
