@@ -10,6 +10,7 @@ use rhone_consensus::settings::{Settings, SettingsChange, SyncMode, Timing};
 use serde::{Deserialize, Serialize};
 
 pub use self::checks::check;
+pub(crate) use self::checks::waits_for_flush;
 use crate::civil::WallTime;
 use crate::config::{nearest, timing, units};
 

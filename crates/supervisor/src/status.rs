@@ -193,6 +193,29 @@ pub struct MemberStatus {
     /// The version of the settings that its Postgres was told.
     #[serde(default)]
     pub settings_version: Option<u64>,
+    /// Why its Postgres does not start.
+    #[serde(default)]
+    pub start_failure: Option<String>,
+    /// Lines of its configuration files that its Postgres does not take.
+    #[serde(default)]
+    pub refused_lines: Vec<String>,
+    /// Which data directory it has: another one after a new copy.
+    #[serde(default)]
+    pub data_id: Option<String>,
+    /// A new copy that was asked for.
+    #[serde(default)]
+    pub copying: Option<CopyStatus>,
+}
+
+/// A new copy that was asked for and is not there yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Bytes that have arrived.
+    pub bytes: u64,
+    /// Attempts that failed; each begins from nothing.
+    pub failed: u32,
+    /// Why the last one failed.
+    pub error: Option<String>,
 }
 
 /// The timings in force: both the old and the new ones while they are changed.

@@ -505,6 +505,15 @@ fn as_many_as_half_the_data_members_acknowledge_and_in_strict_mode_never_fewer()
     check(SyncMode::Strict, "alone", "n1 | n2 gone", "add any2");
     check(SyncMode::Strict, "any2 n2 n3", "n1 n4 | n4 streams", "add any2 n2 n3 n4");
     check(SyncMode::Off, "any2 n2 n3 n4", three, "add async 1048576");
+    // Nobody waits for who was removed, not even in strict mode.
+    let without_n3 = |mode, kind: &str, input: &str| {
+        let mut state = in_mode(mode, None, kind);
+        assert_eq!(state.apply(LogIndex(20), &ClusterCommand::Remove(NodeId(3))), Outcome::Done);
+        policy_step(&state, input)
+    };
+    assert_eq!(without_n3(SyncMode::Strict, "any2 n2 n3 n4", "n1 n2 | n2 streams"), "add any2 n2 n4");
+    assert_eq!(without_n3(SyncMode::Strict, "any2 n2 n3 n4", three), "add any2 n2 n4");
+    assert_eq!(without_n3(SyncMode::Quorum, "any2 n2 n3 n4", three), "add any2 n2 n4");
 }
 
 #[test]

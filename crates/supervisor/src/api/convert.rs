@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use super::proto::v1;
 use crate::civil::WallTime;
 use crate::status::{
-    ClusterStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
+    ClusterStatus, CopyStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
     OperatorError, PendingSetting, Role, ScheduledSwitchover, State, SwitchoverReply, SyncMode, SyncStatus,
     TimingStatus,
 };
@@ -165,6 +165,10 @@ impl From<MemberStatus> for v1::Member {
             started_ms: m.started.map(WallTime::as_ms),
             pending: m.pending.into_iter().map(pending_to_wire).collect(),
             settings_version: m.settings_version,
+            start_failure: m.start_failure,
+            refused_lines: m.refused_lines,
+            data_id: m.data_id,
+            copying: m.copying.map(|c| v1::Copying { bytes: c.bytes, failed: c.failed, error: c.error }),
         }
     }
 }
@@ -190,6 +194,10 @@ impl From<v1::Member> for MemberStatus {
             started: m.started_ms.map(WallTime::from_ms),
             pending: m.pending.into_iter().map(pending_from_wire).collect(),
             settings_version: m.settings_version,
+            start_failure: m.start_failure,
+            refused_lines: m.refused_lines,
+            data_id: m.data_id,
+            copying: m.copying.map(|c| CopyStatus { bytes: c.bytes, failed: c.failed, error: c.error }),
         }
     }
 }

@@ -28,6 +28,8 @@ struct Told<'a> {
     restart: &'a [String],
     /// The members whose Postgres goes by this version.
     applied: Vec<String>,
+    /// What a member's Postgres does not take of its files, by member.
+    refused: BTreeMap<String, Vec<String>>,
     finished: bool,
 }
 
@@ -200,10 +202,15 @@ fn tell(
         let members = after.map(|status| status.members.iter()).into_iter().flatten();
         let applied =
             members.filter(|m| m.settings_version >= Some(done.version)).map(|m| m.name.clone()).collect();
+        let members = after.map(|status| status.members.iter()).into_iter().flatten();
+        let refused = members
+            .filter(|member| !member.refused_lines.is_empty())
+            .map(|member| (member.name.clone(), member.refused_lines.clone()))
+            .collect();
         let SettingsChanged { version, changes, restart } = done;
         return print_json(
             terminal,
-            &Told { version: *version, changes, restart, applied, finished: after.is_some() },
+            &Told { version: *version, changes, restart, applied, refused, finished: after.is_some() },
         );
     }
     terminal.data(&lines(&done.changes));
@@ -215,6 +222,11 @@ fn tell(
     for member in after.map(|status| status.members.iter()).into_iter().flatten() {
         if member.kind == Kind::Data && !runs(member.state) {
             terminal.talk(&format!("{} is {}: it takes them over when it starts", member.name, member.state));
+        }
+    }
+    for member in after.map(|status| status.members.iter()).into_iter().flatten() {
+        for line in &member.refused_lines {
+            terminal.talk(&format!("warning: {} does not take {line}", member.name));
         }
     }
     if !done.restart.is_empty() {

@@ -342,6 +342,15 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
+    let postgres = parameters(entries);
+    let weak = postgres.iter().find(|(name, value)| {
+        name.eq_ignore_ascii_case("synchronous_commit") && !crate::settings::waits_for_flush(value)
+    });
+    if let Some((name, value)) = weak.filter(|_| sync != Some(SyncMode::Off)) {
+        let hint = "remove it, or write sync = \"off\"; a session that may lose its commits can set it for itself";
+        let message = format!("`{name} = {value}` would acknowledge commits that no standby has flushed");
+        entries.complain(&format!("bootstrap.postgres.{name}"), message, Some(hint));
+    }
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
@@ -349,7 +358,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         sync_required: required,
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
-        postgres: parameters(entries),
+        postgres,
     }
 }
 

@@ -71,6 +71,10 @@ impl RuntimeOperator {
             },
             Err(ConsensusError::NoQuorum) => Err(OperatorError::NoQuorum),
             Err(ConsensusError::Unknown) => Err(OperatorError::Unknown),
+            // It led when it was asked; nothing was proposed, so that the caller may ask who leads now.
+            Err(ConsensusError::NotLeader { .. }) => {
+                Err(self.leading().err().unwrap_or(OperatorError::NotLeader { leader: None }))
+            }
             Err(error) => Err(OperatorError::Failed(error.to_string())),
         }
     }

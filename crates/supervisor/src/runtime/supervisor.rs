@@ -282,7 +282,7 @@ async fn make_local(
 
 /// Who runs Postgres: as configured, else the data directory's owner, else `postgres`; without root
 /// always this user.
-fn postgres_user(config: &Postgres) -> anyhow::Result<OsUser> {
+pub(super) fn postgres_user(config: &Postgres) -> anyhow::Result<OsUser> {
     let me = OsUser::current();
     if me.uid != 0 {
         return Ok(me);

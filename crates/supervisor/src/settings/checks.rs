@@ -132,16 +132,21 @@ fn together(
     weak_commits(after)
 }
 
+/// Whether a commit with this `synchronous_commit` is acknowledged only once standbys have flushed it.
+pub(crate) fn waits_for_flush(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    matches!(value.as_str(), "remote_apply" | "on" | "true" | "yes" | "1" | "t" | "y")
+}
+
 /// In a synchronous cluster a commit counts once standbys have flushed it: no default may say less.
 fn weak_commits(after: &Settings) -> Result<(), Refusal> {
     let Some(value) = after.postgres.get("synchronous_commit").filter(|_| after.sync != SyncMode::Off) else {
         return Ok(());
     };
-    let value = value.to_ascii_lowercase();
-    let flushed = matches!(value.as_str(), "remote_apply" | "on" | "true" | "yes" | "1" | "t" | "y");
-    if flushed {
+    if waits_for_flush(value) {
         return Ok(());
     }
+    let value = value.to_ascii_lowercase();
     let reason = format!(
         "postgres.synchronous_commit = {value} would acknowledge commits that no standby has flushed, and sync = {}",
         after.sync.name()
