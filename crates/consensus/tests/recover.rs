@@ -36,13 +36,13 @@ fn recorded(member: &Member) -> Recorded {
 async fn established() -> Group {
     let group = Group::founded(3, 3).await;
     let members: Vec<Recorded> = group.members.iter().map(recorded).collect();
-    let owner = members[0].node;
+    let owner = members.first().expect("three members").node;
     let settings = Settings { max_lag_on_failover: 4711, ..Settings::default() };
     let found = ClusterCommand::Found { cluster: "test".to_owned(), founder: owner, members, settings };
     group.propose(found).await;
     group.propose(ClusterCommand::SetSystemId(SystemId::new(7))).await;
     let prepare = ClusterCommand::Prepare { reason: PrepareReason::Founding, at: WallTime(0) };
-    let Outcome::Prepared(epoch) = group.propose(prepare).await.outcome else { panic!("no epoch") };
+    let epoch = Epoch(group.propose(prepare).await.index.0);
     let base = "1:0/10".parse().expect("a position");
     let grant = Grant {
         epoch,

@@ -169,6 +169,10 @@ fn of_consensus(error: ConsensusError) -> CliError {
             "stop it first: `systemctl stop rhone`",
         ),
         ConsensusError::Refused { reason } => refused(reason, "`rhone status` on another member shows more"),
+        ConsensusError::StoreUnavailable { .. } => refused(
+            error.to_string(),
+            "the disk of node.state-dir has to be well: make room on it, or mend it, and run this again",
+        ),
         ConsensusError::StoreDamaged { .. } | ConsensusError::StoreLost { .. } => {
             refused(error.to_string(), "run this on another member whose store is whole")
         }

@@ -73,16 +73,19 @@ pub fn newer<'a>(
 /// # Errors
 /// The cluster goes on without this member.
 pub async fn watch(shared: Arc<Shared>) -> anyhow::Result<()> {
-    let mut changes = shared.consensus.status_changes();
+    let mut raft = shared.consensus.status_changes();
     tokio::time::sleep(ASK_AFTER).await;
     let mut led = None;
     loop {
+        raft.borrow_and_update();
         let status = shared.consensus.status();
-        let now = shared.now();
         if status.leader.is_some() {
-            led = Some(now);
+            // Nothing to wake for while somebody leads.
+            raft.changed().await.context("raft ended")?;
+            led = Some(shared.now());
+            continue;
         }
-        let leaderless = led.is_none_or(|led| now.millis_since(led) >= LEADERLESS_MS);
+        let leaderless = led.is_none_or(|led| shared.now().millis_since(led) >= LEADERLESS_MS);
         if leaderless && !status.nodes.is_empty() {
             let recorded = status.nodes.values().map(|node| node.addr.clone());
             let configured = shared.config.node.peers.iter().map(ToString::to_string);
@@ -97,7 +100,7 @@ pub async fn watch(shared: Arc<Shared>) -> anyhow::Result<()> {
             }
         }
         tokio::select! {
-            changed = changes.changed() => changed.context("raft ended")?,
+            changed = raft.changed() => changed.context("raft ended")?,
             () = tokio::time::sleep(ASK_EVERY) => {}
         }
     }
