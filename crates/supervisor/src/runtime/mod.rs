@@ -28,4 +28,4 @@ pub mod shared;
 pub mod supervisor;
 mod tune;
 pub mod voter;
-mod witness;
+pub mod witness;
