@@ -27,6 +27,7 @@ SCENARIO ?=
 SEED ?=
 STATES ?=
 MUTANT ?=
+SHOWS ?=
 SECONDS ?=
 
 .PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release arm64
@@ -83,10 +84,10 @@ chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|�
 bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
 	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
 
-sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=…; SEED=… for one story, MUTANT=… without a rule
+sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=…; SEED=… for one story, MUTANT=…|all without a rule
 	$(CARGO) build --profile simulation -p rhone-simulation
 	$(TARGET)/simulation/simulate $(if $(SEED),--seed "$(SEED)",--seconds "$(or $(SECONDS),60)" \
-		$(if $(filter command line environment,$(origin RUNS)),--runs "$(RUNS)")) $(if $(MUTANT),--mutant "$(MUTANT)")
+		$(if $(filter command line environment,$(origin RUNS)),--runs "$(RUNS)")) $(if $(MUTANT),--mutant "$(MUTANT)") $(if $(SHOWS),--shows "$(SHOWS)")
 
 soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
 	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rhone_consensus::ids::{Epoch, NodeId, Replica};
+use rhone_consensus::policy::PolicyKind;
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::Timeline;
 
@@ -132,12 +133,24 @@ impl Checker {
             }
             if grant.lost.is_none()
                 && let Some((best, node)) = best.max()
-                && mine.is_some_and(|mine| mine < best)
+                && let Some(mine) = mine.filter(|mine| *mine < best)
             {
-                self.violated(format!(
-                    "I5: {} was granted behind {node}, and nothing is said of a loss",
-                    grant.owner
-                ));
+                // Who has enough need not have the most (decision 0037).
+                let within = grant
+                    .evidence
+                    .iter()
+                    .filter(|e| state.ledger.rank(e.position).is_some_and(|rank| rank <= mine));
+                let within: BTreeSet<Replica> =
+                    within.map(|e| Replica { node: e.node, data: e.data }).collect();
+                let enough = older.clone().all(|policy| {
+                    !matches!(policy.kind, PolicyKind::Async { .. }) && policy.covered(&within, true)
+                });
+                if !enough {
+                    self.violated(format!(
+                        "I5: {} was granted behind {node}, and nothing is said of a loss",
+                        grant.owner
+                    ));
+                }
             }
         }
     }

@@ -1,11 +1,13 @@
 //! What goes wrong, drawn from the seed; and how it ends.
 
+use std::ops::Range;
+
 use rhone_consensus::command::{ClusterCommand, Handover};
 use rhone_consensus::state::Phase;
 
 use crate::disk::Speed;
+use crate::machine::Run;
 use crate::net::Link;
-use crate::random::Random;
 use crate::world::World;
 
 /// Something that is due later.
@@ -23,45 +25,52 @@ pub enum Due {
     Quick,
     /// The disk is quick again.
     Fast(usize),
+    /// A store is lost, and the leader cut off from who remembers.
+    Wipe {
+        /// Whose store.
+        wiped: usize,
+        /// Who leads.
+        leader: usize,
+    },
+    /// The primary is struck.
+    Pounce,
 }
 
-/// What a run may meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mix {
-    /// Nothing at all.
-    Calm,
-    /// Cuts, delay and loss.
-    Network,
-    /// Processes that end, stop and go on.
-    Process,
-    /// Power, disks, lost stores.
-    Disk,
-    /// All of it.
-    All,
-}
+/// What goes wrong, as a number: what is drawn more often has more of them.
+pub type Kind = u64;
 
-impl Mix {
-    /// Draws one: most runs meet everything.
-    pub fn draw(random: &mut Random) -> Self {
-        match random.below(20) {
-            0 => Self::Calm,
-            1..4 => Self::Network,
-            4..7 => Self::Process,
-            7..10 => Self::Disk,
-            _ => Self::All,
-        }
-    }
-}
+/// Cuts, delay and loss.
+pub const NETWORK: Range<Kind> = 0..30;
+/// A member is cut off from all others.
+pub const CUT_OFF: Range<Kind> = 0..7;
+/// Processes that end, stop and go on; people who ask for a switchover.
+pub const PROCESS: Range<Kind> = 30..70;
+/// Power, disks, lost stores.
+pub const DISK: Range<Kind> = 70..112;
+/// A machine loses its power.
+pub const POWER: Range<Kind> = 70..82;
+/// A disk is slow.
+pub const SLOW_DISK: Range<Kind> = 84..90;
+/// A standby comes back with an older image of its data, and the primary is gone.
+pub const OLD_IMAGE: Range<Kind> = 100..104;
+/// What was written last is on the Raft leader and on one store, which is lost.
+pub const BARE_MAJORITY: Range<Kind> = 104..108;
+/// Every standby's disk is slow.
+pub const LAGGING: Range<Kind> = 108..112;
+/// All of it.
+pub const ALL: Range<Kind> = 0..112;
 
 /// Something drawn goes wrong.
 pub fn strike(world: &mut World) {
-    let kind = match world.mix {
-        Mix::Calm => return,
-        Mix::Network => world.random.below(30),
-        Mix::Process => 30 + world.random.below(40),
-        Mix::Disk => 70 + world.random.below(30),
-        Mix::All => world.random.below(100),
-    };
+    let many: u64 = world.stage.kinds.iter().map(|kinds| kinds.end - kinds.start).sum();
+    let mut drawn = world.random.below(many);
+    let kind = world.stage.kinds.iter().find_map(|kinds| {
+        let length = kinds.end - kinds.start;
+        let here = (drawn < length).then_some(kinds.start + drawn);
+        drawn = drawn.saturating_sub(length);
+        here
+    });
+    let Some(kind) = kind else { return };
     // The one that matters most is met most often.
     let count = world.plant.count();
     let drawn = world.random.index(count);
@@ -70,7 +79,104 @@ pub fn strike(world: &mut World) {
         0..22 => network(world, index, kind),
         22..30 => slow_links(world),
         30..70 => process(world, index, kind),
-        _ => disk(world, index, kind),
+        70..100 => disk(world, index, kind),
+        100..104 => restored_behind(world),
+        104..108 => bare_majority(world),
+        _ => lagging(world),
+    }
+}
+
+/// Something was decided just now: the primary is struck at that moment, or soon after.
+pub fn pounce(world: &mut World) {
+    let kind = match world.random.below(10) {
+        0..4 => 0,
+        4..8 => 70,
+        _ => 30,
+    };
+    let Some(primary) = world.primary() else { return };
+    match kind {
+        0 => network(world, primary, kind),
+        30 => process(world, primary, kind),
+        _ => disk(world, primary, kind),
+    }
+}
+
+/// A backup of the standby's data directory takes the directory's place, and the primary is gone before
+/// the standby streams again: it says how far it is, and that is not how far it was.
+fn restored_behind(world: &mut World) {
+    let Some(primary) = world.primary() else { return };
+    let standby = (primary + 1 + world.random.index(world.plant.data - 1)) % world.plant.data;
+    if standby == primary {
+        return;
+    }
+    if !world.has_image(standby) {
+        world.take_image(standby);
+        return;
+    }
+    if !world.may_lose(standby) {
+        return;
+    }
+    world.plant.say(format!(
+        "FAULT n{} loses power, and an older image of its data is restored; n{} loses power",
+        standby + 1,
+        primary + 1
+    ));
+    world.power_off(standby);
+    world.restore_image(standby);
+    world.data_lost = true;
+    world.power_off(primary);
+    world.later(300, 1000, Due::Power(standby));
+    world.later(4000, 9000, Due::Power(primary));
+}
+
+/// One follower is cut off, something is decided without it, the other one loses its store, and then
+/// the Raft leader is cut off instead of the first.
+fn bare_majority(world: &mut World) {
+    let count = world.plant.count();
+    let Some(leader) = world.leader().filter(|_| world.plant.data == 3) else { return };
+    let (away, wiped) = ((leader + 1) % count, (leader + 2) % count);
+    if !world.may_lose(wiped) {
+        return;
+    }
+    world.plant.say(format!(
+        "FAULT n{} is cut off; then n{} loses its raft store, and n{} is cut off instead",
+        away + 1,
+        wiped + 1,
+        leader + 1
+    ));
+    world.is_losing(10_000);
+    world.cut_off(away);
+    world.later(1500, 4000, Due::Wipe { wiped, leader });
+}
+
+/// The second half of that.
+pub fn wipe(world: &mut World, wiped: usize, leader: usize) {
+    let count = world.plant.count();
+    for from in 0..count {
+        (0..count).for_each(|to| world.plant.net.join(from, to));
+    }
+    let all = (0..count).all(|index| world.processes[index].as_ref().is_some_and(|process| !process.stopped));
+    // Where the owner's store is lost its word is, and what it alone has is a person's to give up.
+    let owner = (0..count).any(|index| index == wiped && world.plant.machine(index).run == Run::Primary);
+    if !all || owner {
+        return;
+    }
+    world.power_off(wiped);
+    world.plant.disks[wiped].wipe_store();
+    world.data_lost = true;
+    world.cut_off(leader);
+    world.later(50, 300, Due::Power(wiped));
+    world.later(4000, 9000, Due::Join);
+}
+
+/// The disks of all standbys are slow: what the primary has they have late.
+fn lagging(world: &mut World) {
+    let Some(primary) = world.primary() else { return };
+    let most_us = world.random.between(100_000, 600_000);
+    world.plant.say(format!("FAULT the standbys' disks take up to {} ms", most_us / 1000));
+    for index in (0..world.plant.data).filter(|index| *index != primary) {
+        world.plant.disks[index].set_speed(Speed { least_us: 20_000, most_us });
+        world.later(1000, 6000, Due::Fast(index));
     }
 }
 
@@ -80,10 +186,7 @@ fn network(world: &mut World, index: usize, kind: u64) {
     let net = &world.plant.net;
     let words = match kind {
         0..7 => {
-            for other in others {
-                net.cut(index, other);
-                net.cut(other, index);
-            }
+            world.cut_off(index);
             "is cut off"
         }
         7..11 => {
@@ -252,14 +355,13 @@ fn disk(world: &mut World, index: usize, kind: u64) {
             world.later(300, 3000, Due::Power(index));
         }
         90..92 => (0..world.plant.data).for_each(|index| world.take_image(index)),
-        97 if world.may_lose(index) => {
+        97 if world.has_image(index) && world.may_lose(index) => {
             world
                 .plant
                 .say(format!("FAULT n{number} loses power, and an older image of its data is restored"));
             world.power_off(index);
-            if world.restore_image(index) {
-                world.data_lost = true;
-            }
+            world.restore_image(index);
+            world.data_lost = true;
             world.later(300, 3000, Due::Power(index));
         }
         95..97 if world.may_lose(index) => {

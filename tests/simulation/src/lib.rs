@@ -1,26 +1,28 @@
 //! Whole clusters in one thread and virtual time: the product's decisions, Raft, lease and reports
-//! over a simulated network, disk, clock, guardian and Postgres. One seed, one run.
+//! over a simulated network, disk, clock, guardian and Postgres. One seed, one run, one process.
 
+mod apart;
+mod chance;
 mod check;
 mod clock;
 mod disk;
 mod faults;
-mod identity;
 mod local;
 mod machine;
 mod mutant;
 mod net;
 mod node;
 mod plant;
-mod policy;
 mod postgres;
 mod process;
 mod random;
+mod stage;
 mod sync;
 mod witness;
 mod world;
 mod wrong;
 
+pub use apart::{Asked, run_apart};
 pub use mutant::Mutant;
 
 use world::World;
@@ -42,20 +44,32 @@ pub struct Outcome {
     pub virtual_ms: u64,
 }
 
-/// Runs one seed. `aloud` prints each line as it comes.
-pub fn run(seed: u64, mutant: Mutant, aloud: bool) -> Outcome {
-    let mut world = match World::new(seed, mutant, aloud) {
-        Ok(world) => world,
-        Err(error) => {
-            return Outcome {
-                violation: Some(format!("the simulation itself: {error}")),
-                lines: Vec::new(),
-                hash: 0,
-                acknowledged: 0,
-                given_up: 0,
-                virtual_ms: 0,
-            };
+/// Runs what is asked for in this process, once in its life: what a second run in the same process
+/// meets is not what the first met (decision 0018). `aloud` prints each line as it comes.
+pub fn run(asked: Asked, aloud: bool) -> Outcome {
+    chance::begin(asked.chance.unwrap_or(asked.seed));
+    // std draws a thread's keys when they are first used: those of this one may be drawn.
+    let ran = std::thread::spawn(move || story(asked, aloud)).join();
+    ran.unwrap_or_else(|_| Outcome::failed("the simulation itself: a panic"))
+}
+
+impl Outcome {
+    fn failed(why: impl Into<String>) -> Self {
+        Self {
+            violation: Some(why.into()),
+            lines: Vec::new(),
+            hash: 0,
+            acknowledged: 0,
+            given_up: 0,
+            virtual_ms: 0,
         }
+    }
+}
+
+fn story(asked: Asked, aloud: bool) -> Outcome {
+    let mut world = match World::new(asked, aloud) {
+        Ok(world) => world,
+        Err(error) => return Outcome::failed(format!("the simulation itself: {error}")),
     };
     world.run();
     let (violation, acknowledged, given_up) = {

@@ -12,7 +12,7 @@ use rhone::runtime::clock::BootTime;
 use rhone_consensus::ids::{DataId, Epoch, LogIndex, NodeId};
 use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
 
-use crate::identity::Ident;
+use crate::local::Ident;
 use crate::sync::Sync;
 
 /// Who writes the guardian's page: always the one supervisor.

@@ -84,6 +84,7 @@ impl Mutant {
 
     /// Returns the one of that name, as Debug prints it.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name)
+        let all = Self::ALL.iter().copied().chain([Self::None]);
+        all.into_iter().find(|mutant| format!("{mutant:?}") == name)
     }
 }

@@ -8,7 +8,8 @@ use rhone::decide::{self, Effect, NodeDecision, Reason};
 use rhone::guardian::{GuardState, Lease as PageLease, SharedPage};
 use rhone::runtime::clock::BootTime;
 use rhone::runtime::lease::Lease;
-use rhone::runtime::node::guardian_is_silent;
+use rhone::runtime::node::retry::{Failures, refusal};
+use rhone::runtime::node::{guardian_is_silent, has_waited, is_patient};
 use rhone::runtime::shared::{RevokeAsk, Shared};
 use rhone::view::{
     Activity, Chores, Instance, Moment, NodeView, Report, Revoked, ServerFacts, Sources, VoterReport,
@@ -27,11 +28,6 @@ use crate::plant::Plant;
 /// The system identifier of the one cluster there is.
 pub const SYSTEM: u64 = 7;
 
-const HANDOVER_PATIENCE_MS: u64 = 20_000;
-const FAREWELL_MS: u64 = 5_000;
-const RETRY_FIRST_MS: u64 = 100;
-const RETRY_LIMIT_MS: u64 = 5_000;
-const PROMOTIONS_TRIED: u32 = 3;
 const UPKEEP_EVERY_MS: u64 = 5_000;
 /// How often it looks for what ended by itself; the real one is told by a pidfd.
 const LOOK: Duration = Duration::from_millis(50);
@@ -62,7 +58,7 @@ struct NodeLoop {
     guardian: bool,
     leaving: Option<Moment>,
     stopped_since: Option<Moment>,
-    failures: (Option<Effect>, u32, Moment),
+    failures: Failures,
     upkept: Moment,
     watched: Moment,
     said: String,
@@ -92,7 +88,7 @@ pub async fn run(
         guardian: true,
         leaving: None,
         stopped_since: None,
-        failures: (None, 0, now),
+        failures: Failures::default(),
         upkept: now,
         watched: now,
         said: String::new(),
@@ -222,16 +218,6 @@ impl NodeLoop {
         status.applied < status.last_log
     }
 
-    fn leave_now(&self, state: &ClusterState) -> bool {
-        let Some(since) = self.leaving else { return false };
-        let (now, me) = (self.shared.now(), self.shared.me());
-        let table = self.shared.table.borrow();
-        let alone = !state.data_members().any(|member| {
-            member.node != me && table.get(&member.node).is_some_and(|r| now.millis_since(r.at) < 3000)
-        });
-        alone || now.millis_since(since) > HANDOVER_PATIENCE_MS
-    }
-
     fn with_view<T>(&self, state: &ClusterState, look: impl FnOnce(&NodeView<'_>) -> T) -> T {
         let hard = self.shared.hard.get();
         let facts = self.local.facts().clone();
@@ -241,12 +227,12 @@ impl NodeLoop {
             me: self.shared.me(),
             instance: &self.instance,
             promise: self.local.promise(),
-            unfinished: hard.sentinel.as_ref().filter(|_| !facts.copied).map(|s| s.epoch),
-            copied: hard.sentinel.is_some() && facts.copied,
+            unfinished: hard.unfinished(),
+            copied: hard.copied(),
             revoke: self.revoke.as_ref().map(|(epoch, _)| *epoch),
             running: self.running.as_ref().map(|running| (running.effect, running.epoch)),
             leaving: self.leaving.is_some(),
-            leave_now: self.leave_now(state),
+            leave_now: self.leaving.is_some_and(|since| has_waited(&self.shared, state, since)),
             behind: self.behind(),
             guardian: self.guardian,
             rewinds_failed: facts.rewinds_failed,
@@ -272,8 +258,7 @@ impl NodeLoop {
                 }
             }
             NodeDecision::Act(effect, epoch, reason) => {
-                let urgent = matches!(effect, Effect::Fence | Effect::Revoke);
-                if self.failures.0 == Some(effect) && now < self.failures.2 && !urgent {
+                if self.failures.hold_up(effect, now) {
                     return;
                 }
                 self.begin(effect, epoch, reason);
@@ -309,20 +294,14 @@ impl NodeLoop {
         let now = self.shared.now();
         match result {
             Ok(done) => {
-                self.failures = (None, 0, now);
+                self.failures.end();
                 if let Done::Revoked(revoked) = done {
                     self.answer(epoch, &Ok(revoked));
                 }
             }
             Err(error) => {
                 self.local.say(&format!("{} in {epoch} is not done: {error}", effect.code()));
-                let count =
-                    if self.failures.0 == Some(effect) { self.failures.1.saturating_add(1) } else { 1 };
-                let wait = (RETRY_FIRST_MS << count.min(10)).min(RETRY_LIMIT_MS);
-                self.failures = (Some(effect), count, now.plus_millis(wait));
-                let serving =
-                    matches!(effect, Effect::Promote | Effect::OpenGate) && count >= PROMOTIONS_TRIED;
-                if matches!(effect, Effect::Start(_)) || serving {
+                if self.failures.note(effect, now) {
                     self.local.note_start_failed(&error);
                 }
                 if effect == Effect::Revoke {
@@ -346,14 +325,7 @@ impl NodeLoop {
     fn asked(&mut self, ask: RevokeAsk) {
         let promise = self.local.promise();
         let granted = self.local.state(|state| state.grant.as_ref().map_or(Epoch(0), |grant| grant.epoch));
-        let refusal = if ask.epoch < promise {
-            Some(format!("epoch {promise} was promised"))
-        } else if ask.epoch <= granted {
-            Some(format!("epoch {granted} is granted already"))
-        } else {
-            None
-        };
-        if let Some(reason) = refusal {
+        if let Some(reason) = refusal(ask.epoch, promise, granted) {
             drop(ask.answer.send(Err(reason)));
             return;
         }
@@ -434,9 +406,7 @@ impl NodeLoop {
         let me = self.shared.me();
         let others = state.data_members().any(|member| member.node != me);
         let owner = state.last_owner() == Some(me) && others;
-        let patient =
-            now.millis_since(stopped) < FAREWELL_MS && now.millis_since(since) < HANDOVER_PATIENCE_MS;
-        (!owner || !patient).then_some(Ended::Left)
+        (!owner || !is_patient(now, stopped, since)).then_some(Ended::Left)
     }
 
     fn upkeep(&mut self) {

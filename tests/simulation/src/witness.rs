@@ -1,18 +1,12 @@
-//! A witness: plays `runtime/witness.rs`. It votes, and has no Postgres.
+//! A witness: the product's, but for its ports and signals. It votes, and has no Postgres.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rhone::runtime::shared::Shared;
-use rhone::view::{Instance, Report, ServerFacts, VoterReport};
-use rhone_consensus::ids::Epoch;
-use rhone_pgctl::wal::Timeline;
+use rhone::runtime::witness::{remember_epochs, report, take_leave};
 use tokio::sync::watch;
 
 use crate::node::Ended;
-
-const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Runs until it is told to stop.
 pub async fn run(
@@ -29,46 +23,6 @@ pub async fn run(
         () = remember_epochs(shared) => return Err("raft is gone".to_owned()),
         _ = leave.changed() => {}
     }
-    shared.own.send_replace(Some(report(true)));
-    if shared.consensus.status().leading {
-        drop(tokio::time::timeout(FAREWELL, shared.consensus.yield_leadership()).await);
-    }
+    take_leave(shared).await;
     Ok(Ended::Left)
-}
-
-async fn remember_epochs(shared: &Shared) {
-    let mut states = shared.consensus.state();
-    loop {
-        {
-            let applied = Arc::clone(&states.borrow_and_update());
-            if applied.state.is_founded() {
-                shared.voter.applied(applied.state.epoch, applied.state.ageing());
-            }
-        }
-        if states.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-fn report(leaving: bool) -> Report {
-    Report {
-        instance: Instance::Absent,
-        activity: None,
-        voter: VoterReport::default(),
-        promise: Epoch(0),
-        leaving,
-        down: None,
-        system_id: None,
-        data: None,
-        streams: BTreeMap::new(),
-        secured: None,
-        highest_timeline: Timeline::new(0),
-        lease_left_ms: None,
-        counts_by: None,
-        version: None,
-        left: None,
-        note: None,
-        server: ServerFacts::default(),
-    }
 }

@@ -121,8 +121,7 @@ async fn ask_server(target: &Target) -> Result<ServerExam, PgError> {
             session.simple("list the extensions", "SELECT extname FROM pg_extension", SQL_LIMIT).await?;
         used.extend(texts(&found).into_iter().flatten());
     }
-    let version: u32 =
-        settings.get("server_version_num").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let version: u32 = settings.get("server_version_num").and_then(|text| text.parse().ok()).unwrap_or(0);
     let refused = refused_lines(&session, version / 10_000, SQL_LIMIT).await.unwrap_or_default();
     let number = |text: Option<&String>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
     Ok(ServerExam {

@@ -33,4 +33,4 @@ pub mod supervisor;
 pub mod ticker;
 mod tune;
 pub mod voter;
-mod witness;
+pub mod witness;

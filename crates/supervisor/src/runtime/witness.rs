@@ -39,18 +39,23 @@ pub(super) async fn run(shared: Arc<Shared>) -> anyhow::Result<After> {
         told = leave.changed() => told?,
     }
     tracing::info!("is to stop");
+    take_leave(&shared).await;
+    shut_down(&shared).await;
+    Ok(After::Exit)
+}
+
+/// Says that this witness is about to stop, and offers leadership to another.
+pub async fn take_leave(shared: &Shared) {
     shared.own.send_replace(Some(report(true)));
     if shared.consensus.status().leading
         && tokio::time::timeout(FAREWELL, shared.consensus.yield_leadership()).await.is_err()
     {
         tracing::info!("nobody took over raft leadership");
     }
-    shut_down(&shared).await;
-    Ok(After::Exit)
 }
 
 /// Tells the voter's memory each epoch and timing that is applied. Ends only with Raft.
-async fn remember_epochs(shared: &Shared) {
+pub async fn remember_epochs(shared: &Shared) {
     let mut states = shared.consensus.state();
     loop {
         {
@@ -68,7 +73,7 @@ async fn remember_epochs(shared: &Shared) {
 }
 
 /// What a witness says of itself: it has no instance, and its voter's half is added when it is sent.
-fn report(leaving: bool) -> Report {
+pub fn report(leaving: bool) -> Report {
     Report {
         instance: Instance::Absent,
         activity: None,

@@ -5,6 +5,7 @@
 
 mod chores;
 mod promise;
+pub mod retry;
 mod sources;
 mod tell;
 mod upkeep;
@@ -28,6 +29,8 @@ use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::about;
 use crate::view::{Instance, Moment, NodeView, Revoked};
 
+use self::retry::Failures;
+
 /// How often the instance is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -49,13 +52,6 @@ const HANDOVER_PATIENCE_MS: u64 = 20_000;
 /// For how long a member that has stopped its Postgres still answers a Revoke, so that the next
 /// primary can be elected by its word.
 const FAREWELL_MS: u64 = 5_000;
-
-/// After a failure the same effect is tried again this much later, doubling up to the limit.
-const RETRY_FIRST_MS: u64 = 100;
-const RETRY_LIMIT_MS: u64 = 5_000;
-
-/// After so many failures to promote in a row another member is to be tried.
-const PROMOTIONS_TRIED: u32 = 3;
 
 /// How often slots and the like are looked after.
 const UPKEEP_EVERY_MS: u64 = 5_000;
@@ -106,7 +102,7 @@ struct NodeLoop {
     leaving: Option<Moment>,
     stopped_since: Option<Moment>,
     said: Option<Reason>,
-    failures: (Option<Effect>, u32, Moment),
+    failures: Failures,
     upkeep: Option<JoinHandle<()>>,
     upkept: Moment,
     settled: Epoch,
@@ -137,7 +133,7 @@ pub async fn run(
         leaving: None,
         stopped_since: None,
         said: None,
-        failures: (None, 0, now),
+        failures: Failures::default(),
         upkeep: None,
         upkept: now,
         settled: Epoch(0),
@@ -170,6 +166,21 @@ pub async fn run(
 /// Whether a guardian that has not run for `age` counts as gone, where a lease lasts `serve`.
 pub fn guardian_is_silent(age: Duration, serve: Duration) -> bool {
     age > GUARDIAN_SILENT + serve * 3 / 4
+}
+
+/// Whether a member that leaves since then has waited long enough, or nobody is there to wait for.
+pub fn has_waited(shared: &Shared, state: &ClusterState, since: Moment) -> bool {
+    let (now, me) = (shared.now(), shared.me());
+    let table = shared.table.borrow();
+    let alone = !state.data_members().any(|member| {
+        member.node != me && table.get(&member.node).is_some_and(|r| now.millis_since(r.at) < 3000)
+    });
+    alone || now.millis_since(since) > HANDOVER_PATIENCE_MS
+}
+
+/// Whether a member that stopped its Postgres then, and began to leave at `since`, still answers a Revoke.
+pub fn is_patient(now: Moment, stopped: Moment, since: Moment) -> bool {
+    now.millis_since(stopped) < FAREWELL_MS && now.millis_since(since) < HANDOVER_PATIENCE_MS
 }
 
 async fn finished(task: &mut Option<JoinHandle<Instance>>) -> Instance {
@@ -302,14 +313,7 @@ impl NodeLoop {
 
     /// Whether a leaving member has waited long enough, or nobody is there to wait for.
     fn leave_now(&self, state: &ClusterState) -> bool {
-        let Some(since) = self.leaving else { return false };
-        let now = self.shared.now();
-        let me = self.shared.me();
-        let table = self.shared.table.borrow();
-        let alone = !state.data_members().any(|member| {
-            member.node != me && table.get(&member.node).is_some_and(|r| now.millis_since(r.at) < 3000)
-        });
-        alone || now.millis_since(since) > HANDOVER_PATIENCE_MS
+        self.leaving.is_some_and(|since| has_waited(&self.shared, state, since))
     }
 
     fn decide(&mut self, state: &ClusterState) {
@@ -334,9 +338,7 @@ impl NodeLoop {
         match decision {
             NodeDecision::Rest(reason) => self.say(reason, None),
             NodeDecision::Act(effect, epoch, reason) => {
-                let urgent = matches!(effect, Effect::Fence | Effect::Revoke);
-                let waiting = self.failures.0 == Some(effect) && now < self.failures.2;
-                if waiting && !urgent {
+                if self.failures.hold_up(effect, now) {
                     return;
                 }
                 self.say(reason, Some((effect, epoch)));
@@ -416,7 +418,7 @@ impl NodeLoop {
         match result {
             Ok(done) => {
                 tracing::info!(effect = effect.code(), %epoch, "done");
-                self.failures = (None, 0, now);
+                self.failures.end();
                 self.told_to_instance(effect, reloads);
                 if matches!(effect, Effect::Clone(_)) {
                     self.local.note_copied(None);
@@ -427,13 +429,7 @@ impl NodeLoop {
             }
             Err(error) => {
                 tracing::warn!(effect = effect.code(), %epoch, error = %chain(&error), "not done");
-                let count =
-                    if self.failures.0 == Some(effect) { self.failures.1.saturating_add(1) } else { 1 };
-                let wait = (RETRY_FIRST_MS << count.min(10)).min(RETRY_LIMIT_MS);
-                self.failures = (Some(effect), count, now.plus_millis(wait));
-                let serving =
-                    matches!(effect, Effect::Promote | Effect::OpenGate) && count >= PROMOTIONS_TRIED;
-                if matches!(effect, Effect::Start(_)) || serving {
+                if self.failures.note(effect, now) {
                     self.local.note_start_failed(chain(&error));
                 }
                 if matches!(effect, Effect::Clone(_)) {
@@ -529,9 +525,7 @@ impl NodeLoop {
         let stopped = *self.stopped_since.get_or_insert(now);
         let me = self.shared.me();
         let owner = state.last_owner() == Some(me) && self.leave_waits(state);
-        let patient =
-            now.millis_since(stopped) < FAREWELL_MS && now.millis_since(since) < HANDOVER_PATIENCE_MS;
-        (!owner || !patient).then_some(Ended::Left)
+        (!owner || !is_patient(now, stopped, since)).then_some(Ended::Left)
     }
 
     /// Whether this member has to start over with another guardian, and can: nothing here may serve.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rhone_consensus::ids::{DataId, Epoch};
 
+use super::retry::refusal;
 use super::{NodeLoop, Running, chain};
 use crate::decide::Effect;
 use crate::runtime::shared::RevokeAsk;
@@ -26,14 +27,7 @@ impl NodeLoop {
         let promise = self.shared.hard.get().promise;
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         let granted = applied.state.grant.as_ref().map_or(Epoch(0), |grant| grant.epoch);
-        let refusal = if ask.epoch < promise {
-            Some(format!("epoch {promise} was promised"))
-        } else if ask.epoch <= granted {
-            Some(format!("epoch {granted} is granted already"))
-        } else {
-            None
-        };
-        if let Some(reason) = refusal {
+        if let Some(reason) = refusal(ask.epoch, promise, granted) {
             drop(ask.answer.send(Err(reason)));
             return;
         }

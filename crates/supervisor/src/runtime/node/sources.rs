@@ -41,7 +41,7 @@ impl NodeLoop {
         let tagged =
             state.data_members().filter(|member| member.tags.clone_from && member.tags.delay_ms == 0);
         // One that could not be cloned from is passed over once: the primary is tried in between.
-        let failed = |node: NodeId| self.failures.0 == Some(Effect::Clone(node));
+        let failed = |node: NodeId| self.failures.was(Effect::Clone(node));
         Sources {
             upstream: upstream.filter(|node| streams(*node) || flows(*node)),
             clone: tagged.map(|member| member.node).find(|node| streams(*node) && !failed(*node)),

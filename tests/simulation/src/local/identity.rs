@@ -4,7 +4,7 @@
 use rhone_consensus::ids::DataId;
 use rhone_consensus::store::hard::{DataRecord, HardState};
 
-use crate::local::Local;
+use super::Local;
 use crate::mutant::Mutant;
 
 /// What `rhone.id` says, and which file that is.

@@ -7,7 +7,7 @@ use rhone::view::Stream;
 use rhone_consensus::ids::{DataId, Epoch};
 use rhone_consensus::policy::{Policy, PolicyKind};
 
-use crate::local::Local;
+use super::Local;
 use crate::machine::{Machine, Run};
 use crate::mutant::Mutant;
 use crate::sync::Names;
@@ -75,7 +75,9 @@ impl Local {
         }
         let now = self.plant.now();
         let length = machine.data.as_ref().map_or(0, |data| data.wal.len());
-        let soon = now + self.plant.draw(40) * 1_000_000;
+        // The checkpointer reads it between two pages that it writes, or while it syncs a file: seconds later.
+        let busy = self.plant.draw(4) == 0;
+        let soon = now + self.plant.draw(if busy { 3000 } else { 40 }) * 1_000_000;
         let takes = || {
             // One in ten is stopped between two loops.
             let stuck = self.plant.draw(10) == 0;
