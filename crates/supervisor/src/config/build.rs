@@ -345,7 +345,8 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         name.eq_ignore_ascii_case("synchronous_commit") && !crate::settings::waits_for_flush(value)
     });
     if let Some((name, value)) = weak.filter(|_| sync != Some(SyncMode::Off)) {
-        let hint = "remove it, or write sync = \"off\"; a session that may lose its commits can set it for itself";
+        let hint =
+            "remove it, or write sync = \"off\"; a session that may lose its commits can set it for itself";
         let message = format!("`{name} = {value}` would acknowledge commits that no standby has flushed");
         entries.complain(&format!("bootstrap.postgres.{name}"), message, Some(hint));
     }
