@@ -276,6 +276,7 @@ pub struct Sources {
 
 /// What is due besides: it is done when nothing else is, and never to the owner of an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Chores {
     /// The settings are newer than the files here, or a reload was asked for; also for the owner.
     pub configure: bool,

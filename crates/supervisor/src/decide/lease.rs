@@ -238,6 +238,13 @@ mod tests {
     use super::*;
     use rhone_consensus::settings::Settings;
 
+    #[track_caller]
+    fn check(state: &ClusterState, log: Option<(u64, Timing)>, expected: (u32, Option<u64>)) {
+        let log = log.map(|(at, timing)| (LogIndex(at), timing));
+        let (timing, version) = counted(LogIndex(20), state, log);
+        assert_eq!((timing.lease_ms, version.map(|version| version.0)), expected);
+    }
+
     #[test]
     fn an_owner_that_has_just_started_counts_by_the_least_that_its_log_sets() {
         let timing = |lease_ms| Timing { lease_ms, ..Timing::default() };
@@ -247,12 +254,6 @@ mod tests {
             ..ClusterState::default()
         };
         state.timing_change.version = LogIndex(12);
-        #[track_caller]
-        fn check(state: &ClusterState, log: Option<(u64, Timing)>, expected: (u32, Option<u64>)) {
-            let log = log.map(|(at, timing)| (LogIndex(at), timing));
-            let (timing, version) = counted(LogIndex(20), state, log);
-            assert_eq!((timing.lease_ms, version.map(|version| version.0)), expected);
-        }
         check(&state, None, (1500, Some(12)));
         check(&state, Some((12, timing(600))), (1500, Some(12))); // applied long ago
         check(&state, Some((21, timing(600))), (600, None)); // not applied yet, or not again
