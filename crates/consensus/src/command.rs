@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId};
 use crate::policy::PolicyKind;
-use crate::settings::Settings;
+use crate::settings::{Settings, Timing};
 use crate::tags::Tags;
 
 /// A moment of the wall clock in milliseconds since 1970, for people to read: nothing is decided by it.
@@ -292,12 +292,46 @@ pub enum ClusterCommand {
         /// Why, for people.
         why: String,
     },
+    /// Ends a change of the timings: the owner's lease counts by the shorter of the old and the new ones, so
+    /// that nothing lasts by the old ones any more (decision 0036).
+    SettleTiming {
+        /// The epoch of that owner.
+        epoch: Epoch,
+        /// The change that is over.
+        version: LogIndex,
+    },
 }
 
 impl ClusterCommand {
     /// Returns whether appending this command opens an epoch, so that voters stop renewing.
     pub fn opens_epoch(&self) -> bool {
         matches!(self, Self::Prepare { .. })
+    }
+
+    /// Returns the timings that hold, perhaps beside older ones, once this command is applied.
+    pub fn sets_timing(&self) -> Option<Timing> {
+        match self {
+            Self::Found { settings, .. } => Some(settings.timing),
+            Self::ChangeSettings { settings, .. } => Some(settings.timing),
+            Self::Admit(_)
+            | Self::Remove(_)
+            | Self::SetSystemId(_)
+            | Self::Prepare { .. }
+            | Self::Grant(_)
+            | Self::Established { .. }
+            | Self::AddPolicy { .. }
+            | Self::NarrowPolicies { .. }
+            | Self::AcceptLoss(_)
+            | Self::SetHandover(_)
+            | Self::SetPaused(_)
+            | Self::SetFenced { .. }
+            | Self::SetLearner { .. }
+            | Self::RecordLeft { .. }
+            | Self::Schedule(_)
+            | Self::BeginScheduled { .. }
+            | Self::DropScheduled { .. }
+            | Self::SettleTiming { .. } => None,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use crate::ids::{Epoch, LogIndex};
+use crate::settings::Timing;
 
 /// What the durable log holds, committed or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,9 @@ pub struct LogHeld {
     pub prepare: Epoch,
     /// The newest membership entry, in the log or in the snapshot below it.
     pub membership: LogIndex,
+    /// The newest entry of the log that sets the timings, and what is safe under all that such entries set.
+    /// None: the log holds none, and the state has been made from a snapshot that does.
+    pub timing: Option<(LogIndex, Timing)>,
 }
 
 /// Why the observer is called.

@@ -59,8 +59,10 @@ impl Survivor {
         }
         let opened = open::open(dir, &known, &SyncCount::default())?;
         let entries = opened.mirror.range(..);
-        let (last, membership, state) = machine::replay(opened.snapshot.as_ref(), entries)
-            .map_err(|error| ConsensusError::StoreDamaged { store: raft_dir(dir), reason: error.to_string() })?;
+        let (last, membership, state) =
+            machine::replay(opened.snapshot.as_ref(), entries).map_err(|error| {
+                ConsensusError::StoreDamaged { store: raft_dir(dir), reason: error.to_string() }
+            })?;
         if !state.is_founded() {
             return Err(ConsensusError::refused("this member's store does not know a cluster yet"));
         }

@@ -43,6 +43,22 @@ impl Timing {
         let lease = u64::from(self.lease_ms) * 1_000_000;
         lease + lease / 1000 * u64::from(self.drift_permille)
     }
+
+    /// Returns what an owner goes by that must be safe under both: the one that serves for less, renewed as
+    /// often as either asks (decision 0036).
+    #[must_use]
+    pub fn or_shorter(self, other: Self) -> Self {
+        let shorter = if other.serve_ns() < self.serve_ns() { other } else { self };
+        Self { renewal_ms: self.renewal_ms.min(other.renewal_ms), ..shorter }
+    }
+
+    /// Returns what voters and the leader go by who must be safe under both: the one that ages for longer,
+    /// suspecting as late as either does (decision 0036).
+    #[must_use]
+    pub fn or_longer(self, other: Self) -> Self {
+        let longer = if other.aged_ns() > self.aged_ns() { other } else { self };
+        Self { suspicion_ms: self.suspicion_ms.max(other.suspicion_ms), ..longer }
+    }
 }
 
 /// How commits wait for standbys (DESIGN 6).

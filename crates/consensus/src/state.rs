@@ -8,12 +8,14 @@ mod membership;
 mod recover;
 mod schedule;
 mod settings;
+mod timing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
+pub use self::timing::TimingChange;
 use crate::command::{
     Acceptance, ClusterCommand, Dropped, Grant, Handover, Member, MemberKind, Outcome, PrepareReason,
     Scheduled, WallTime,
@@ -133,6 +135,8 @@ pub struct ClusterState {
     pub scheduled: Option<Scheduled>,
     /// The last one that could not begin, until another one is scheduled.
     pub schedule_dropped: Option<Dropped>,
+    /// Which timings hold beside those of the settings.
+    pub timing_change: TimingChange,
 }
 
 impl ClusterState {
@@ -187,13 +191,14 @@ impl ClusterState {
             }
             ClusterCommand::SetFenced { node, fenced } => self.set_fenced(*node, *fenced),
             ClusterCommand::ChangeSettings { expected, settings, by, at } => {
-                self.change_settings(*expected, settings, by, *at)
+                self.change_settings(index, *expected, settings, (by, *at))
             }
             ClusterCommand::SetLearner { node, learner } => self.set_learner(*node, *learner),
             ClusterCommand::RecordLeft { node, end } => self.record_left(*node, *end),
             ClusterCommand::Schedule(scheduled) => self.schedule(scheduled.as_ref()),
             ClusterCommand::BeginScheduled { at } => self.begin_scheduled(*at),
             ClusterCommand::DropScheduled { at, why } => self.drop_scheduled(*at, why),
+            ClusterCommand::SettleTiming { epoch, version } => self.settle_timing(*epoch, *version),
         }
     }
 

@@ -162,6 +162,32 @@ fn old_directories(data_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
+/// Removes what a copy that was given up left in the side directory; says whether there was any.
+///
+/// # Errors
+/// [`PgError::Io`].
+pub fn discard_side(data_dir: &Path) -> Result<bool, PgError> {
+    let side = sibling(data_dir, SIDE);
+    match fs::remove_dir_all(&side) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(PgError::io("remove", &side)(error)),
+    }
+}
+
+/// Removes the data directories that were swapped out, but for the oldest: copies that never came to serve.
+///
+/// # Errors
+/// [`PgError::Io`].
+pub async fn remove_all_but_the_oldest(data_dir: &Path) -> Result<usize, PgError> {
+    let newer: Vec<_> = old_directories(data_dir).into_iter().skip(1).collect();
+    let count = newer.len();
+    for (_, path) in newer {
+        remove_tree(&path).await?;
+    }
+    Ok(count)
+}
+
 /// Removes the data directories that were swapped out, but for the newest `keep`.
 ///
 /// # Errors
@@ -182,6 +208,27 @@ mod tests {
     fn marked(path: &Path, mark: &str) {
         fs::create_dir(path).unwrap();
         fs::write(path.join("mark"), mark).unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_copies_that_never_served_only_what_they_replaced_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        for (name, what) in [
+            ("", "copy 3"),
+            (".rhone-old-1", "first"),
+            (".rhone-old-2", "copy 1"),
+            (".rhone-old-10", "copy 2"),
+        ] {
+            marked(&sibling(&data, name), what);
+        }
+        assert_eq!(remove_all_but_the_oldest(&data).await.unwrap(), 2);
+        assert_eq!(remove_all_but_the_oldest(&data).await.unwrap(), 0);
+        assert_eq!((mark(&data), mark(&sibling(&data, ".rhone-old-1"))), ("copy 3".into(), "first".into()));
+        assert!(!discard_side(&data).unwrap());
+        marked(&sibling(&data, SIDE), "half");
+        assert!(discard_side(&data).unwrap() && !sibling(&data, SIDE).exists());
+        assert_eq!(mark(&data), "copy 3");
     }
 
     fn mark(path: &Path) -> String {

@@ -29,6 +29,8 @@ pub mod parameters;
 pub mod probe;
 pub mod process;
 pub mod program;
+pub mod refused;
+pub mod rehearse;
 pub mod replication;
 pub mod rewind;
 pub mod roles;

@@ -19,6 +19,7 @@ mod member;
 mod operate;
 mod psql;
 mod recover;
+mod reinit;
 mod restart;
 mod schedule;
 mod serve;
@@ -110,8 +111,9 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Restart { name, rolling: _, if_pending, no_wait } => {
             restart::restart(&global, restart::Flags { name, if_pending, no_wait }, terminal).await
         }
-        Command::Reinit { name, yes, no_wait } => {
-            member::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
+        Command::Reinit { name, cancel: true, .. } => reinit::cancel(&global, &name, terminal).await,
+        Command::Reinit { name, cancel: false, yes, no_wait } => {
+            reinit::reinit(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
         Command::Member { verb } => member::run(&global, verb, terminal).await,
         Command::Import { file, peers, insecure } => {

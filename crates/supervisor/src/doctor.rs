@@ -59,6 +59,8 @@ pub struct ServerExam {
     pub available: BTreeSet<String>,
     /// Transactions that are prepared and older than an hour.
     pub prepared: u64,
+    /// Lines of its configuration files that it does not take.
+    pub refused: Vec<String>,
 }
 
 /// What a member says of its own machine.
@@ -146,7 +148,7 @@ fn machine(name: &String, asked: &Asked, exam: &Exam, found: &mut Vec<Finding>) 
         warn(
             "far",
             format!("its answer takes {} ms", asked.took_ms),
-            "a cluster over Wi-Fi or two sites wants [bootstrap] timing = \"calm\"",
+            "a cluster over Wi-Fi or two sites wants `rhone settings set timing=calm`",
         );
     }
     for room in &exam.room {
@@ -210,6 +212,14 @@ fn postgres(name: &String, server: &ServerExam, found: &mut Vec<Finding>) {
                 "the collations of {database} were made by version {then} of their library, and {now} is installed"
             ),
             "REINDEX what sorts by text in it, then ALTER DATABASE … REFRESH COLLATION VERSION",
+        );
+    }
+    for line in &server.refused {
+        add(
+            Severity::Warning,
+            "not_taken",
+            format!("its postgres does not take {line}"),
+            "it goes on with what it had, and may not start again: correct the line, then `rhone reload`",
         );
     }
     for (slot, active, kept, status) in &server.slots {
@@ -406,6 +416,10 @@ mod tests {
             &[
                 "Error collation n2: the collations of app were made by version 2.31 of their library, and 2.36 is installed",
             ],
+        );
+        check(
+            server(|s| s.refused.push("pg_hba.conf line 9: invalid IP mask".to_owned())),
+            &["Warning not_taken n2: its postgres does not take pg_hba.conf line 9: invalid IP mask"],
         );
         check(
             server(|s| s.slots.push(("old".to_owned(), false, 3 << 30, "extended".to_owned()))),

@@ -183,6 +183,7 @@ fn of_consensus(error: ConsensusError) -> CliError {
         | ConsensusError::MembersChanging
         | ConsensusError::Fatal { .. }
         | ConsensusError::HardStateDamaged { .. }
+        | ConsensusError::StoreUnavailable { .. }
         | ConsensusError::Io { .. }) => CliError::from(anyhow::Error::from(error)),
     }
 }

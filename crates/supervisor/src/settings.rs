@@ -6,15 +6,16 @@ mod checks;
 
 use std::fmt::Write as _;
 
-use rhone_consensus::settings::{Settings, SettingsChange, SyncMode};
+use rhone_consensus::settings::{Settings, SettingsChange, SyncMode, Timing};
 use serde::{Deserialize, Serialize};
 
 pub use self::checks::check;
+pub(crate) use self::checks::waits_for_flush;
 use crate::civil::WallTime;
-use crate::config::{nearest, units};
+use crate::config::{nearest, timing, units};
 
 /// The keys beside `postgres.NAME`.
-pub const KEYS: [&str; 4] = ["sync", "sync-required", "max-lag-on-failover", "pg-hba"];
+pub const KEYS: [&str; 5] = ["sync", "sync-required", "max-lag-on-failover", "pg-hba", "timing"];
 
 /// The settings that begin with this are Postgres parameters.
 pub const POSTGRES: &str = "postgres.";
@@ -127,12 +128,32 @@ pub fn change(settings: &mut Settings, key: &str, value: Option<&str>) -> Result
             settings.pg_hba = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
         }
         (key, _) if key == "timing" || key.starts_with("timing.") => {
-            let hint = "set [bootstrap] timing before the cluster is founded; see docs/decisions/0027";
-            return Err(Refusal::new("the timings of the lease are what they were at founding", Some(hint)));
+            change_timing(&mut settings.timing, key, value)?;
         }
         (key, _) => return Err(unknown(key)),
     }
     Ok(())
+}
+
+/// Sets all timings, by a preset's name, or a single one; taken back they are those of `default`. Whether they
+/// fit together is seen once all of a change are set.
+fn change_timing(timing: &mut Timing, key: &str, value: Option<&str>) -> Result<(), Refusal> {
+    let Some(name) = key.strip_prefix("timing.") else {
+        let named = timing::preset(value.unwrap_or("default"));
+        let presets = timing::PRESETS.join(", ");
+        let hint = "single ones are `timing.lease`, `timing.suspicion`, ...: `rhone settings` lists them";
+        *timing = named.ok_or_else(|| Refusal::new(format!("timing is one of {presets}"), Some(hint)))?;
+        return Ok(());
+    };
+    if !timing::SINGLE.contains(&name) {
+        let near = nearest(name, timing::SINGLE).map(|near| format!("did you mean `timing.{near}`?"));
+        return Err(Refusal::new(format!("no setting is named {key}"), near.as_deref()));
+    }
+    let text = match value {
+        Some(text) => text.to_owned(),
+        None => Settings::default().flat().remove(key).unwrap_or_default(),
+    };
+    timing::set_single(timing, name, &text).map_err(|why| Refusal::new(format!("{key}: {why}"), None))
 }
 
 fn unknown(key: &str) -> Refusal {
@@ -174,7 +195,7 @@ pub fn at_version(
     Ok(settings)
 }
 
-/// Renders settings as TOML, to be edited: a line each, what cannot be changed as a comment.
+/// Renders settings as TOML, to be edited: a line each.
 pub fn as_toml(values: &std::collections::BTreeMap<String, String>) -> String {
     let mut text = String::new();
     for (key, value) in values {
@@ -183,13 +204,12 @@ pub fn as_toml(values: &std::collections::BTreeMap<String, String>) -> String {
         } else {
             toml::Value::String(value.clone())
         };
-        let mark = if key.starts_with("timing.") { "# " } else { "" };
         let name = match key.strip_prefix(POSTGRES) {
             Some(name) if name.contains('.') => format!("postgres.\"{name}\""),
             Some(_) | None => key.clone(),
         };
         // Writing to a String cannot fail.
-        writeln!(text, "{mark}{name} = {value}").ok();
+        writeln!(text, "{name} = {value}").ok();
     }
     text
 }
@@ -290,13 +310,18 @@ mod tests {
             "work_mem",
             Some("8MB"),
             "no setting is named work_mem (a Postgres parameter is `postgres.work_mem`; the others are sync, \
-             sync-required, max-lag-on-failover, pg-hba)",
+             sync-required, max-lag-on-failover, pg-hba, timing)",
         );
+        check("timing.lease", Some("3s"), "1500ms -> 3000ms");
+        check("timing.lease", Some("3"), "timing.lease: a duration has a unit: 500ms, 1.5s, 2min, 1h ()");
+        check("timing.leese", Some("3s"), "no setting is named timing.leese (did you mean `timing.lease`?)");
+        check("timing", Some("fast"), "150ms -> 100ms; 1500ms -> 600ms; 100ms -> 50ms; 500ms -> 250ms");
+        check("timing", None, "");
         check(
-            "timing.lease",
-            Some("3s"),
-            "the timings of the lease are what they were at founding (set [bootstrap] timing before the cluster is \
-             founded; see docs/decisions/0027)",
+            "timing",
+            Some("hasty"),
+            "timing is one of default, fast, calm (single ones are `timing.lease`, `timing.suspicion`, ...: `rhone \
+             settings` lists them)",
         );
     }
 
@@ -333,14 +358,13 @@ mod tests {
         ] {
             change(&mut settings, key, Some(value)).expect("a good change");
         }
-        let mut flat = settings.flat();
+        let flat = settings.flat();
         let text = as_toml(&flat);
         assert!(
-            text.contains("pg-hba = [\"a\", \"b\"]\n# timing")
-                || text.contains("pg-hba = [\"a\", \"b\"]\npostgres"),
+            text.contains("pg-hba = [\"a\", \"b\"]\npostgres")
+                && text.contains("\ntiming.lease = \"1500ms\"\n"),
             "{text}"
         );
-        flat.retain(|key, _| !key.starts_with("timing."));
         assert_eq!(from_toml(&text), Ok(flat));
         let typed = from_toml("sync-required = 1\n[postgres]\njit = false\n").expect("good");
         assert_eq!(typed["sync-required"], "1");

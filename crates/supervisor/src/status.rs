@@ -193,6 +193,42 @@ pub struct MemberStatus {
     /// The version of the settings that its Postgres was told.
     #[serde(default)]
     pub settings_version: Option<u64>,
+    /// Why its Postgres does not start.
+    #[serde(default)]
+    pub start_failure: Option<String>,
+    /// Lines of its configuration files that its Postgres does not take.
+    #[serde(default)]
+    pub refused_lines: Vec<String>,
+    /// Which data directory it has: another one after a new copy.
+    #[serde(default)]
+    pub data_id: Option<String>,
+    /// A new copy that was asked for.
+    #[serde(default)]
+    pub copying: Option<CopyStatus>,
+}
+
+/// A new copy that was asked for and is not there yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Bytes that have arrived.
+    pub bytes: u64,
+    /// Attempts that failed; each begins from nothing.
+    pub failed: u32,
+    /// Why the last one failed.
+    pub error: Option<String>,
+}
+
+/// The timings in force: both the old and the new ones while they are changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimingStatus {
+    /// The preset that the settings' timings are; none: of one's own.
+    pub preset: Option<String>,
+    /// The lease that the primary counts by, in ms.
+    pub counted_ms: u32,
+    /// The lease that voters age by, in ms.
+    pub aged_ms: u32,
+    /// Whether no change is under way: both are the same.
+    pub settled: bool,
 }
 
 /// The cluster at a glance: what `rhone status -o json` prints.
@@ -232,6 +268,9 @@ pub struct ClusterStatus {
     /// The switchover that is to begin later.
     #[serde(default)]
     pub scheduled_switchover: Option<ScheduledSwitchover>,
+    /// The timings in force.
+    #[serde(default)]
+    pub timing: Option<TimingStatus>,
 }
 
 /// A switchover that is to begin later.

@@ -153,6 +153,23 @@ pub struct ServerFacts {
     pub settings: u64,
     /// What waits for a restart.
     pub pending: Vec<Pending>,
+    /// Why its last start failed.
+    pub start_failure: Option<String>,
+    /// Lines of its configuration files that it does not take, with its reasons.
+    pub refused_lines: Vec<String>,
+    /// A new copy that was asked for.
+    pub copying: Option<Copying>,
+}
+
+/// A new copy that was asked for and is not there yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copying {
+    /// Bytes that have arrived: whole megabytes, so that a report does not change at each look.
+    pub bytes: u64,
+    /// Attempts that failed.
+    pub failed: u32,
+    /// Why the last one failed.
+    pub error: Option<String>,
 }
 
 /// What a member tells the Raft leader; never enters the log.
@@ -184,6 +201,8 @@ pub struct Report {
     pub highest_timeline: Timeline,
     /// Milliseconds of lease left, on the primary.
     pub lease_left_ms: Option<u64>,
+    /// The epoch of its live lease, and the change of the timings by which that lasts; on the primary.
+    pub counts_by: Option<(Epoch, LogIndex)>,
     /// The server's version, `15.18`.
     pub version: Option<String>,
     /// Where the WAL ended that this member held when it was last found to have been replaced as
@@ -264,6 +283,9 @@ pub struct Chores {
     pub restart: bool,
     /// The data directory is to be made anew.
     pub reinit: bool,
+    /// The settings are known to keep the instance from starting: another copy of the data would not start
+    /// either.
+    pub unfit: bool,
 }
 
 /// All that `decide::node` may see.

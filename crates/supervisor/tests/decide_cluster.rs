@@ -146,6 +146,7 @@ fn report() -> Report {
         secured: None,
         highest_timeline: Timeline::new(2),
         lease_left_ms: None,
+        counts_by: None,
         version: None,
         left: None,
         note: None,
@@ -504,6 +505,15 @@ fn as_many_as_half_the_data_members_acknowledge_and_in_strict_mode_never_fewer()
     check(SyncMode::Strict, "alone", "n1 | n2 gone", "add any2");
     check(SyncMode::Strict, "any2 n2 n3", "n1 n4 | n4 streams", "add any2 n2 n3 n4");
     check(SyncMode::Off, "any2 n2 n3 n4", three, "add async 1048576");
+    // Nobody waits for who was removed, not even in strict mode.
+    let without_n3 = |mode, kind: &str, input: &str| {
+        let mut state = in_mode(mode, None, kind);
+        assert_eq!(state.apply(LogIndex(20), &ClusterCommand::Remove(NodeId(3))), Outcome::Done);
+        policy_step(&state, input)
+    };
+    assert_eq!(without_n3(SyncMode::Strict, "any2 n2 n3 n4", "n1 n2 | n2 streams"), "add any2 n2 n4");
+    assert_eq!(without_n3(SyncMode::Strict, "any2 n2 n3 n4", three), "add any2 n2 n4");
+    assert_eq!(without_n3(SyncMode::Quorum, "any2 n2 n3 n4", three), "add any2 n2 n4");
 }
 
 #[test]
@@ -711,4 +721,60 @@ fn what_a_former_primary_held_is_recorded_once_it_says_so() {
     assert_eq!(says(&state, "2:0/28"), "all is well");
     let entry = state.history.back().expect("an entry");
     assert_eq!(entry.loss(), Some(((Lsn::new(0x20), Lsn::new(0x28)), true)));
+}
+
+#[test]
+fn a_change_of_timings_is_over_by_the_word_of_the_present_owner_alone() {
+    let mut state = established("async 16");
+    let settings = Settings {
+        timing: rhone_consensus::settings::Timing { lease_ms: 3000, ..Default::default() },
+        ..state.settings.clone()
+    };
+    let change = |expected, settings: &Settings| ClusterCommand::ChangeSettings {
+        expected,
+        settings: Box::new(settings.clone()),
+        by: String::new(),
+        at: WallTime(0),
+    };
+    assert_eq!(state.apply(LogIndex(8), &change(1, &settings)), Outcome::Done);
+    let settle = ClusterCommand::SettleTiming { epoch: Epoch(4), version: LogIndex(8) };
+    let over = format!("{settle:?}");
+    // What n1, the owner, or n2 says that its live lease counts by, and how long ago.
+    let check = |state: &ClusterState, who: u64, counts_by: Option<(u64, u64)>, ago, expected: &str| {
+        let counts_by = counts_by.map(|(epoch, version)| (Epoch(epoch), LogIndex(version)));
+        let report = Report { counts_by, ..report() };
+        let reports = BTreeMap::from([(NodeId(who), Received { at: ms(ago), report })]);
+        let voters = [(1..=3).map(NodeId).collect()];
+        let view = ClusterView {
+            state,
+            voters: &voters,
+            reports: &reports,
+            revoked: &BTreeMap::new(),
+            granted_since: Some(ms(60_000)),
+        };
+        assert_eq!(describe(&decide::cluster(&view, ms(0))), expected, "{counts_by:?}");
+    };
+    check(&state, 1, None, 0, "all is well"); // no lease lives
+    check(&state, 1, Some((4, 0)), 0, "all is well"); // by the old timings
+    check(&state, 1, Some((4, 8)), 10_000, "all is well"); // long ago
+    check(&state, 1, Some((2, 8)), 0, "all is well"); // in an epoch that is over
+    check(&state, 2, Some((4, 8)), 0, "all is well"); // not the owner
+    check(&state, 1, Some((4, 8)), 0, &over);
+    // Until then the longer lease is waited for.
+    let silent = |state: &ClusterState, ms: u64| {
+        let voter = VoterReport { silent_ms: Some(ms), ..VoterReport::default() };
+        let reports = (1..=3).map(|n| (NodeId(n), Report { voter, ..report() })).collect();
+        decide(state, &[(1..=3).map(NodeId).collect()], reports, &BTreeMap::new(), 60_000)
+    };
+    assert_eq!(silent(&state, 2000), "3 of the voters hear no renewal");
+    assert_eq!(state.apply(LogIndex(9), &settle), Outcome::Done);
+    check(&state, 1, Some((4, 8)), 0, "all is well");
+    let short = Settings::default();
+    assert_eq!(state.apply(LogIndex(10), &change(2, &short)), Outcome::Done);
+    assert_eq!(silent(&state, 2000), "3 of the voters hear no renewal");
+    assert_eq!(
+        state.apply(LogIndex(11), &ClusterCommand::SettleTiming { epoch: Epoch(4), version: LogIndex(10) }),
+        Outcome::Done
+    );
+    assert_eq!(silent(&state, 2000), "prepare: owner_silent for 2000 ms");
 }

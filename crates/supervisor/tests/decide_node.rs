@@ -336,6 +336,7 @@ fn chores_come_last_and_stop_nobody_who_owns_the_epoch() {
         configure: word.contains("configure"),
         restart: word.contains("restart"),
         reinit: word.contains("reinit"),
+        unfit: word.contains("unfit"),
     };
     let check = |case: &str, name: &str, word: &str, expected: &str| {
         let (state, instances) = (state(case), instances());
@@ -347,7 +348,7 @@ fn chores_come_last_and_stop_nobody_who_owns_the_epoch() {
     let (streams, other) = ("streams at 3:0/30", "other's, established");
     check(other, streams, "configure", "follow n2 in 8: settings_changed");
     check(other, streams, "configure restart", "stop in 8: restart_asked");
-    check(other, streams, "restart reinit", "stop in 8: reinit_asked");
+    check(other, streams, "restart reinit", "clone n2 in 8: reinit_asked");
     check(other, "stopped at 2:0/20", "restart reinit", "clone n2 in 8: reinit_asked");
     check(other, "standby at 2:0/20", "configure", "follow n2 in 8: within_history");
     check(other, "standby at 2:0/28", "restart", "rewind n2 in 8: forked");

@@ -85,7 +85,11 @@ pub fn lease_worlds() -> Vec<Case> {
     let restart = lease::Setup { tails: 0, ..lease::Setup::SLOW_OWNER };
     let tail = lease::Setup { restarts: 0, ..lease::Setup::SLOW_OWNER };
     let worlds = [restart, tail, lease::Setup::CHANGE, lease::Setup::JOINT, lease::Setup::LATE];
-    worlds.into_iter().map(|setup| Case::Lease(setup, lease::Mutant::None)).collect()
+    worlds
+        .into_iter()
+        .chain(lease::Setup::TIMINGS)
+        .map(|setup| Case::Lease(setup, lease::Mutant::None))
+        .collect()
 }
 
 /// The worlds of the data in `make test`: two epochs with one kind of trouble each, in every mode.

@@ -192,7 +192,7 @@ impl Local {
             }
             self.say(&format!("adopts a primary of {epoch}"));
             if self.promise() <= epoch {
-                self.lease.set_target(Some(self.lease_target(epoch)));
+                self.lease.set_target(self.lease_target(epoch));
             }
         }
     }
@@ -340,23 +340,25 @@ impl Local {
     }
 
     /// Returns what is to be renewed.
-    pub fn lease_target(&self, epoch: Epoch) -> LeaseTarget {
+    pub fn lease_target(&self, epoch: Epoch) -> Option<LeaseTarget> {
         let status = self.shared.consensus.status();
-        LeaseTarget {
+        let (timing, timing_version) = self.shared.counted(epoch)?;
+        Some(LeaseTarget {
             epoch,
-            timing: self.shared.timing(),
+            timing,
+            timing_version,
             voters: status.configs.clone(),
             membership: status.membership_index,
             addresses: status.nodes.iter().map(|(node, peer)| (*node, peer.addr.clone())).collect(),
             me: self.shared.me(),
             identity: self.shared.identity(),
-        }
+        })
     }
 
     async fn start_as_owner(&self, epoch: Epoch) -> Result<(), String> {
         self.still(epoch)?;
         self.clear_the_way().await;
-        self.lease.set_target(Some(self.lease_target(epoch)));
+        self.lease.set_target(self.lease_target(epoch));
         {
             let live = self.lease_live(epoch);
             tokio::pin!(live);
@@ -569,7 +571,7 @@ impl Local {
         if self.machine().run != Run::Standby {
             return Err("the postmaster is gone".to_owned());
         }
-        self.lease.set_target(Some(self.lease_target(epoch)));
+        self.lease.set_target(self.lease_target(epoch));
         self.machine().gate = false;
         self.facts().gate_open = false;
         tokio::time::sleep(self.plant.some(2, 30)).await;

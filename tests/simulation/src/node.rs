@@ -157,7 +157,7 @@ impl NodeLoop {
             let deaf = self.local.plant.mutant == Mutant::RenewsAfterPrepare;
             let granted = state.grant.as_ref().map_or(Epoch(0), |grant| grant.epoch);
             let epoch = if deaf { granted } else { state.epoch };
-            self.shared.voter.applied(epoch, state.settings.timing);
+            self.shared.voter.applied(epoch, state.ageing());
         }
         self.local.lease.loop_lives(self.shared.clock.now());
         self.hear();
@@ -204,9 +204,9 @@ impl NodeLoop {
             return;
         }
         self.watched = now;
-        let serve = Duration::from_nanos(state.settings.timing.serve_ns());
+        let serve = Duration::from_nanos(state.counting().serve_ns());
         let lease = self.local.lease.status();
-        let guard = Duration::from_millis(u64::from(state.settings.timing.guard_ms));
+        let guard = Duration::from_millis(u64::from(state.counting().guard_ms));
         let overdue = lease.epoch == primary
             && lease.until > BootTime::ZERO
             && lease.until.saturating_add(guard) < self.shared.clock.now()
@@ -402,7 +402,7 @@ impl NodeLoop {
         if self.local.promise() > epoch || state.epoch > epoch {
             self.local.lease.set_target(None);
         } else {
-            self.local.lease.set_target(Some(self.local.lease_target(epoch)));
+            self.local.lease.set_target(self.local.lease_target(epoch));
         }
     }
 
@@ -480,6 +480,9 @@ impl NodeLoop {
             secured,
             left: None,
             lease_left_ms: (lease.until > now).then_some(500),
+            counts_by: (lease.until > now)
+                .then(|| lease.timing_version.map(|version| (lease.epoch, version)))
+                .flatten(),
             version: None,
             note: None,
             server: ServerFacts::default(),

@@ -329,7 +329,7 @@ async fn membership(shared: Arc<Shared>, settings: Settings, first: bool) {
             let leader =
                 status.leader.and_then(|leader| status.nodes.get(&leader).map(|node| node.addr.clone()));
             if let Some(leader) = leader {
-                found::join(&shared, &leader).await;
+                drop(found::join(&shared, &leader).await);
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;

@@ -42,7 +42,7 @@ async fn remember_epochs(shared: &Shared) {
         {
             let applied = Arc::clone(&states.borrow_and_update());
             if applied.state.is_founded() {
-                shared.voter.applied(applied.state.epoch, applied.state.settings.timing);
+                shared.voter.applied(applied.state.epoch, applied.state.ageing());
             }
         }
         if states.changed().await.is_err() {
@@ -65,6 +65,7 @@ fn report(leaving: bool) -> Report {
         secured: None,
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
+        counts_by: None,
         version: None,
         left: None,
         note: None,

@@ -2,6 +2,7 @@
 
 use super::{ClusterState, refused};
 use crate::command::{Outcome, WallTime};
+use crate::ids::LogIndex;
 use crate::settings::{Settings, SettingsChange, SyncMode, differences};
 
 /// How many changes of the settings are kept, each with what it changed: the way back.
@@ -14,10 +15,10 @@ impl ClusterState {
     /// leader adds and drops them one step at a time as ever (DESIGN 6, decision 0027).
     pub(super) fn change_settings(
         &mut self,
+        index: LogIndex,
         expected: u64,
         settings: &Settings,
-        by: &str,
-        at: WallTime,
+        (by, at): (&str, WallTime),
     ) -> Outcome {
         if !self.is_founded() {
             return refused("the cluster is not founded yet");
@@ -25,8 +26,11 @@ impl ClusterState {
         if expected != self.settings_version {
             return Outcome::Refused(format!("the settings are at version {} by now", self.settings_version));
         }
-        if settings.timing != self.settings.timing {
-            return refused("the timings of the lease are what they were at founding");
+        let timing = settings.timing != self.settings.timing;
+        if timing && self.timing_change.before.is_some() {
+            return refused(
+                "the timings are being changed: the primary has not taken the last ones over yet",
+            );
         }
         if let Some(reason) = self.unfit_sync(settings) {
             return Outcome::Refused(reason);
@@ -34,6 +38,9 @@ impl ClusterState {
         let changes = differences(&self.settings, settings);
         if changes.is_empty() {
             return refused("nothing would change");
+        }
+        if timing {
+            self.begin_timing(index);
         }
         self.settings = settings.clone();
         self.settings_version = self.settings_version.saturating_add(1);
@@ -65,7 +72,7 @@ impl ClusterState {
 mod tests {
     use super::*;
     use crate::command::{ClusterCommand, Member, MemberKind};
-    use crate::ids::{Incarnation, LogIndex, NodeId};
+    use crate::ids::{Incarnation, NodeId};
 
     fn founded() -> ClusterState {
         let member = |node: u64| Member {
@@ -140,12 +147,6 @@ mod tests {
             4,
             |s| (s.sync, s.sync_required, s.max_lag_on_failover) = (SyncMode::Off, None, 64 << 20),
             "5 by ann@pc max-lag-on-failover: 1MB -> 64MB sync: quorum -> off sync-required: 2 -> -",
-        );
-        check(
-            &mut state,
-            5,
-            |s| s.timing.lease_ms = 600,
-            "the timings of the lease are what they were at founding",
         );
         for version in 5..70 {
             check(

@@ -33,7 +33,7 @@ pub(crate) struct Mirror {
 
 impl Mirror {
     pub(crate) fn new(purged: Option<LogId>, base_membership: LogIndex) -> Self {
-        let held = LogHeld { prepare: Epoch(0), membership: base_membership };
+        let held = LogHeld { membership: base_membership, ..LogHeld::default() };
         Self { entries: BTreeMap::new(), purged, held, base_membership }
     }
 
@@ -53,12 +53,18 @@ impl Mirror {
             EntryPayload::Membership(_) => {
                 self.held.membership = self.held.membership.max(LogIndex(index));
             }
-            EntryPayload::Normal(_) | EntryPayload::Blank => {}
+            EntryPayload::Normal(command) => {
+                if let Some(timing) = command.sets_timing() {
+                    let all = self.held.timing.map_or(timing, |(_, known)| known.or_shorter(timing));
+                    self.held.timing = Some((LogIndex(index), all));
+                }
+            }
+            EntryPayload::Blank => {}
         }
     }
 
     fn recount(&mut self) {
-        self.held = LogHeld { prepare: Epoch(0), membership: self.base_membership };
+        self.held = LogHeld { membership: self.base_membership, ..LogHeld::default() };
         let entries = std::mem::take(&mut self.entries);
         for held in entries.values() {
             self.note(&held.entry);

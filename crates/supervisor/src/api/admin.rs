@@ -247,7 +247,8 @@ impl<O: Operator> Admin for AdminService<O> {
     }
 
     async fn reinit(&self, request: Request<v1::MemberRequest>) -> Result<Response<v1::ChangeReply>, Status> {
-        self.work_on(request, MemberWork::Reinit).await
+        let work = if request.get_ref().cancel { MemberWork::Keep } else { MemberWork::Reinit };
+        self.work_on(request, work).await
     }
 
     async fn remove_member(

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
 use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
+use rhone_consensus::settings::Settings;
 use rhone_consensus::store::hard::Founder;
 use rhone_consensus::transport::Certified;
 use rhone_pgctl::wal::{Lsn, SystemId};
@@ -16,12 +17,12 @@ use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
     AcceptFounderReply, AcceptFounderRequest, ExamineReply, ExamineRequest, HelloReply, HelloRequest,
     JoinReply, JoinRequest, ParametersReply, ParametersRequest, PausePoolerReply, PausePoolerRequest,
-    PerformReply, PerformRequest, RenewReply, RenewRequest, ReportReply, ReportRequest, RevokeReply,
-    RevokeRequest, StoreState,
+    PerformReply, PerformRequest, RehearseReply, RehearseRequest, RenewReply, RenewRequest, ReportReply,
+    ReportRequest, RevokeReply, RevokeRequest, StoreState,
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
-use crate::runtime::{chores, codec, doctor, found};
+use crate::runtime::{chores, codec, doctor, found, rehearse};
 use crate::view::{Received, Report};
 
 /// How long an admission may take: two proposals on slow disks.
@@ -276,6 +277,14 @@ impl Agent for AgentService {
         self.member(request.from.as_ref(), caller.as_ref())?;
         let exam = doctor::examine(&self.shared).await;
         Ok(Response::new(ExamineReply { exam: codec::pack(&exam) }))
+    }
+
+    async fn rehearse(&self, request: Request<RehearseRequest>) -> Result<Response<RehearseReply>, Status> {
+        let (caller, request) = opened(request);
+        self.member(request.from.as_ref(), caller.as_ref())?;
+        let settings: Option<Settings> = codec::unpack(&request.settings);
+        let settings = settings.ok_or_else(|| Status::invalid_argument("no settings"))?;
+        Ok(Response::new(rehearse::rehearse_here(&self.shared, &settings).await))
     }
 
     async fn parameters(

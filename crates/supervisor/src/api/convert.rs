@@ -10,8 +10,9 @@ use tonic::{Code, Status};
 use super::proto::v1;
 use crate::civil::WallTime;
 use crate::status::{
-    ClusterStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
+    ClusterStatus, CopyStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
     OperatorError, PendingSetting, Role, ScheduledSwitchover, State, SwitchoverReply, SyncMode, SyncStatus,
+    TimingStatus,
 };
 
 /// Metadata key with the leader's address, on "this member does not lead".
@@ -164,6 +165,10 @@ impl From<MemberStatus> for v1::Member {
             started_ms: m.started.map(WallTime::as_ms),
             pending: m.pending.into_iter().map(pending_to_wire).collect(),
             settings_version: m.settings_version,
+            start_failure: m.start_failure,
+            refused_lines: m.refused_lines,
+            data_id: m.data_id,
+            copying: m.copying.map(|c| v1::Copying { bytes: c.bytes, failed: c.failed, error: c.error }),
         }
     }
 }
@@ -189,6 +194,10 @@ impl From<v1::Member> for MemberStatus {
             started: m.started_ms.map(WallTime::from_ms),
             pending: m.pending.into_iter().map(pending_from_wire).collect(),
             settings_version: m.settings_version,
+            start_failure: m.start_failure,
+            refused_lines: m.refused_lines,
+            data_id: m.data_id,
+            copying: m.copying.map(|c| CopyStatus { bytes: c.bytes, failed: c.failed, error: c.error }),
         }
     }
 }
@@ -229,6 +238,12 @@ impl From<ClusterStatus> for v1::ClusterStatus {
                 to: scheduled.to,
                 by: scheduled.by,
             }),
+            timing: s.timing.map(|t| v1::Timing {
+                preset: t.preset,
+                counted_ms: t.counted_ms,
+                aged_ms: t.aged_ms,
+                settled: t.settled,
+            }),
         }
     }
 }
@@ -261,6 +276,12 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
             from: scheduled.from,
             to: scheduled.to,
             by: scheduled.by,
+        }),
+        timing: s.timing.map(|t| TimingStatus {
+            preset: t.preset,
+            counted_ms: t.counted_ms,
+            aged_ms: t.aged_ms,
+            settled: t.settled,
         }),
     }
 }

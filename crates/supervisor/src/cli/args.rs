@@ -232,10 +232,13 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Copies a standby anew from the primary
+    /// Copies a standby anew from the primary, while it goes on streaming
     Reinit {
         /// The member
         name: String,
+        /// Give a copy up that is not complete yet, and keep what there is
+        #[arg(long, conflicts_with = "no_wait")]
+        cancel: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,

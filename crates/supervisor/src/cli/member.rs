@@ -1,10 +1,10 @@
-//! `rhone member` and `rhone reinit`: who is a member, who votes, and a new copy for one of them.
+//! `rhone member`: who is a member, and who votes.
 
 use std::time::Duration;
 
 use super::args::{Global, MemberVerb};
 use super::exit::{CliError, Exit};
-use super::hold::{Whose, wait};
+use super::hold::wait;
 use super::table::{self, Align, or_dash};
 use super::terminal::Terminal;
 use super::{client, print_json, status};
@@ -14,15 +14,6 @@ use crate::status::{ClusterStatus, Kind, MemberStatus, State, SwitchoverReply};
 
 /// How long the change of who votes may take.
 const VOTE_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long a copy may take to begin: what is under way is finished first.
-const BEGIN_LIMIT: Duration = Duration::from_secs(60);
-
-/// How long a copy may take: a large database over a slow line. It goes on when this ends.
-const COPY_LIMIT: Duration = Duration::from_secs(24 * 3600);
-
-/// How often is looked while a copy goes on.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Carries out one of the verbs.
 pub(super) async fn run(
@@ -45,7 +36,7 @@ pub(super) async fn run(
     }
 }
 
-fn member<'a>(status: &'a ClusterStatus, name: &str) -> Result<&'a MemberStatus, CliError> {
+pub(super) fn member<'a>(status: &'a ClusterStatus, name: &str) -> Result<&'a MemberStatus, CliError> {
     status.members.iter().find(|member| member.name == name).ok_or_else(|| {
         CliError::new(Exit::Refused, format!("refused, nothing was changed: no member is named {name}"))
             .hint("`rhone member list` lists them")
@@ -187,78 +178,16 @@ async fn vote(global: &Global, whose: Whose, votes: bool, terminal: &mut Termina
     Ok(())
 }
 
-/// Copies a standby anew.
-pub(super) async fn reinit(
-    global: &Global,
-    whose: Whose,
-    yes: bool,
-    terminal: &mut Terminal,
-) -> Result<(), CliError> {
-    let Whose { name, no_wait } = whose;
-    let name = name.as_str();
-    let before = status::fetch(global).await?;
-    let started = member(&before, name)?.started;
-    let what =
-        format!("{name} is copied anew from the primary; what it has is removed once the copy streams");
-    terminal.confirm(&what, yes)?;
-    call(global, &before, name, Call::Reinit).await?;
-    let state =
-        |status: &ClusterStatus| status.members.iter().find(|m| m.name == name).map(|m| (m.state, m.started));
-    if no_wait {
-        terminal.talk(&format!("{name} is being copied; `rhone status --watch` shows it"));
-        return if global.json() {
-            print_json(terminal, &serde_json::json!({ "name": name, "finished": false }))
-        } else {
-            Ok(())
-        };
-    }
-    let begun = |status: &ClusterStatus| {
-        state(status).is_some_and(|(state, now)| {
-            state == State::Cloning || now.is_some_and(|now| Some(now) != started)
-        })
-    };
-    wait(global, BEGIN_LIMIT, begun).await?;
-    let looking = async {
-        let mut told = None;
-        loop {
-            if let Ok(status) = status::fetch(global).await {
-                let known = member(&status, name).ok().cloned();
-                let now = known.as_ref().map(|member| member.state);
-                if told != now {
-                    if let Some(now) = now {
-                        terminal.talk(&format!("{name}: {now}"));
-                    }
-                    told = now;
-                }
-                if known.is_some_and(|m| {
-                    m.state == State::Streaming && m.started.is_some() && m.started != started
-                }) {
-                    return status;
-                }
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    };
-    let after = tokio::time::timeout(COPY_LIMIT, looking).await.map_err(|_| {
-        CliError::new(Exit::Unknown, format!("{name} is still being copied"))
-            .hint("`rhone status` shows how far it is")
-    })?;
-    if global.json() {
-        return print_json(terminal, &serde_json::json!({ "name": name, "finished": true }));
-    }
-    terminal.data(&status::render(&after, terminal.colour()));
-    Ok(())
-}
-
 #[derive(Clone, Copy)]
-enum Call {
+pub(super) enum Call {
     Reinit,
+    Keep,
     Remove,
     Promote,
     Demote,
 }
 
-async fn call(
+pub(super) async fn call(
     global: &Global,
     before: &ClusterStatus,
     name: &str,
@@ -268,11 +197,12 @@ async fn call(
         idempotency_key: client::idempotency_key()?,
         expected_epoch: before.epoch.map(|epoch| epoch.0),
         name: name.to_owned(),
+        cancel: matches!(what, Call::Keep),
     };
     client::ask(global, true, async |mut client| {
         let request = request.clone();
         let reply = match what {
-            Call::Reinit => client.reinit(request).await?,
+            Call::Reinit | Call::Keep => client.reinit(request).await?,
             Call::Remove => client.remove_member(request).await?,
             Call::Promote => client.promote_member(request).await?,
             Call::Demote => client.demote_member(request).await?,

@@ -27,6 +27,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// How long one step may take: a checkpoint and a recovery on a slow card.
 const STEP_LIMIT: Duration = Duration::from_secs(300);
 
+/// A member that does not start for so long is not waited for: it tries again each few seconds.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+
 /// A standby that lags more is not relied on yet: one segment.
 const CAUGHT_UP: u64 = 16 << 20;
 
@@ -132,6 +135,7 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
     let mut told = String::new();
     let mut since = BootTime::ZERO;
     let mut at_work: Option<(String, BootTime)> = None;
+    let mut failing_since: Option<BootTime> = None;
     loop {
         let looked = status::fetch(global).await;
         let step = match &looked {
@@ -159,6 +163,17 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
             at_work = None;
         }
         let now = Clock.now();
+        let failing = match (&looked, &at_work) {
+            (Ok(status), Some((name, _))) => does_not_start(status, name),
+            (_, _) => None,
+        };
+        match failing {
+            Some(why) if now.saturating_since(*failing_since.get_or_insert(now)) >= GIVEN_UP => {
+                return Err(stopped(looked.ok().as_ref(), &meant, &why));
+            }
+            Some(_) => {}
+            None => failing_since = None,
+        }
         let key = format!("{step:?}");
         if key != told {
             (told, since) = (key, now);
@@ -232,6 +247,22 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
     let after = status::fetch(global).await?;
     terminal.data(&status::render(&after, terminal.colour()));
     Ok(())
+}
+
+/// Says why the Postgres of a member does not start, if it does not.
+fn does_not_start(status: &ClusterStatus, name: &str) -> Option<String> {
+    let member = status.members.iter().find(|member| member.name == name)?;
+    let why = member.start_failure.as_ref().filter(|_| member.started.is_none())?;
+    Some(format!("{name} does not start again: {why}"))
+}
+
+/// Stops where a member does not come back: the others are better left as they are.
+fn stopped(status: Option<&ClusterStatus>, meant: &Meant, why: &str) -> CliError {
+    let version = status.and_then(|status| status.settings_version).unwrap_or(1);
+    cut(status, meant, why).hint(format!(
+        "`rhone settings revert {}` takes the last change back, and it starts again by itself",
+        version.saturating_sub(1).max(1)
+    ))
 }
 
 /// Says what is left, so that the same command can go on with it.
@@ -360,6 +391,7 @@ pub(super) async fn reload(
             idempotency_key: client::idempotency_key()?,
             expected_epoch: before.epoch.map(|epoch| epoch.0),
             name: name.clone(),
+            cancel: false,
         };
         let outcome: Result<SwitchoverReply, CliError> = client::ask(global, true, async |mut client| {
             let reply: Result<_, OperatorError> = client.reload(request.clone()).await.map_err(Into::into);

@@ -13,6 +13,7 @@ use super::terminal::Terminal;
 use super::{client, print_json};
 use crate::api;
 use crate::api::proto::v1;
+use crate::config::timing;
 use crate::settings::{SettingDiff, SettingsVersion, SettingsView, as_toml, from_toml};
 use crate::status::{ClusterStatus, Kind, SettingsChanged, State};
 
@@ -27,6 +28,8 @@ struct Told<'a> {
     restart: &'a [String],
     /// The members whose Postgres goes by this version.
     applied: Vec<String>,
+    /// What a member's Postgres does not take of its files, by member.
+    refused: BTreeMap<String, Vec<String>>,
     finished: bool,
 }
 
@@ -110,7 +113,8 @@ pub(super) async fn show_config(global: &Global, terminal: &mut Terminal) -> Res
 
 async fn get(global: &Global, key: &str, terminal: &mut Terminal) -> Result<(), CliError> {
     let view = fetch(global).await?;
-    let value = view.values.get(key);
+    let preset = (key == "timing").then(|| preset_of(&view.values));
+    let value = preset.as_ref().or_else(|| view.values.get(key));
     if global.json() {
         return print_json(terminal, &serde_json::json!({ "key": key, "value": value }));
     }
@@ -122,6 +126,15 @@ async fn get(global: &Global, key: &str, terminal: &mut Terminal) -> Result<(), 
         None => Err(CliError::failed(format!("{key} is not set"))
             .hint("`rhone settings` lists what is; a Postgres parameter is `postgres.NAME`")),
     }
+}
+
+/// Names the preset that single timings make.
+fn preset_of(values: &BTreeMap<String, String>) -> String {
+    let mut timing = timing::Timing::default();
+    let mut single =
+        timing::SINGLE.into_iter().filter_map(|name| Some((name, values.get(&format!("timing.{name}"))?)));
+    let known = single.all(|(name, value)| timing::set_single(&mut timing, name, value).is_ok());
+    timing::preset_of(&timing).filter(|_| known).unwrap_or("custom").to_owned()
 }
 
 /// What is to be changed.
@@ -160,12 +173,16 @@ async fn change(
 /// Waits until every instance that runs goes by the new version, and commits wait as it says.
 async fn applied(global: &Global, done: &SettingsChanged) -> Result<ClusterStatus, CliError> {
     let policy = done.changes.iter().any(|diff| !diff.key.starts_with(crate::settings::POSTGRES));
+    let timing = done.changes.iter().any(|diff| diff.key.starts_with("timing."));
     let told = |status: &ClusterStatus| {
         let behind = status
             .members
             .iter()
             .any(|m| runs(m.state) && m.kind == Kind::Data && m.settings_version < Some(done.version));
-        status.settings_version >= Some(done.version) && !behind && (status.sync.settled || !policy)
+        status.settings_version >= Some(done.version)
+            && !behind
+            && (status.sync.settled || !policy)
+            && (!timing || status.timing.as_ref().is_none_or(|timing| timing.settled))
     };
     wait(global, APPLIED_LIMIT, told).await
 }
@@ -185,10 +202,15 @@ fn tell(
         let members = after.map(|status| status.members.iter()).into_iter().flatten();
         let applied =
             members.filter(|m| m.settings_version >= Some(done.version)).map(|m| m.name.clone()).collect();
+        let members = after.map(|status| status.members.iter()).into_iter().flatten();
+        let refused = members
+            .filter(|member| !member.refused_lines.is_empty())
+            .map(|member| (member.name.clone(), member.refused_lines.clone()))
+            .collect();
         let SettingsChanged { version, changes, restart } = done;
         return print_json(
             terminal,
-            &Told { version: *version, changes, restart, applied, finished: after.is_some() },
+            &Told { version: *version, changes, restart, applied, refused, finished: after.is_some() },
         );
     }
     terminal.data(&lines(&done.changes));
@@ -200,6 +222,11 @@ fn tell(
     for member in after.map(|status| status.members.iter()).into_iter().flatten() {
         if member.kind == Kind::Data && !runs(member.state) {
             terminal.talk(&format!("{} is {}: it takes them over when it starts", member.name, member.state));
+        }
+    }
+    for member in after.map(|status| status.members.iter()).into_iter().flatten() {
+        for line in &member.refused_lines {
+            terminal.talk(&format!("warning: {} does not take {line}", member.name));
         }
     }
     if !done.restart.is_empty() {
@@ -304,21 +331,17 @@ fn between(versions: &[SettingsVersion], from: u64, to: u64) -> Vec<SettingDiff>
 pub(super) async fn edit(global: &Global, no_wait: bool, terminal: &mut Terminal) -> Result<(), CliError> {
     let view = fetch(global).await?;
     let before = as_toml(&view.values);
-    let head = format!(
-        "# Version {} of the settings. Save and leave to change them; timings cannot be changed.\n",
-        view.version
-    );
+    let head = format!("# Version {} of the settings. Save and leave to change them.\n", view.version);
     let after = in_editor(&format!("{head}{before}"))?;
     let wanted = from_toml(&after).map_err(|why| {
         CliError::new(Exit::Usage, format!("that is not TOML: {why}")).hint("nothing was changed; edit again")
     })?;
-    let fixed = |key: &String| key.starts_with("timing.");
     let mut changes: Vec<(String, Option<String>)> = wanted
         .iter()
         .filter(|(key, value)| view.values.get(*key) != Some(*value))
         .map(|(key, value)| (key.clone(), Some(value.clone())))
         .collect();
-    let gone = view.values.keys().filter(|key| !fixed(key) && !wanted.contains_key(*key));
+    let gone = view.values.keys().filter(|key| !wanted.contains_key(*key));
     changes.extend(gone.map(|key| (key.clone(), None)));
     if changes.is_empty() {
         terminal.talk("nothing to change");

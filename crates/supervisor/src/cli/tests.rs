@@ -83,7 +83,7 @@ async fn status_as_json_is_the_public_interface() {
     assert_eq!((exit, err.as_str()), (Exit::Done, ""));
     let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     let first = serde_json::to_string(&value["members"][0]).expect("JSON");
-    expect![[r#"{"host":"pg-1.lan","kind":"data","lag_bytes":0,"lsn":"0/5A3F2C8","name":"pg-1","note":"lease 1.4s left","pending":[],"pending_restart":false,"port":5432,"role":"primary","seen_ms":0,"settings_version":1,"started":"2026-11-21T07:10:00.000Z","state":"running","tags":{},"timeline":5,"version":"15.18","voter":true}"#]]
+    expect![[r#"{"copying":null,"data_id":null,"host":"pg-1.lan","kind":"data","lag_bytes":0,"lsn":"0/5A3F2C8","name":"pg-1","note":"lease 1.4s left","pending":[],"pending_restart":false,"port":5432,"refused_lines":[],"role":"primary","seen_ms":0,"settings_version":1,"start_failure":null,"started":"2026-11-21T07:10:00.000Z","state":"running","tags":{},"timeline":5,"version":"15.18","voter":true}"#]]
         .assert_eq(&first);
     assert_eq!(value["system_identifier"], "7423474350493388827");
     assert_eq!(value["members"][3]["lsn"], serde_json::Value::Null);
@@ -394,7 +394,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     check(
         member.run("settings set --dry-run postgres.work_mem=9MB --json").await,
         expect![[r#"
-        {"version":2,"changes":[{"key":"postgres.work_mem","before":"8MB","after":"9MB"}],"restart":["max_connections"],"applied":[],"finished":false}
+        {"version":2,"changes":[{"key":"postgres.work_mem","before":"8MB","after":"9MB"}],"restart":["max_connections"],"applied":[],"refused":{},"finished":false}
         ---- Done
     "#]],
     );
@@ -413,7 +413,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
         expect![[r#"
         ---- stderr
         error: refused, nothing was changed: no setting is named work_mem
-        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba
+        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba, timing
         ---- Refused
     "#]],
     );
@@ -429,7 +429,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     check(
         member.run("settings reset postgres.work_mem --json").await,
         expect![[r#"
-        {"version":3,"changes":[{"key":"postgres.work_mem","before":"8MB","after":null}],"restart":["max_connections"],"applied":["pg-1","pg-2","pg-3"],"finished":true}
+        {"version":3,"changes":[{"key":"postgres.work_mem","before":"8MB","after":null}],"restart":["max_connections"],"applied":["pg-1","pg-2","pg-3"],"refused":{},"finished":true}
         ---- Done
     "#]],
     );
@@ -468,7 +468,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     );
     let (exit, out, _) = member.run("show-config").await;
     assert!(
-        exit == Exit::Done && out.contains("postgres.max_connections = \"200\"\nsync = \"off\"\n# timing"),
+        exit == Exit::Done && out.contains("postgres.max_connections = \"200\"\nsync = \"off\"\ntiming"),
         "{out}"
     );
 }

@@ -11,7 +11,7 @@ use super::address::Address;
 use super::file::Entries;
 use super::nearest::nearest;
 use super::tags::tags;
-use super::timing::{PRESETS, Timing, parse_percent};
+use super::timing::{self, PRESETS, Timing};
 use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
 use crate::tls::TlsFiles;
 
@@ -342,6 +342,15 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
+    let postgres = parameters(entries);
+    let weak = postgres.iter().find(|(name, value)| {
+        name.eq_ignore_ascii_case("synchronous_commit") && !crate::settings::waits_for_flush(value)
+    });
+    if let Some((name, value)) = weak.filter(|_| sync != Some(SyncMode::Off)) {
+        let hint = "remove it, or write sync = \"off\"; a session that may lose its commits can set it for itself";
+        let message = format!("`{name} = {value}` would acknowledge commits that no standby has flushed");
+        entries.complain(&format!("bootstrap.postgres.{name}"), message, Some(hint));
+    }
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
@@ -349,38 +358,32 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         sync_required: required,
         pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
         database: database(entries),
-        postgres: parameters(entries),
+        postgres,
     }
 }
 
 fn timing(entries: &mut Entries) -> Timing {
     let named = word(entries, "bootstrap.timing", &PRESETS);
     let preset = word(entries, "bootstrap.timing.preset", &PRESETS).or(named);
-    let mut timing = preset.and_then(Timing::preset).unwrap_or_default();
-    let ms = |text: &str| {
-        let ms = units::parse_duration(text)?.as_millis();
-        u32::try_from(ms).map_err(|_| "the duration is too long".to_owned())
-    };
-    let mut at = "bootstrap.timing";
-    let fields = [
-        ("bootstrap.timing.renewal", &mut timing.renewal_ms),
-        ("bootstrap.timing.suspicion", &mut timing.suspicion_ms),
-        ("bootstrap.timing.lease", &mut timing.lease_ms),
-        ("bootstrap.timing.guard", &mut timing.guard_ms),
-    ];
-    for (key, field) in fields {
-        if let Some(value) = entries.parsed(key, ms) {
-            *field = value;
+    let mut timing = preset.and_then(timing::preset).unwrap_or_default();
+    let mut at = "bootstrap.timing".to_owned();
+    for name in timing::SINGLE {
+        let key = format!("bootstrap.timing.{name}");
+        let set = |text: &str| {
+            let mut changed = timing;
+            timing::set_single(&mut changed, name, text).map(|()| changed)
+        };
+        if let Some(changed) = entries.parsed(&key, set) {
+            timing = changed;
             at = key;
         }
     }
-    if let Some(drift) = entries.parsed("bootstrap.timing.drift", parse_percent) {
-        timing.drift_permille = drift;
-        at = "bootstrap.timing.drift";
-    }
-    for contradiction in timing.contradictions() {
-        let hint = "`timing = \"default\"`, \"fast\" and \"calm\" are sets that fit together";
-        entries.complain(at, format!("the timings contradict each other: {contradiction}"), Some(hint));
+    for contradiction in timing::contradictions(&timing) {
+        entries.complain(
+            &at,
+            format!("the timings contradict each other: {contradiction}"),
+            Some(timing::HINT),
+        );
     }
     timing
 }

@@ -281,6 +281,15 @@ fn how_commits_wait_is_as_set_or_left_to_the_founding_members() {
         error: rhone.toml:9: `bootstrap.sync-required` means nothing with sync = "off"
         hint: remove it, or write sync = "quorum""#]],
     );
+    with(
+        "bootstrap.postgres",
+        "synchronous_commit = \"local\"",
+        expect![[r#"
+        error: rhone.toml:8: `synchronous_commit = local` would acknowledge commits that no standby has flushed
+        hint: remove it, or write sync = "off"; a session that may lose its commits can set it for itself"#]],
+    );
+    let off = format!("{SOUND}[bootstrap]\nsync = \"off\"\n[bootstrap.postgres]\nsynchronous_commit = \"off\"\n");
+    assert!(load(&off, &[]).is_ok(), "it is asked for");
 }
 
 #[test]

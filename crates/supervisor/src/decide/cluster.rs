@@ -171,7 +171,7 @@ fn granted(view: &ClusterView<'_>, now: Moment) -> ClusterDecision {
         }
     }
     // A whole lease even where evidence would do: the Grant has to reach its owner's disk first.
-    let lease_ms = view.state.settings.timing.aged_ns() / 1_000_000;
+    let lease_ms = view.state.ageing().aged_ns() / 1_000_000;
     match silence(view, now, lease_ms) {
         Silence::Majority { silent_ms } => prepare(PrepareReason::OwnerSilent { silent_ms }),
         Silence::Some(_) | Silence::None
@@ -222,7 +222,7 @@ fn established(view: &ClusterView<'_>, now: Moment) -> ClusterDecision {
             calm = Wait::NobodyToTakeOver;
         }
     }
-    let timing = view.state.settings.timing;
+    let timing = view.state.ageing();
     let limit_ms =
         if any_async(view) { timing.aged_ns() / 1_000_000 } else { u64::from(timing.suspicion_ms) };
     match silence(view, now, limit_ms) {
@@ -232,10 +232,24 @@ fn established(view: &ClusterView<'_>, now: Moment) -> ClusterDecision {
         }
         Silence::Some(voters) => policy_or(view, now, Wait::SomeSilence { voters }),
         Silence::None => match policy_or(view, now, calm) {
-            ClusterDecision::Wait(calm) => unrecorded(view, now).unwrap_or(ClusterDecision::Wait(calm)),
+            ClusterDecision::Wait(calm) => settled_timing(view, now)
+                .or_else(|| unrecorded(view, now))
+                .unwrap_or(ClusterDecision::Wait(calm)),
             more @ (ClusterDecision::Propose(_) | ClusterDecision::Revoke { .. }) => more,
         },
     }
+}
+
+/// A change of the timings is over once the owner's lease lasts by the shorter ones. No voter has to say that it
+/// ages by the longer ones: it vouches only for an epoch that it has applied, and the change comes before that
+/// (decision 0036).
+fn settled_timing(view: &ClusterView<'_>, now: Moment) -> Option<ClusterDecision> {
+    let grant = view.state.current_grant()?;
+    let (epoch, version) = (grant.epoch, view.state.timing_change.version);
+    view.state.timing_change.before?;
+    let owner = report_of(view, now, grant.owner)?;
+    let counts = owner.counts_by.is_some_and(|(of, by)| of == epoch && by >= version);
+    counts.then_some(ClusterDecision::Propose(ClusterCommand::SettleTiming { epoch, version }))
 }
 
 /// What a former primary held when it came back completes the history of losses.
@@ -282,7 +296,7 @@ enum Silence {
 /// Voters count from the last renewal of whoever owned before, so silence is held against an owner
 /// only from its own Grant on.
 fn silence(view: &ClusterView<'_>, now: Moment, limit_ms: u64) -> Silence {
-    let renewal_ms = u64::from(view.state.settings.timing.renewal_ms);
+    let renewal_ms = u64::from(view.state.ageing().renewal_ms);
     let granted_ms = view.granted_since.map_or(0, |since| now.millis_since(since));
     let silent_for = |voter: &NodeId| {
         view.reports

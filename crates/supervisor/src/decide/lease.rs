@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::observer::{LogCause, LogHeld};
 use rhone_consensus::settings::Timing;
+use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::Lsn;
 
 use crate::view::{Heard, Moment, VoterReport};
@@ -40,6 +41,7 @@ pub struct Voter {
     log_prepare: Epoch,
     applied_epoch: Epoch,
     membership: LogIndex,
+    log_timing: Option<(LogIndex, Timing)>,
     started: Moment,
     /// The last renewal, or what counts as one.
     last: Moment,
@@ -54,6 +56,7 @@ impl Voter {
             log_prepare: Epoch(0),
             applied_epoch: Epoch(0),
             membership: LogIndex(0),
+            log_timing: None,
             started: now,
             last: now,
             heard: None,
@@ -76,7 +79,13 @@ impl Voter {
         self.started.0.saturating_add(timing.aged_ns()).saturating_sub(now.0)
     }
 
-    /// Takes note of the applied state.
+    /// Returns the newest entry of the log that sets the timings, and what is safe under all such.
+    pub fn log_timing(&self) -> Option<(LogIndex, Timing)> {
+        self.log_timing
+    }
+
+    /// Takes note of the applied state: its epoch, and the timings that voters age by
+    /// ([`ClusterState::ageing`](rhone_consensus::state::ClusterState::ageing)).
     pub fn applied(&mut self, epoch: Epoch, timing: Timing) {
         self.applied_epoch = self.applied_epoch.max(epoch);
         self.timing = Some(timing);
@@ -86,6 +95,7 @@ impl Voter {
     pub fn log_changed(&mut self, now: Moment, held: LogHeld, cause: LogCause) {
         self.log_prepare = held.prepare;
         self.membership = held.membership;
+        self.log_timing = held.timing;
         match cause {
             // Counts as a renewal of whoever owns: this voter may not have been asked before,
             // or has lost its memory of it (decision 0003).
@@ -154,6 +164,22 @@ impl Voter {
     }
 }
 
+/// Returns what an owner counts by that has applied the log up to `applied`, and the change of the timings that
+/// it has taken over with it; none while it may have forgotten one.
+///
+/// A member that has just started has applied less than it had before, and may have told that it counts by
+/// shorter timings since: what its log holds counts until it is applied again (decision 0036).
+pub fn counted(
+    applied: LogIndex,
+    state: &ClusterState,
+    log: Option<(LogIndex, Timing)>,
+) -> (Timing, Option<LogIndex>) {
+    match log {
+        Some((newest, timing)) if newest > applied => (state.counting().or_shorter(timing), None),
+        Some(_) | None => (state.counting(), Some(state.timing_change.version)),
+    }
+}
+
 /// Returns a voter's word as far as it counts for a leader that goes by that membership.
 ///
 /// A word on the age that was given under an older membership does not: it may be older than renewals
@@ -204,5 +230,35 @@ impl Rounds {
         let majority =
             !voters.is_empty() && voters.iter().all(|set| granted.intersection(set).count() > set.len() / 2);
         majority.then(|| (*sent, Moment(sent.0.saturating_add(timing.serve_ns()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rhone_consensus::settings::Settings;
+
+    #[test]
+    fn an_owner_that_has_just_started_counts_by_the_least_that_its_log_sets() {
+        let timing = |lease_ms| Timing { lease_ms, ..Timing::default() };
+        // What was applied up to entry 20 says 1500 ms, set by entry 12.
+        let mut state = ClusterState {
+            settings: Settings { timing: timing(1500), ..Settings::default() },
+            ..ClusterState::default()
+        };
+        state.timing_change.version = LogIndex(12);
+        #[track_caller]
+        fn check(state: &ClusterState, log: Option<(u64, Timing)>, expected: (u32, Option<u64>)) {
+            let log = log.map(|(at, timing)| (LogIndex(at), timing));
+            let (timing, version) = counted(LogIndex(20), state, log);
+            assert_eq!((timing.lease_ms, version.map(|version| version.0)), expected);
+        }
+        check(&state, None, (1500, Some(12)));
+        check(&state, Some((12, timing(600))), (1500, Some(12))); // applied long ago
+        check(&state, Some((21, timing(600))), (600, None)); // not applied yet, or not again
+        check(&state, Some((21, timing(3000))), (1500, None));
+        state.timing_change.before = Some(timing(900));
+        check(&state, None, (900, Some(12)));
+        check(&state, Some((21, timing(3000))), (900, None));
     }
 }

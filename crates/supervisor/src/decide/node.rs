@@ -318,8 +318,8 @@ fn resting(view: &NodeView<'_>) -> Option<NodeDecision> {
 /// Where a new copy is asked for, the standby is stopped first: what streams holds the slot that the copy uses.
 fn toward_a_new_copy(instance: &Instance, from: NodeId) -> Option<Effect> {
     match instance {
-        Instance::Standby { .. } => Some(Effect::Stop),
-        Instance::Stopped { .. } => Some(Effect::Clone(from)),
+        // It goes on streaming until the copy is complete.
+        Instance::Standby { .. } | Instance::Stopped { .. } => Some(Effect::Clone(from)),
         Instance::Unknown
         | Instance::Absent
         | Instance::Unusable(_)
@@ -373,14 +373,16 @@ fn standby(view: &NodeView<'_>, grant: &Grant) -> NodeDecision {
         Instance::Absent => copy(Effect::Clone(clone_from), Reason::NoData),
         // A copy of this very history, whose last WAL only the source has. Where it is of another
         // one after all, Postgres itself refuses to start.
-        Instance::Stopped { position: None, .. } if view.copied && view.start_failed.is_none() => {
+        Instance::Stopped { position: None, .. }
+            if view.copied && (view.start_failed.is_none() || view.chores.unfit) =>
+        {
             NodeDecision::Act(Effect::Start(Some(upstream)), epoch, Reason::WithinHistory)
         }
         Instance::Stopped { position: None, .. } if view.copied => rewind_or_clone(Reason::RewindFailed),
         Instance::Stopped { position: None, .. } => NodeDecision::Rest(Reason::PositionUnknown),
         Instance::Stopped { position: Some(position), .. } => {
             match view.state.ledger.lineage(*position, grant.timeline) {
-                Lineage::Within if view.start_failed.is_some() && source => {
+                Lineage::Within if view.start_failed.is_some() && source && !view.chores.unfit => {
                     rewind_or_clone(Reason::RewindFailed)
                 }
                 Lineage::Within => {

@@ -106,9 +106,11 @@ fn policy(state: &ClusterState, good: BTreeSet<Replica>, old: &BTreeSet<Replica>
         SyncMode::Strict if good.len() >= required as usize => {
             PolicyKind::Quorum { required, standbys: pick(good, &BTreeSet::new()) }
         }
-        // Too few: the missing stay named, and commits wait for them or whoever comes in their place.
+        // Too few: the missing stay named, and commits wait for them or whoever comes in their place. Who was
+        // removed does not come.
         SyncMode::Strict => {
-            let all = good.union(old).copied().collect();
+            let member = |replica: &&Replica| state.members.contains_key(&replica.node);
+            let all = good.iter().chain(old.iter().filter(member)).copied().collect();
             PolicyKind::Quorum { required, standbys: pick(all, &good) }
         }
     }

@@ -69,7 +69,7 @@ impl Context {
         let state = &applied.state;
         let reports = self.shared.table.borrow();
         let own = self.shared.own.borrow();
-        let lease = Duration::from_millis(u64::from(state.settings.timing.lease_ms));
+        let lease = Duration::from_millis(u64::from(state.counting().lease_ms));
         let heard = self.shared.consensus.last_leader_contact();
         let leased = self.local.as_ref().is_some_and(|local| {
             local.lease.status().live(state.epoch, self.shared.clock.now()) && !local.frozen()

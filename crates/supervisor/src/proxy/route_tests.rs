@@ -63,6 +63,7 @@ fn report(instance: Instance) -> Report {
         left: None,
         highest_timeline: Timeline::new(1),
         lease_left_ms: None,
+        counts_by: None,
         version: None,
         note: None,
         server: crate::view::ServerFacts::default(),

@@ -12,6 +12,7 @@ use rhone_pgctl::parameters::{self, Parameter};
 
 use super::operator::{RuntimeOperator, refused};
 use crate::api::proto::v1::{ParametersRequest, PerformRequest, Work};
+use crate::decide::members::{self, TooFew};
 use crate::runtime::codec;
 use crate::runtime::found;
 use crate::runtime::local::target;
@@ -53,7 +54,7 @@ pub fn take_on(shared: &Shared, epoch: Epoch, work: Work, started_ms: u64) -> Re
         Work::Restart | Work::Reinit if leads => return Err("it is the primary".to_owned()),
         Work::Reload => {
             running.ok_or_else(not_running)?;
-            shared.asked.send_modify(|asked| asked.reload = true);
+            shared.asked.send_modify(|asked| asked.reloads = asked.reloads.saturating_add(1));
         }
         Work::Restart => {
             let running = running.ok_or_else(not_running)?;
@@ -66,6 +67,12 @@ pub fn take_on(shared: &Shared, epoch: Epoch, work: Work, started_ms: u64) -> Re
             let data = shared.hard.get().data.map(|record| record.id);
             let data = data.ok_or_else(|| "it has no data directory of this cluster".to_owned())?;
             shared.asked.send_modify(|asked| asked.reinit = Some(data));
+        }
+        Work::Keep => {
+            let given_up = shared.asked.send_if_modified(|asked| asked.reinit.take().is_some());
+            if !given_up {
+                return Err("no new copy of it was asked for".to_owned());
+            }
         }
     }
     Ok(())
@@ -132,6 +139,7 @@ impl RuntimeOperator {
                 self.may_reinit(state, member)?;
                 self.pass_on(state, member, Work::Reinit, 0).await?;
             }
+            MemberWork::Keep => self.pass_on(state, member, Work::Keep, 0).await?,
             MemberWork::Remove => {
                 self.may_lose_vote(state, member)?;
                 self.propose(ClusterCommand::Remove(member.node)).await?;
@@ -150,21 +158,10 @@ impl RuntimeOperator {
     /// A vote is taken only where a majority of those who stay is there: else nobody could agree on anything.
     fn may_lose_vote(&self, state: &ClusterState, member: &Member) -> Result<(), OperatorError> {
         let status = self.shared().consensus.status();
-        if !status.voters.contains(&member.node) {
-            return Ok(());
-        }
-        let (me, now) = (self.shared().me(), self.shared().now());
-        let table = self.shared().table.borrow();
-        let there = |node: &NodeId| {
-            *node == me || table.get(node).is_some_and(|received| now.millis_since(received.at) < THERE_MS)
-        };
-        let staying = || status.voters.iter().filter(|node| **node != member.node);
-        let (all, living) = (staying().count(), staying().filter(|node| there(node)).count());
-        if living > all / 2 || all == 0 {
-            return Ok(());
-        }
-        let away: Vec<&str> = staying()
-            .filter(|node| !there(node))
+        let answer = members::may_lose_vote(&status.voters, member.node, |node| self.is_there(node));
+        let Err(TooFew { living, all, away }) = answer else { return Ok(()) };
+        let away: Vec<&str> = away
+            .iter()
             .filter_map(|node| state.members.get(node).map(|member| member.name.as_str()))
             .collect();
         Err(OperatorError::Refused {
@@ -174,6 +171,13 @@ impl RuntimeOperator {
             ),
             hint: Some(format!("bring {} back first, or remove it before {}", away.join(", "), member.name)),
         })
+    }
+
+    /// Whether a member was heard lately.
+    pub(super) fn is_there(&self, node: NodeId) -> bool {
+        let (me, now) = (self.shared().me(), self.shared().now());
+        let table = self.shared().table.borrow();
+        node == me || table.get(&node).is_some_and(|received| now.millis_since(received.at) < THERE_MS)
     }
 
     async fn pass_on(

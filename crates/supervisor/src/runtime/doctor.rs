@@ -8,6 +8,7 @@ use std::time::Duration;
 use rhone_consensus::command::{Member, MemberKind};
 use rhone_pgctl::connection::{Session, Target};
 use rhone_pgctl::error::PgError;
+use rhone_pgctl::refused::refused_lines;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::operator::RuntimeOperator;
@@ -120,9 +121,13 @@ async fn ask_server(target: &Target) -> Result<ServerExam, PgError> {
             session.simple("list the extensions", "SELECT extname FROM pg_extension", SQL_LIMIT).await?;
         used.extend(texts(&found).into_iter().flatten());
     }
+    let version: u32 =
+        settings.get("server_version_num").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let refused = refused_lines(&session, version / 10_000, SQL_LIMIT).await.unwrap_or_default();
     let number = |text: Option<&String>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
     Ok(ServerExam {
-        version: settings.get("server_version_num").and_then(|text| text.parse().ok()).unwrap_or(0),
+        version,
+        refused,
         settings,
         collations: collations
             .into_iter()

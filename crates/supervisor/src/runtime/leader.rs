@@ -288,7 +288,8 @@ impl Leader {
             | ClusterCommand::RecordLeft { .. }
             | ClusterCommand::Schedule(_)
             | ClusterCommand::BeginScheduled { .. }
-            | ClusterCommand::DropScheduled { .. } => {}
+            | ClusterCommand::DropScheduled { .. }
+            | ClusterCommand::SettleTiming { .. } => {}
         }
         let words = command_in_words(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
@@ -626,6 +627,9 @@ fn command_in_words(command: &ClusterCommand) -> String {
             format!("hand over, as scheduled for {}", super::handover::shown(*at))
         }
         ClusterCommand::DropScheduled { why, .. } => format!("drop the scheduled switchover: {why}"),
+        ClusterCommand::SettleTiming { epoch, .. } => {
+            format!("the owner of epoch {epoch} counts by the timings that were set")
+        }
         ClusterCommand::SetPaused(true) => "pause".to_owned(),
         ClusterCommand::SetPaused(false) => "resume".to_owned(),
         ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),

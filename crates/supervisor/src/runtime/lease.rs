@@ -45,8 +45,10 @@ const IN_FLIGHT_MAX: usize = 4;
 pub struct LeaseTarget {
     /// The epoch that this member owns.
     pub epoch: Epoch,
-    /// The lease's timings.
+    /// What the lease is counted by.
     pub timing: Timing,
+    /// The change of the timings that this takes into account; none: perhaps not the newest that it knew.
+    pub timing_version: Option<LogIndex>,
     /// The voters: one set, two in a joint configuration.
     pub voters: Vec<BTreeSet<NodeId>>,
     /// The log index of that membership.
@@ -68,6 +70,8 @@ pub struct LeaseStatus {
     pub until: BootTime,
     /// When that renewal was sent.
     pub sent: BootTime,
+    /// The change of the timings by which that lasts; none: perhaps not the newest that was known.
+    pub timing_version: Option<LogIndex>,
     /// A higher epoch that a voter holds: this one is over.
     pub superseded: Option<Epoch>,
 }
@@ -372,13 +376,20 @@ impl Renewer {
         // Each notice wakes the supervisor's other thread: those that wait for a lease to become live get
         // theirs, those that show how long it lasts a few a second.
         let step = Duration::from_nanos(target.timing.serve_ns() / 4);
-        let news = !known.live(target.epoch, now) || until >= self.noticed.saturating_add(step);
+        let counts = known.timing_version != target.timing_version;
+        let news = counts || !known.live(target.epoch, now) || until >= self.noticed.saturating_add(step);
         if news {
             self.noticed = until;
         }
         self.context.tell.send_if_modified(|status| {
             let superseded = status.superseded.filter(|higher| *higher > target.epoch);
-            *status = LeaseStatus { epoch: target.epoch, until, sent, superseded };
+            *status = LeaseStatus {
+                epoch: target.epoch,
+                until,
+                sent,
+                timing_version: target.timing_version,
+                superseded,
+            };
             news
         });
     }

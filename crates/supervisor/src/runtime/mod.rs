@@ -25,6 +25,7 @@ mod operator;
 mod outlook;
 pub mod peers;
 mod publish;
+pub mod rehearse;
 pub mod report;
 pub mod secret;
 pub mod shared;

@@ -15,7 +15,7 @@ use crate::settings::{SettingsVersion, SettingsView};
 use crate::status::{
     ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, MemberRequest,
     Operator, OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply,
-    SwitchoverRequest, When,
+    SwitchoverRequest, TimingStatus, When,
 };
 
 /// How long a proposal may take.
@@ -71,6 +71,10 @@ impl RuntimeOperator {
             },
             Err(ConsensusError::NoQuorum) => Err(OperatorError::NoQuorum),
             Err(ConsensusError::Unknown) => Err(OperatorError::Unknown),
+            // It led when it was asked; nothing was proposed, so that the caller may ask who leads now.
+            Err(ConsensusError::NotLeader { .. }) => {
+                Err(self.leading().err().unwrap_or(OperatorError::NotLeader { leader: None }))
+            }
             Err(error) => Err(OperatorError::Failed(error.to_string())),
         }
     }
@@ -132,6 +136,12 @@ impl Operator for RuntimeOperator {
         let table = self.shared.table.borrow().clone();
         let (now, raft) = (self.shared.now(), self.shared.consensus.status());
         let mut details = vec![format!("epoch {}, phase {}", state.epoch, phase_name(&state.phase))];
+        let timing = super::outlook::timing_status(state);
+        let change = if timing.settled { "" } else { ", until the primary has taken the new timings over" };
+        let TimingStatus { counted_ms, aged_ms, .. } = timing;
+        details.push(format!(
+            "the primary counts by a lease of {counted_ms} ms, voters age by one of {aged_ms} ms{change}"
+        ));
         if let Some(sentence) = super::outlook::failover_would_lose(state, &table, now) {
             details.push(format!("a failover now would lose {sentence}"));
         }

@@ -8,10 +8,11 @@ use rhone_consensus::policy::{Policy, PolicyKind};
 use rhone_consensus::settings::SyncMode as Mode;
 use rhone_consensus::state::ClusterState;
 
+use crate::config::timing;
 use crate::decide::quorum;
 use crate::runtime::publish::UNREACHABLE_MS;
 use crate::runtime::shared::Table;
-use crate::status::{SyncMode, SyncStatus};
+use crate::status::{SyncMode, SyncStatus, TimingStatus};
 use crate::view::Moment;
 
 /// Returns the members whose data would count as evidence now, by their own last report.
@@ -120,6 +121,16 @@ pub(super) fn sync_status(state: &ClusterState) -> SyncStatus {
         (SyncMode::Quorum | SyncMode::Strict, required) => required,
     };
     SyncStatus { mode, required, members, settled: settled(state) }
+}
+
+/// Returns the timings in force.
+pub(super) fn timing_status(state: &ClusterState) -> TimingStatus {
+    TimingStatus {
+        preset: timing::preset_of(&state.settings.timing).map(str::to_owned),
+        counted_ms: state.counting().lease_ms,
+        aged_ms: state.ageing().lease_ms,
+        settled: state.timing_change.before.is_none(),
+    }
 }
 
 /// Whether the only policy of the epoch is one that the settings ask for.

@@ -20,7 +20,8 @@ use crate::runtime::shared::{Shared, Table};
 use crate::runtime::ticker::about;
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{
-    ClusterStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, ScheduledSwitchover, State,
+    ClusterStatus, CopyStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, ScheduledSwitchover,
+    State,
 };
 use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Pending, Received, Report};
@@ -141,6 +142,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         members,
         settings_version: (state.settings_version > 0).then_some(state.settings_version),
         scheduled_switchover: scheduled(state),
+        timing: state.is_founded().then(|| outlook::timing_status(state)),
     }
 }
 
@@ -230,6 +232,14 @@ fn member_status(
         started: received.and_then(|r| r.report.server.started_ms).map(WallTime::from_ms),
         pending: received.map(|received| pending(&received.report)).unwrap_or_default(),
         settings_version: received.map(|r| r.report.server.settings).filter(|version| *version > 0),
+        start_failure: received.and_then(|r| r.report.server.start_failure.clone()),
+        data_id: received.and_then(|r| r.report.data).map(|data| data.to_string()),
+        copying: received.and_then(|r| r.report.server.copying.clone()).map(|copy| CopyStatus {
+            bytes: copy.bytes,
+            failed: copy.failed,
+            error: copy.error,
+        }),
+        refused_lines: received.map(|r| r.report.server.refused_lines.clone()).unwrap_or_default(),
     }
 }
 

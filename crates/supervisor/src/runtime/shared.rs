@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
+use crate::decide::lease;
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::peers::Peers;
 use crate::runtime::secret::Secret;
@@ -39,10 +40,27 @@ pub struct RevokeAsk {
 pub struct Asked {
     /// To restart the server that started then, in milliseconds since 1970.
     pub restart: Option<u64>,
-    /// To write and read the configuration again.
-    pub reload: bool,
+    /// How often to write and read the configuration again.
+    pub reloads: u64,
+    /// How many of these are done: by what was begun after they were asked for.
+    pub reloaded: u64,
     /// To make that data directory anew.
     pub reinit: Option<DataId>,
+}
+
+impl Asked {
+    /// Returns whether the configuration is to be written and read again.
+    pub fn reload(&self) -> bool {
+        self.reloads > self.reloaded
+    }
+
+    /// Takes note that what was begun when so many reloads had been asked for has had the instance read its
+    /// files; says whether that was news. One that was asked for since is still due.
+    pub fn reload_done(&mut self, reloads: u64) -> bool {
+        let news = reloads > self.reloaded;
+        self.reloaded = self.reloaded.max(reloads);
+        news
+    }
 }
 
 /// What the tasks of one supervisor share. No task waits while it holds anything of it locked.
@@ -110,9 +128,17 @@ impl Shared {
         }
     }
 
-    /// Returns the timings in force.
+    /// Returns the timings that an owner goes by.
     pub fn timing(&self) -> Timing {
-        self.consensus.state().borrow().state.settings.timing
+        self.consensus.state().borrow().state.counting()
+    }
+
+    /// Returns what the owner of an epoch counts its lease by ([`lease::counted`]); nothing when a higher epoch
+    /// is applied: the timings of a state that knows it are not for this one's renewals.
+    pub fn counted(&self, epoch: Epoch) -> Option<(Timing, Option<LogIndex>)> {
+        let log = self.voter.log_timing();
+        let applied = Arc::clone(&self.consensus.state().borrow());
+        (applied.state.epoch <= epoch).then(|| lease::counted(applied.index, &applied.state, log))
     }
 
     /// Returns why a command would be refused by the state as it is now: a refusal in the log would
@@ -168,4 +194,19 @@ pub fn table_of_rows(rows: Vec<TableRow>, now: Moment) -> Table {
             (row.node, Received { at, report: row.report })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Asked;
+
+    #[test]
+    fn a_reload_that_is_asked_for_while_one_goes_on_is_done_after_it() {
+        let mut asked = Asked { reloads: 1, ..Asked::default() };
+        let begun = asked.reloads;
+        asked.reloads += 1; // while that goes on
+        assert!(asked.reload_done(begun) && asked.reload());
+        assert!(asked.reload_done(asked.reloads) && !asked.reload());
+        assert!(!asked.reload_done(1) && !asked.reload());
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rhone_consensus::host::ThisHost;
 use rhone_consensus::identity::Identity;
-use rhone_consensus::settings::{Settings, Timing};
+use rhone_consensus::settings::Settings;
 use rhone_consensus::store::hard::HardStateFile;
 use rhone_consensus::transport::AddressBook;
 use rhone_consensus::{Consensus, ConsensusError, Options, StoreAt, Timings};
@@ -282,7 +282,7 @@ async fn make_local(
 
 /// Who runs Postgres: as configured, else the data directory's owner, else `postgres`; without root
 /// always this user.
-fn postgres_user(config: &Postgres) -> anyhow::Result<OsUser> {
+pub(super) fn postgres_user(config: &Postgres) -> anyhow::Result<OsUser> {
     let me = OsUser::current();
     if me.uid != 0 {
         return Ok(me);
@@ -329,7 +329,7 @@ async fn adopt_instance(local: &Arc<Local>) -> anyhow::Result<()> {
             let promise = local.shared.hard.get().promise;
             tracing::info!(%epoch, %promise, "adopts a running primary");
             if promise <= epoch {
-                local.lease.set_target(Some(local.lease_target(epoch)));
+                local.lease.set_target(local.lease_target(epoch));
             }
         }
         PageLease::NotNeeded | PageLease::Until { .. } => tracing::info!("adopts a running instance"),
@@ -534,7 +534,7 @@ async fn flushed(local: Arc<Local>) {
     let mut connection = LocalConnection::new(local.target());
     let mut wal = WalWatch::new(&local.config.data_dir);
     let renewal = || {
-        let every = local.shared.consensus.state().borrow().state.settings.timing.renewal_ms;
+        let every = local.shared.consensus.state().borrow().state.counting().renewal_ms;
         Duration::from_millis(u64::from(every.max(10)))
     };
     loop {
@@ -579,15 +579,8 @@ pub(super) fn leave_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
 /// The first values of the replicated settings, as this member's file has them.
 fn first_settings(config: &Config) -> Settings {
     let bootstrap = &config.bootstrap;
-    let timing = &bootstrap.timing;
     Settings {
-        timing: Timing {
-            renewal_ms: timing.renewal_ms,
-            suspicion_ms: timing.suspicion_ms,
-            lease_ms: timing.lease_ms,
-            drift_permille: timing.drift_permille,
-            guard_ms: timing.guard_ms,
-        },
+        timing: bootstrap.timing,
         max_lag_on_failover: bootstrap.max_lag_on_failover,
         sync: bootstrap.sync.unwrap_or_default(),
         sync_required: bootstrap.sync_required,

@@ -76,6 +76,9 @@ impl RuntimeOperator {
             }
         };
         let restart = settings::check(before, &mut after, &catalogue, state.data_members().count())?;
+        if added && !restart.is_empty() {
+            self.would_start(state, &after).await?;
+        }
         let changes = differences(before, &after).iter().map(Into::into).collect::<Vec<_>>();
         if changes.is_empty() || request.dry_run {
             return Ok(SettingsChanged { version, changes, restart });

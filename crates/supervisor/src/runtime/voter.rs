@@ -43,7 +43,7 @@ impl VoterLease {
         moment(self.clock.now())
     }
 
-    /// Takes note of the applied state.
+    /// Takes note of the applied state: its epoch, and the timings that voters age by.
     pub fn applied(&self, epoch: Epoch, timing: Timing) {
         self.lock().applied(epoch, timing);
     }
@@ -74,6 +74,11 @@ impl VoterLease {
     /// Returns a receiver that fires when the log changed what this voter may say.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Returns the newest entry of the log that sets the timings, and what is safe under all such.
+    pub fn log_timing(&self) -> Option<(LogIndex, Timing)> {
+        self.lock().log_timing()
     }
 
     /// Returns the newest membership that the log holds, and the highest Prepare.

@@ -58,7 +58,7 @@ async fn remember_epochs(shared: &Shared) {
             let state = &applied.state;
             // Until the timings are known the voter stays in quarantine.
             if state.is_founded() {
-                shared.voter.applied(state.epoch, state.settings.timing);
+                shared.voter.applied(state.epoch, state.ageing());
             }
         }
         if states.changed().await.is_err() {
@@ -82,6 +82,7 @@ fn report(leaving: bool) -> Report {
         secured: None,
         highest_timeline: Timeline::new(0),
         lease_left_ms: None,
+        counts_by: None,
         version: None,
         left: None,
         note: None,

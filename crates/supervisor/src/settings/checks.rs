@@ -8,7 +8,7 @@ use rhone_pgctl::parameters::Parameter;
 use rhone_pgctl::settings::{NEVER_LOWER, check_parameters, default_of};
 
 use super::{POSTGRES, Refusal};
-use crate::config::nearest;
+use crate::config::{nearest, timing};
 
 /// Connections that Rhone and a person's rescue need beside the reserved ones.
 const OWN_CONNECTIONS: f64 = 7.0;
@@ -29,6 +29,12 @@ pub fn check(
         && let Some((line, why)) = after.pg_hba.iter().find_map(|line| Some((line, hba_line::trouble(line)?)))
     {
         return Err(Refusal::new(format!("the pg-hba line `{line}` {why}"), None));
+    }
+    if before.timing != after.timing
+        && let Some(contradiction) = timing::contradictions(&after.timing).first()
+    {
+        let reason = format!("the timings contradict each other: {contradiction}");
+        return Err(Refusal::new(reason, Some(timing::HINT)));
     }
     let mut restart = Vec::new();
     let names: std::collections::BTreeSet<String> =
@@ -126,16 +132,21 @@ fn together(
     weak_commits(after)
 }
 
+/// Whether a commit with this `synchronous_commit` is acknowledged only once standbys have flushed it.
+pub(crate) fn waits_for_flush(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    matches!(value.as_str(), "remote_apply" | "on" | "true" | "yes" | "1" | "t" | "y")
+}
+
 /// In a synchronous cluster a commit counts once standbys have flushed it: no default may say less.
 fn weak_commits(after: &Settings) -> Result<(), Refusal> {
     let Some(value) = after.postgres.get("synchronous_commit").filter(|_| after.sync != SyncMode::Off) else {
         return Ok(());
     };
-    let value = value.to_ascii_lowercase();
-    let flushed = matches!(value.as_str(), "remote_apply" | "on" | "true" | "yes" | "1" | "t" | "y");
-    if flushed {
+    if waits_for_flush(value) {
         return Ok(());
     }
+    let value = value.to_ascii_lowercase();
     let reason = format!(
         "postgres.synchronous_commit = {value} would acknowledge commits that no standby has flushed, and sync = {}",
         after.sync.name()

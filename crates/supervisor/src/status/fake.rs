@@ -8,7 +8,7 @@ use rhone_consensus::ids::Epoch;
 use super::{
     ClusterStatus, Event, Explanation, FenceRequest, HistoryEntry, Kind, MemberDecision, MemberStatus,
     Operator, OperatorError, Role, State, Subscription, SwitchoverReply, SwitchoverRequest, SyncMode,
-    SyncStatus,
+    SyncStatus, TimingStatus,
 };
 use crate::civil::WallTime;
 
@@ -93,6 +93,12 @@ pub(crate) fn status() -> ClusterStatus {
         warnings: vec!["only pg-2 can take over until pg-3 has rejoined".to_owned()],
         settings_version: Some(1),
         scheduled_switchover: None,
+        timing: Some(TimingStatus {
+            preset: Some("default".to_owned()),
+            counted_ms: 1500,
+            aged_ms: 1500,
+            settled: true,
+        }),
     }
 }
 
@@ -135,20 +141,23 @@ impl Operator for FakeOperator {
             member.started = Some(WallTime::from_ms(1_795_245_000_000));
         }
         for request in self.work.lock().expect("unpoisoned").iter() {
-            use super::MemberWork::{Demote, Promote, Reinit, Reload, Remove, Restart};
+            use super::MemberWork::{Demote, Keep, Promote, Reinit, Reload, Remove, Restart};
             match request.work {
                 Remove => status.members.retain(|member| member.name != request.name),
-                work @ (Demote | Promote | Reinit | Reload | Restart { .. }) => {
+                work @ (Demote | Keep | Promote | Reinit | Reload | Restart { .. }) => {
                     for member in status.members.iter_mut().filter(|member| member.name == request.name) {
                         match work {
                             Demote => member.voter = false,
                             Promote => member.voter = true,
                             Reinit | Restart { .. } => {
+                                if work == Reinit {
+                                    member.data_id = Some("000000000000002a".to_owned());
+                                }
                                 member.started = Some(WallTime::from_ms(1_795_245_100_000));
                                 member.state = State::Streaming;
                                 member.role = Role::Standby;
                             }
-                            Reload | Remove => {}
+                            Keep | Reload | Remove => {}
                         }
                     }
                 }

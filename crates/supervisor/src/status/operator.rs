@@ -128,6 +128,8 @@ pub enum MemberWork {
     },
     /// Its data directory is made anew.
     Reinit,
+    /// A new data directory that is not complete yet is given up.
+    Keep,
     /// It is removed from the cluster.
     Remove,
     /// It may vote.

@@ -852,6 +852,7 @@ impl World {
             secured: n.secured,
             highest_timeline: Timeline::new(n.timeline),
             lease_left_ms: None,
+            counts_by: None,
             version: None,
             left: None,
             note: None,

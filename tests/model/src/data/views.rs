@@ -161,6 +161,7 @@ impl<const N: usize> DataWorld<N> {
             system_id: (here.pg != Pg::Absent).then(|| SystemId::new(7)),
             highest_timeline: Timeline::new(u32::from(self.wals.pos(here.wal).0)),
             lease_left_ms: None,
+            counts_by: None,
             version: None,
             note: None,
             server: rhone::view::ServerFacts::default(),

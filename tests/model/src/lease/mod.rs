@@ -16,12 +16,12 @@ mod setup;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rhone::decide::lease::{Rounds, Voter, counted_by};
+use rhone::decide::lease::{Rounds, Voter, counted, counted_by};
 use rhone::decide::{self, ClusterDecision};
 use rhone::guardian;
 use rhone::runtime::clock::BootTime;
 use rhone::view::{ClusterView, Heard, Instance, Moment, Received, Report, Revoked, VoterReport};
-use rhone_consensus::command::{ClusterCommand, Grant, Member, MemberKind, PrepareReason, WallTime};
+use rhone_consensus::command::{ClusterCommand, Grant, Member, MemberKind, Outcome, PrepareReason, WallTime};
 use rhone_consensus::ids::{DataId, Incarnation, LogIndex, NodeId};
 use rhone_consensus::observer::{LogCause, LogHeld};
 use rhone_consensus::policy::PolicyKind;
@@ -40,16 +40,17 @@ use crate::search::{Broken, Memo, World};
 pub struct LeaseWorld {
     setup: Setup,
     mutant: Mutant,
-    timing: Timing,
+    timings: [Timing; 2],
     /// The real decision, for each set of vouchers and each configuration.
     grants: Memo<([u8; VOTERS], u8), bool>,
     /// The real count, for each age, set of answers and configuration.
-    counts: Memo<(u8, u8, u8), bool>,
+    counts: Memo<(u8, u8, u8, u8), bool>,
     /// What the real voter does, for each memory and log that it can have.
     renewals: Memo<(usize, VoterState, u8), (bool, VoterState)>,
     changes: Memo<(usize, VoterState, u8), VoterState>,
     vouchers: Memo<(usize, VoterState), bool>,
-    state: ClusterState,
+    /// The replicated state after each entry of the log.
+    states: Vec<ClusterState>,
     /// How many Grants were reached, so that an empty search is noticed.
     pub grants_seen: usize,
 }
@@ -69,20 +70,20 @@ fn set(mask: u8) -> BTreeSet<NodeId> {
 impl LeaseWorld {
     /// Makes a world with one rule left out, or none.
     pub fn new(setup: Setup, mutant: Mutant) -> Self {
-        let mut timing = TIMING;
+        let mut timings = setup.timings;
         if mutant == Mutant::NoDrift {
-            timing.drift_permille = 0;
+            timings.iter_mut().for_each(|timing| timing.drift_permille = 0);
         }
         Self {
             setup,
             mutant,
-            timing,
+            timings,
             grants: Memo::default(),
             counts: Memo::default(),
             renewals: Memo::default(),
             changes: Memo::default(),
             vouchers: Memo::default(),
-            state: prepared(&setup),
+            states: history(&setup, timings),
             grants_seen: 0,
         }
     }
@@ -98,7 +99,7 @@ impl LeaseWorld {
 
     /// Returns the age from which on nothing depends on it.
     fn clamp(&self, host: usize) -> u8 {
-        let aged = self.timing.aged_ns() / UNIT;
+        let aged = self.timings.iter().map(Timing::aged_ns).max().unwrap_or(0) / UNIT;
         u8::try_from(aged.div_ceil(self.rate(host)) + 1).unwrap_or(NEVER - 1)
     }
 
@@ -106,15 +107,45 @@ impl LeaseWorld {
     fn voter(&self, at: usize, v: &VoterState) -> Voter {
         let mut voter = Voter::new(self.moment(at, v.started));
         voter.log_changed(self.moment(at, v.last), self.held(v), LogCause::Start);
-        let epoch = if v.applied { self.setup.epoch() } else { OWNED };
-        voter.applied(epoch, self.timing);
+        if v.applied {
+            let state = &self.states[usize::from(self.setup.prepare_at())];
+            let ageing = if self.mutant == Mutant::AgesByShorter { state.counting() } else { state.ageing() };
+            voter.applied(self.setup.epoch(), ageing);
+        } else {
+            // It may have applied anything before: the shortest quarantine lets it renew most.
+            let all = self.states.iter().map(ClusterState::ageing);
+            voter.applied(OWNED, all.min_by_key(Timing::aged_ns).unwrap_or(TIMING));
+        }
         voter
+    }
+
+    /// Returns what the owner counts by, and whether it says that this is safe under both timings: the real rule.
+    fn counting(&self, owner_have: u8, log: u8) -> (Timing, bool) {
+        // One that has applied the Prepare renews no more.
+        let applied = owner_have.min(self.setup.prepare_at() - 1);
+        let state = &self.states[usize::from(applied)];
+        let set = self.setup.timing_at();
+        let held = set.filter(|at| *at < log && self.mutant != Mutant::LogIgnored);
+        let held = held.map(|at| (Setup::index(at + 1), self.timings[1]));
+        let (timing, version) = counted(Setup::index(applied), state, held);
+        let told = version.is_some() && version == set.map(|at| Setup::index(at + 1));
+        match self.mutant {
+            Mutant::CountsByLonger => (state.ageing(), told),
+            Mutant::CountsUncommitted => (Timing { lease_ms: 12, ..timing }, told),
+            Mutant::NoGuard => (Timing { guard_ms: 0, ..timing }, told),
+            _ => (timing, told),
+        }
+    }
+
+    /// Returns what the owner counts by now.
+    fn owner_timing(&self, state: &State) -> Timing {
+        self.counting(state.owner_have, state.voters[0].have).0
     }
 
     fn held(&self, v: &VoterState) -> LogHeld {
         let prepare = v.tail || v.have >= self.setup.prepare_at();
         let prepare = if prepare { self.setup.epoch() } else { OWNED };
-        LogHeld { prepare, membership: self.setup.membership(v.have) }
+        LogHeld { prepare, membership: self.setup.membership(v.have), timing: None }
     }
 
     /// Takes the real voter's memory back into the state.
@@ -176,8 +207,10 @@ impl LeaseWorld {
     }
 
     /// Returns whether the answers make a majority, by the owner's real count.
-    fn counts(&mut self, round: Round, owner_have: u8) -> bool {
-        let key = (round.age, round.granted, owner_have);
+    fn counts(&mut self, round: Round, state: &State) -> bool {
+        let owner_have = state.owner_have;
+        let timing = self.owner_timing(state);
+        let key = (round.age, round.granted, owner_have, state.voters[0].have);
         if let Some(known) = self.counts.get(&key) {
             return *known;
         }
@@ -191,32 +224,31 @@ impl LeaseWorld {
         rounds.begin(1, self.moment(0, round.age));
         let mut counted = None;
         for voter in set(round.granted) {
-            counted = rounds.granted(1, voter, &voters, self.serve_timing());
+            counted = rounds.granted(1, voter, &voters, timing);
         }
         if let Some((sent, until)) = counted {
             assert_eq!(sent, self.moment(0, round.age), "the count starts when the renewal was sent");
-            assert_eq!(
-                until.0 - sent.0,
-                self.serve_timing().serve_ns(),
-                "and lasts as long as the timing says"
-            );
+            assert_eq!(until.0 - sent.0, timing.serve_ns(), "and lasts as long as the timing says");
         }
         self.counts.insert(key, counted.is_some());
         counted.is_some()
     }
 
-    fn serve_timing(&self) -> Timing {
-        let guard_ms = if self.mutant == Mutant::NoGuard { 0 } else { self.timing.guard_ms };
-        Timing { guard_ms, ..self.timing }
+    /// Returns what the present lease lasts by.
+    fn lease_timing(&self, state: &State) -> Timing {
+        match self.mutant {
+            Mutant::NoGuard | Mutant::CountsUncommitted => self.owner_timing(state),
+            _ => self.timings[usize::from(state.lease_new)],
+        }
     }
 
     /// Returns the guardian's page: the lease by the renewal sent so many ticks ago.
-    fn page(&self, lease: u8) -> guardian::Lease {
+    fn page(&self, lease: u8, timing: Timing) -> guardian::Lease {
         if lease == NEVER {
             return guardian::Lease::EXPIRED;
         }
         let sent = self.moment(0, lease).0;
-        let deadline = BootTime::from_nanos(sent + self.serve_timing().serve_ns());
+        let deadline = BootTime::from_nanos(sent + timing.serve_ns());
         guardian::Lease::Until { deadline, sent: BootTime::from_nanos(sent), epoch: OWNED.0 }
     }
 
@@ -226,7 +258,10 @@ impl LeaseWorld {
         let sent = if self.mutant == Mutant::CountsFromAnswer { 0 } else { round.age };
         // Only a later renewal prolongs (`Renewer::hear`).
         if state.lease == NEVER || sent < state.lease {
+            let (timing, told) = self.counting(state.owner_have, state.voters[0].have);
             state.lease = sent;
+            state.lease_new = timing.lease_ms == self.timings[1].lease_ms && self.setup.timing_at().is_some();
+            state.told |= told;
         }
         if self.mutant == Mutant::ThawsByOldRenewal && matches!(state.instance, Instance_::Frozen(_)) {
             state.instance = Instance_::Runs;
@@ -247,7 +282,7 @@ impl LeaseWorld {
         if !self.answers_matter() {
             for at in 0..ROUNDS {
                 let round = state.rounds[at];
-                if round.age != NEVER && self.counts(round, state.owner_have) {
+                if round.age != NEVER && self.counts(round, state) {
                     self.answer(state, at);
                 }
             }
@@ -255,7 +290,8 @@ impl LeaseWorld {
         state.rounds.sort_unstable_by_key(|round| (round.age, round.granted));
         if let Instance_::Frozen(age) = state.instance {
             let at = BootTime::from_nanos(self.moment(0, age).0);
-            if self.page(state.lease).thaws(at, Some(OWNED.0), BootTime::from_nanos(NOW * UNIT)) {
+            let page = self.page(state.lease, self.lease_timing(state));
+            if page.thaws(at, Some(OWNED.0), BootTime::from_nanos(NOW * UNIT)) {
                 state.instance = Instance_::Runs;
             }
         }
@@ -328,6 +364,7 @@ impl LeaseWorld {
                 left: None,
                 highest_timeline: Timeline::new(2),
                 lease_left_ms: None,
+                counts_by: None,
                 version: None,
                 note: None,
                 server: rhone::view::ServerFacts::default(),
@@ -345,7 +382,7 @@ impl LeaseWorld {
         let revoked =
             (1..self.setup.voters()).map(|voter| (node(voter), (Moment(0), answer.clone()))).collect();
         let view = ClusterView {
-            state: &self.state,
+            state: self.states.last().expect("a log"),
             voters: &voters,
             reports: &reports,
             revoked: &revoked,
@@ -365,11 +402,12 @@ impl LeaseWorld {
             voter.started = older(voter.started, self.clamp(at));
         }
         let owner = self.clamp(0);
+        let timing = self.owner_timing(state);
         for round in &mut next.rounds {
             round.age = older(round.age, owner);
             // What is over can only make a voter count as younger.
-            let over =
-                self.page(round.age).expired(BootTime::from_nanos(NOW * UNIT)) && !self.answers_matter();
+            let over = self.page(round.age, timing).expired(BootTime::from_nanos(NOW * UNIT))
+                && !self.answers_matter();
             if round.age != NEVER && (over || round.age >= owner) {
                 *round = UNUSED;
             }
@@ -379,10 +417,10 @@ impl LeaseWorld {
             *age = older(*age, owner);
         }
         if let (Instance_::Runs, guardian::Lease::Until { deadline, .. }) =
-            (next.instance, self.page(next.lease))
+            (next.instance, self.page(next.lease, self.lease_timing(&next)))
         {
             // The guardian freezes as late as it may: it has frozen before the guard is over.
-            let latest = deadline.as_nanos() + u64::from(self.timing.guard_ms) * UNIT;
+            let latest = deadline.as_nanos() + u64::from(TIMING.guard_ms) * UNIT;
             if NOW * UNIT >= latest {
                 next.instance = Instance_::Frozen(0);
             }
@@ -414,23 +452,33 @@ impl LeaseWorld {
                     }
                 }
             }
-            if self.answers_matter() && self.counts(here, state.owner_have) {
+            if self.answers_matter() && self.counts(here, state) {
                 let mut next = *state;
                 self.answer(&mut next, round);
                 out.push((Step::Answer(round), next));
             }
         }
-        if state.owner_have < state.voters[0].have {
+        let mut known = state.voters[0].have;
+        if self.setup.timing_at().is_some() {
+            // It counts by the voters in its log, and by the timings that it has applied, one entry after the other.
+            known = known.min(state.owner_have + 1);
+            if !self.committed(state, known) {
+                known = state.owner_have;
+            }
+        }
+        if state.owner_have < known {
             // Another set of voters: what was granted does not add up (`Renewer::run`).
             let rounds = [UNUSED; ROUNDS];
-            out.push((Step::Notice, State { owner_have: state.voters[0].have, rounds, ..*state }));
+            out.push((Step::Notice, State { owner_have: known, rounds, ..*state }));
         }
     }
 
     fn log_steps(&mut self, state: &State, out: &mut Vec<(Step, State)>) {
         let all = u8::try_from(self.setup.log.len()).unwrap_or(u8::MAX);
         let leader = self.setup.leader;
-        if state.written < all && self.committed(state, state.written) {
+        let settles = self.setup.log.get(usize::from(state.written)) == Some(&Entry::Settle);
+        let may = !settles || state.told || self.mutant == Mutant::SettledUnasked;
+        if state.written < all && may && self.committed(state, state.written) {
             let mut next = *state;
             next.written += 1;
             self.append(&mut next, leader);
@@ -465,7 +513,7 @@ impl LeaseWorld {
         state.voters[voter].have += 1;
         let cause = match entry {
             Entry::Joint | Entry::New => LogCause::MembershipAppend,
-            Entry::Prepare => LogCause::Append,
+            Entry::Prepare | Entry::Timing | Entry::Settle => LogCause::Append,
         };
         self.change_log(state, voter, cause);
     }
@@ -504,8 +552,9 @@ impl LeaseWorld {
     }
 }
 
-/// Returns the replicated state, by real commands: the owner is established, and the next epoch is prepared.
-fn prepared(setup: &Setup) -> ClusterState {
+/// Returns the replicated state after each entry of the log, by real commands; before them the owner is
+/// established.
+fn history(setup: &Setup, timings: [Timing; 2]) -> Vec<ClusterState> {
     let members = (0..setup.voters()).map(|voter| Member {
         node: node(voter),
         name: format!("n{}", voter + 1),
@@ -517,7 +566,7 @@ fn prepared(setup: &Setup) -> ClusterState {
         priority: 1,
         tags: rhone_consensus::tags::Tags::default(),
     });
-    let settings = Settings { timing: TIMING, ..Settings::default() };
+    let settings = Settings { timing: timings[0], ..Settings::default() };
     let found = ClusterCommand::Found {
         cluster: "main".to_owned(),
         founder: node(0),
@@ -543,8 +592,27 @@ fn prepared(setup: &Setup) -> ClusterState {
     state.apply(LogIndex(OWNED.0), &prepare());
     state.apply(LogIndex(4), &ClusterCommand::Grant(grant));
     state.apply(LogIndex(5), &established);
-    state.apply(LogIndex(setup.epoch().0), &prepare());
-    state
+    let mut states = vec![state];
+    for (at, entry) in (1..).zip(setup.log) {
+        let mut state = states.last().expect("the first").clone();
+        let index = Setup::index(at);
+        let outcome = match entry {
+            Entry::Joint | Entry::New => Outcome::Done,
+            Entry::Prepare => state.apply(index, &prepare()),
+            Entry::Settle => {
+                let version = state.timing_change.version;
+                state.apply(index, &ClusterCommand::SettleTiming { epoch: OWNED, version })
+            }
+            Entry::Timing => {
+                let settings = Box::new(Settings { timing: timings[1], ..state.settings.clone() });
+                let (by, at) = (String::new(), WallTime(0));
+                state.apply(index, &ClusterCommand::ChangeSettings { expected: 1, settings, by, at })
+            }
+        };
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{entry:?}: {outcome:?}");
+        states.push(state);
+    }
+    states
 }
 
 impl World for LeaseWorld {
@@ -561,6 +629,8 @@ impl World for LeaseWorld {
             voters,
             rounds: [UNUSED; ROUNDS],
             lease: NEVER,
+            lease_new: false,
+            told: false,
             instance: Instance_::Frozen(self.clamp(0)),
             owner_have: 0,
             written: 0,
@@ -578,6 +648,11 @@ impl World for LeaseWorld {
         if state.restarts > 0 {
             for voter in 0..self.setup.voters() {
                 out.push((Step::Restart(voter), self.restart(state, voter)));
+            }
+            if self.setup.timing_at().is_some() {
+                // The owner's supervisor has applied nothing yet of what its log holds.
+                let next = self.restart(state, 0);
+                out.push((Step::Forget, State { owner_have: 0, rounds: [UNUSED; ROUNDS], ..next }));
             }
         }
         for (_, next) in out {

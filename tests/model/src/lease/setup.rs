@@ -37,6 +37,9 @@ pub(super) const MEMBERSHIP: LogIndex = LogIndex(1);
 pub(super) const TIMING: Timing =
     Timing { renewal_ms: 1, suspicion_ms: 2, lease_ms: 6, drift_permille: 500, guard_ms: 1 };
 
+/// A shorter lease: serves for 1, ages for 6.
+pub(super) const SHORT: Timing = Timing { lease_ms: 4, ..TIMING };
+
 /// A rule that is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutant {
@@ -76,11 +79,21 @@ pub enum Mutant {
     VouchesUnderOld,
     /// What is frozen is thawed by an answer to a renewal whose time is over.
     ThawsByOldRenewal,
+    /// While the timings are changed the owner counts by the longer lease.
+    CountsByLonger,
+    /// While the timings are changed a voter ages by the shorter lease.
+    AgesByShorter,
+    /// A change of the timings is over without the owner's word.
+    SettledUnasked,
+    /// An owner's supervisor that has just started counts by what it has applied, whatever its log holds.
+    LogIgnored,
+    /// The owner counts by a longer lease that was written and never committed.
+    CountsUncommitted,
 }
 
 impl Mutant {
     /// Every rule that can be left out.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::NoQuarantine,
         Self::RenewsAfterPrepare,
         Self::PrepareLost,
@@ -98,6 +111,11 @@ impl Mutant {
         Self::JointAgedByNew,
         Self::VouchesUnderOld,
         Self::ThawsByOldRenewal,
+        Self::CountsByLonger,
+        Self::AgesByShorter,
+        Self::SettledUnasked,
+        Self::LogIgnored,
+        Self::CountsUncommitted,
     ];
 
     /// Returns the smallest world that shows it.
@@ -106,6 +124,8 @@ impl Mutant {
             Self::MembershipIgnored | Self::AppendIsNoRenewal | Self::JointRenewedByOld => Setup::CHANGE,
             Self::JointAgedByNew => Setup::JOINT,
             Self::VouchesUnderOld => Setup::LATE,
+            Self::CountsByLonger | Self::SettledUnasked | Self::LogIgnored => Setup::SHORTER,
+            Self::AgesByShorter => Setup::SHORTER_JOINT,
             Self::VouchesUncommitted => Setup { tails: 1, restarts: 0, ..Setup::SLOW_OWNER },
             _ => Setup::SLOW_OWNER,
         }
@@ -119,8 +139,18 @@ pub enum Entry {
     Joint,
     /// The new set alone.
     New,
+    /// Other timings.
+    Timing,
+    /// The end of the old ones.
+    Settle,
     /// The Prepare of the next epoch.
     Prepare,
+}
+
+impl Entry {
+    fn names_voters(&self) -> bool {
+        matches!(self, Self::Joint | Self::New)
+    }
 }
 
 /// What a world is made of.
@@ -144,6 +174,8 @@ pub struct Setup {
     pub tails: u8,
     /// How many renewals may be under way at once, at most two.
     pub rounds: usize,
+    /// The timings to begin with, and those that are set.
+    pub timings: [Timing; 2],
 }
 
 impl Setup {
@@ -158,6 +190,7 @@ impl Setup {
         restarts: 1,
         tails: 1,
         rounds: 2,
+        timings: [TIMING; 2],
     };
     /// Clocks of every rate.
     pub const MIXED: Self = Self { name: "3 voters, mixed clocks", rates: &[2, 1, 3], ..Self::SLOW_OWNER };
@@ -172,6 +205,7 @@ impl Setup {
         restarts: 0,
         tails: 0,
         rounds: 1,
+        timings: [TIMING; 2],
     };
     /// The Prepare comes while both sets count.
     pub const JOINT: Self =
@@ -182,8 +216,41 @@ impl Setup {
         log: &[Entry::Prepare, Entry::Joint, Entry::New],
         ..Self::CHANGE
     };
+    /// The lease becomes shorter, then the primary is to be followed.
+    pub const SHORTER: Self = Self {
+        name: "shorter timings, then Prepare",
+        log: &[Entry::Timing, Entry::Settle, Entry::Prepare],
+        tails: 0,
+        rounds: 1,
+        timings: [TIMING, SHORT],
+        ..Self::SLOW_OWNER
+    };
+    /// The Prepare comes while the old timings hold too.
+    pub const SHORTER_JOINT: Self = Self {
+        name: "Prepare while timings shorten",
+        log: &[Entry::Timing, Entry::Prepare],
+        ..Self::SHORTER
+    };
+    /// The lease becomes longer, then the primary is to be followed.
+    pub const LONGER: Self =
+        Self { name: "longer timings, then Prepare", timings: [SHORT, TIMING], ..Self::SHORTER };
+    /// The same, with the Prepare in between.
+    pub const LONGER_JOINT: Self =
+        Self { name: "Prepare while timings lengthen", timings: [SHORT, TIMING], ..Self::SHORTER_JOINT };
+    /// The worlds in which the timings change.
+    pub const TIMINGS: [Self; 4] = [Self::SHORTER, Self::SHORTER_JOINT, Self::LONGER, Self::LONGER_JOINT];
     /// Every world of `make test`.
-    pub const ALL: [Self; 5] = [Self::SLOW_OWNER, Self::MIXED, Self::CHANGE, Self::JOINT, Self::LATE];
+    pub const ALL: [Self; 9] = [
+        Self::SLOW_OWNER,
+        Self::MIXED,
+        Self::CHANGE,
+        Self::JOINT,
+        Self::LATE,
+        Self::SHORTER,
+        Self::SHORTER_JOINT,
+        Self::LONGER,
+        Self::LONGER_JOINT,
+    ];
 
     pub(super) fn voters(&self) -> usize {
         self.rates.len()
@@ -191,11 +258,11 @@ impl Setup {
 
     /// Returns the sets that count where so many entries are in the log.
     pub(super) fn configs(&self, have: u8) -> &'static [Which] {
-        let last = self.log.iter().take(usize::from(have)).rfind(|entry| **entry != Entry::Prepare);
+        let last = self.log.iter().take(usize::from(have)).rfind(|entry| entry.names_voters());
         match last {
             None => &[Which::Old],
             Some(Entry::Joint) => &[Which::Old, Which::New],
-            Some(Entry::New | Entry::Prepare) => &[Which::New],
+            Some(Entry::New | Entry::Prepare | Entry::Timing | Entry::Settle) => &[Which::New],
         }
     }
 
@@ -207,14 +274,14 @@ impl Setup {
     }
 
     pub(super) fn membership(&self, have: u8) -> LogIndex {
-        let at = self.log.iter().take(usize::from(have)).rposition(|entry| *entry != Entry::Prepare);
+        let at = self.log.iter().take(usize::from(have)).rposition(Entry::names_voters);
         at.map_or(MEMBERSHIP, |at| LogIndex(FIRST + at as u64))
     }
 
     /// Returns how many changes of the membership so many entries hold.
     pub(super) fn changes(&self, have: u8) -> u8 {
         let entries = self.log.iter().take(usize::from(have));
-        u8::try_from(entries.filter(|entry| **entry != Entry::Prepare).count()).unwrap_or(u8::MAX)
+        u8::try_from(entries.filter(|entry| entry.names_voters()).count()).unwrap_or(u8::MAX)
     }
 
     /// Returns the membership under which a voter vouched, as [`State::vouched`] has it.
@@ -228,6 +295,16 @@ impl Setup {
     pub(super) fn prepare_at(&self) -> u8 {
         let at = self.log.iter().position(|entry| *entry == Entry::Prepare).unwrap_or(0);
         u8::try_from(at + 1).unwrap_or(u8::MAX)
+    }
+
+    /// Returns where the log changes the timings.
+    pub(super) fn timing_at(&self) -> Option<u8> {
+        self.log.iter().position(|entry| *entry == Entry::Timing).and_then(|at| u8::try_from(at).ok())
+    }
+
+    /// Returns the index of the last of so many entries.
+    pub(super) fn index(have: u8) -> LogIndex {
+        LogIndex(FIRST + u64::from(have) - 1)
     }
 
     /// Returns the epoch that the Prepare opens.
@@ -290,6 +367,10 @@ pub struct State {
     /// Ticks since the renewal was sent that the guardian's page counts by, and when its answer came
     /// (for the mutant that counts by it).
     pub(super) lease: u8,
+    /// Whether that lease lasts by the new timings.
+    pub(super) lease_new: bool,
+    /// Whether the owner has told the leader that its lease lasts by what is safe under both timings.
+    pub(super) told: bool,
     pub(super) instance: Instance_,
     /// How many entries the owner's node knows of: what it counts by.
     pub(super) owner_have: u8,
@@ -326,6 +407,8 @@ pub enum Step {
     Truncate(usize),
     /// A voter restarts.
     Restart(usize),
+    /// The owner's supervisor restarts, and has applied nothing yet.
+    Forget,
 }
 
 impl fmt::Display for Step {
@@ -341,6 +424,7 @@ impl fmt::Display for Step {
             Self::Tail(voter) => write!(f, "voter {voter} holds a deposed leader's Prepare"),
             Self::Truncate(voter) => write!(f, "voter {voter} removes it"),
             Self::Restart(voter) => write!(f, "voter {voter} restarts"),
+            Self::Forget => f.write_str("the owner's supervisor restarts, and has applied nothing yet"),
         }
     }
 }

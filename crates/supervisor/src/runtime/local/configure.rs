@@ -4,7 +4,7 @@ use rhone_pgctl::probe::Probe;
 use rhone_pgctl::settings::{MANAGED_FILE, value_in};
 
 use super::Local;
-use crate::view::{Pending, ServerFacts};
+use crate::view::{Copying, Pending, ServerFacts};
 
 impl Local {
     /// Returns the version of the settings as they are here now: to be asked for before they are read.
@@ -33,11 +33,20 @@ impl Local {
 
     /// Returns what the running server says of itself.
     pub fn server_facts(&self) -> ServerFacts {
+        let asked = self.shared.asked.borrow().reinit;
+        let copying = asked.is_some() && asked == self.shared.hard.get().data.map(|record| record.id);
         let facts = self.facts();
         ServerFacts {
             started_ms: facts.probe.as_ref().filter(|_| facts.ready).map(started_ms),
             settings: facts.configured.unwrap_or(0),
             pending: if facts.ready { facts.pending.clone() } else { Vec::new() },
+            start_failure: facts.start_failure.clone(),
+            copying: copying.then(|| Copying {
+                bytes: facts.clone_bytes >> 20 << 20,
+                failed: facts.copies_failed.0,
+                error: facts.copies_failed.1.clone(),
+            }),
+            refused_lines: if facts.ready { facts.refused_lines.clone() } else { Vec::new() },
         }
     }
 }

@@ -84,9 +84,14 @@ impl Local {
         let member = self.member(node)?;
         let source = CloneSource {
             conninfo: self.conninfo(&member, REPLICATOR)?,
-            slot: Some(slot_name(&self.shared.config.node.name)),
+            // A standby that goes on streaming meanwhile has its slot in use.
+            slot: (!self.has_instance()).then(|| slot_name(&self.shared.config.node.name)),
         };
-        self.facts().clone_bytes = 0;
+        {
+            let mut facts = self.facts();
+            facts.clone_bytes = 0;
+            facts.swapping = false;
+        }
         let progress = |bytes: u64| self.facts().clone_bytes = bytes;
         let data_dir = self.data_dir().to_owned();
         let side =
@@ -97,9 +102,15 @@ impl Local {
         let floor = self.source(owner).await?;
         self.still(epoch)?;
         let record = self.new_identity(side).await?;
-        self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor), record).await?;
+        // From here on it is not given up any more. Until the promise what is here is whole.
+        self.facts().swapping = true;
         self.stop().await?;
         self.no_strays()?;
+        let unfinished = {
+            let hard = self.shared.hard.get();
+            hard.sentinel.is_some() || hard.floor.is_some()
+        };
+        self.promise(epoch, SentinelKind::Clone, &member.name, Some(floor), record).await?;
         self.keep_forked(epoch, node, "clone").await;
         let kept = self
             .on_files(move || {
@@ -110,6 +121,11 @@ impl Local {
         if let Some(kept) = kept {
             tracing::info!(path = %kept.display(), "the old data directory is kept until the clone streams");
         }
+        if unfinished {
+            // What this copy replaces was one that never came to serve.
+            let removed = clone::remove_all_but_the_oldest(self.data_dir()).await?;
+            tracing::info!(removed, "removed copies that never served");
+        }
         self.finished_copying().await?;
         let mut facts = self.facts();
         facts.old_removed = false;
@@ -117,7 +133,29 @@ impl Local {
         facts.rewinds_failed = 0;
         facts.no_fork_seen = 0;
         facts.start_failed = None;
+        facts.swapping = false;
         Ok(())
+    }
+
+    /// Takes note of how a copy ended.
+    pub fn note_copied(&self, error: Option<String>) {
+        let mut facts = self.facts();
+        facts.swapping = false;
+        facts.copies_failed = match error {
+            Some(error) => (facts.copies_failed.0.saturating_add(1), Some(error)),
+            None => (0, None),
+        };
+    }
+
+    /// Removes what is left of a copy that was given up.
+    pub async fn discard_copy(&self) {
+        let data_dir = self.data_dir().to_owned();
+        match self.on_files(move || clone::discard_side(&data_dir)).await {
+            Ok(true) => tracing::info!("removed what had arrived of a copy that was given up"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "could not remove what had arrived of a copy"),
+        }
+        self.facts().clone_bytes = 0;
     }
 
     /// Takes the data directory back to the history of `node`'s.

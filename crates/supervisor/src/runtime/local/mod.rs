@@ -14,6 +14,7 @@ mod policy;
 mod serve;
 mod start;
 mod streams;
+mod unfit;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,12 +129,22 @@ pub struct Facts {
     pub disagreed: Option<(String, BootTime)>,
     /// How many starts failed in a row.
     pub starts_failed: u32,
+    /// Why the last start failed; none: the instance has answered since.
+    pub start_failure: Option<String>,
+    /// Whether it failed for the settings, and not for the data.
+    pub unfit: bool,
+    /// Lines of its files that the instance does not take.
+    pub refused_lines: Vec<String>,
     /// Where the WAL ended that was here when this member was found to have been replaced.
     pub left: Option<WalPosition>,
     /// Which WAL outside the accepted history is kept here, in words.
     pub kept: Option<String>,
     /// Bytes of a clone that have arrived.
     pub clone_bytes: u64,
+    /// How many copies in a row failed, and why the last one did.
+    pub copies_failed: (u32, Option<String>),
+    /// Whether a copy is complete and takes the data directory's place: there is no way back from that.
+    pub swapping: bool,
     /// What the data directory is to this member.
     pub identity: Seen,
     /// The policy that the instance's settings name.

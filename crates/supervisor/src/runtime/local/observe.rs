@@ -97,6 +97,8 @@ impl Local {
             facts.system_id = Some(probe.system_id);
             facts.start_failed = None;
             facts.starts_failed = 0;
+            facts.start_failure = None;
+            facts.unfit = false;
             facts.stopped = None;
             facts.unreadable = None;
             facts.probe = Some(probe.clone());

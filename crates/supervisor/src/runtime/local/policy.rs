@@ -209,6 +209,10 @@ impl Local {
             }
         }
         postmaster.reload()?;
+        let known = self.facts().configured;
+        if known.is_some_and(|known| known != version) || self.shared.asked.borrow().reload() {
+            self.note_refused_lines().await;
+        }
         self.configured(version);
         let session = sync::session_under(&self.target(), policy.number.0, SQL_LIMIT).await?;
         self.commits_will_wait(&policy, &session).await?;

@@ -156,18 +156,20 @@ impl Local {
         Ok(identity.position)
     }
 
-    /// Returns what the lease thread is to renew for an epoch that this member owns.
-    pub fn lease_target(&self, epoch: Epoch) -> LeaseTarget {
+    /// Returns what the lease thread is to renew for an epoch that this member owns; nothing when it is over.
+    pub fn lease_target(&self, epoch: Epoch) -> Option<LeaseTarget> {
         let status = self.shared.consensus.status();
-        LeaseTarget {
+        let (timing, timing_version) = self.shared.counted(epoch)?;
+        Some(LeaseTarget {
             epoch,
-            timing: self.state(|state| state.settings.timing),
+            timing,
+            timing_version,
             voters: status.configs.clone(),
             membership: status.membership_index,
             addresses: status.nodes.iter().map(|(node, peer)| (*node, peer.addr.clone())).collect(),
             me: self.shared.me(),
             identity: self.shared.identity(),
-        }
+        })
     }
 
     /// Makes the standby primary of the epoch that this member was granted.
@@ -181,7 +183,7 @@ impl Local {
             return Err(LocalError::Stale("the postmaster is gone".to_owned()));
         };
         // The gate is closed and the timeline planned while the first renewal is under way.
-        self.lease.set_target(Some(self.lease_target(epoch)));
+        self.lease.set_target(self.lease_target(epoch));
         // Before anything that takes part in the promotion: a fence or a Revoke cuts it short.
         self.agree(epoch).await?;
         self.entitled(grant)?;

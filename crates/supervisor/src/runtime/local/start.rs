@@ -38,7 +38,7 @@ impl Local {
     pub async fn start_as_owner(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
         self.clear_the_way().await?;
-        self.lease.set_target(Some(self.lease_target(epoch)));
+        self.lease.set_target(self.lease_target(epoch));
         self.first_lease(epoch).await?;
         self.guardian.kick().await?;
         self.still(epoch)?;
@@ -100,9 +100,18 @@ impl Local {
             facts.configured = Some(version);
         }
         let spec = self.start_spec();
+        let log = self.log_end();
         // The stopped facts hold until there is something newer to know.
         self.guardian.start(spec).await?;
         self.facts().stopped = None;
+        match self.started().await {
+            Ok(()) => Ok(()),
+            Err(error) if self.has_instance() => Err(error),
+            Err(error) => Err(self.blame(log, error).await),
+        }
+    }
+
+    async fn started(&self) -> Result<(), LocalError> {
         let target = self.target();
         tokio::select! {
             accepting = process::wait_accepting(self.data_dir(), &target, START_WATCHED) => accepting.map(drop)?,
@@ -187,8 +196,12 @@ impl Local {
         let settings = self.settings(Some(&member), self.minimums().await?)?;
         let changed = self.write_settings(settings).await?;
         let gate = self.write_gate(Gate::Open).await?;
-        if changed || gate || self.shared.asked.borrow().reload {
+        if changed || gate || self.shared.asked.borrow().reload() {
             self.guardian.signal(PostmasterSignal::Reload).await?;
+        }
+        let known = self.facts().configured;
+        if known.is_some_and(|known| known != version) || self.shared.asked.borrow().reload() {
+            self.note_refused_lines().await;
         }
         let mut facts = self.facts();
         facts.upstream = Some(node);

@@ -75,7 +75,19 @@ type Answer = oneshot::Sender<Result<Revoked, String>>;
 struct Running {
     effect: Effect,
     epoch: Epoch,
+    /// How many reloads had been asked for when it was begun.
+    reloads: u64,
+    /// Whether it is a copy that an operator asked for.
+    asked: bool,
     task: JoinHandle<Result<Done, LocalError>>,
+}
+
+/// An effect that has ended.
+struct Finished {
+    effect: Effect,
+    epoch: Epoch,
+    reloads: u64,
+    result: Result<Done, LocalError>,
 }
 
 struct NodeLoop {
@@ -171,14 +183,14 @@ async fn finished(task: &mut Option<JoinHandle<Instance>>) -> Instance {
     }
 }
 
-async fn finished_effect(running: &mut Option<Running>) -> (Effect, Epoch, Result<Done, LocalError>) {
+async fn finished_effect(running: &mut Option<Running>) -> Finished {
     match running {
         Some(work) => {
             let result = (&mut work.task).await;
-            let (effect, epoch) = (work.effect, work.epoch);
+            let Running { effect, epoch, reloads, .. } = *work;
             *running = None;
             let result = result.unwrap_or_else(|error| Err(LocalError::Stale(error.to_string())));
-            (effect, epoch, result)
+            Finished { effect, epoch, reloads, result }
         }
         None => pending().await,
     }
@@ -191,7 +203,7 @@ impl NodeLoop {
         let state = &applied.state;
         if state.is_founded() {
             // Until the timings are known the voter stays in quarantine.
-            self.shared.voter.applied(state.epoch, state.settings.timing);
+            self.shared.voter.applied(state.epoch, state.ageing());
         }
         self.local.lease.loop_lives(self.shared.clock.now());
         self.watch_guardian(state);
@@ -205,6 +217,7 @@ impl NodeLoop {
         if self.guardian_lost() {
             return Some(Ended::GuardianLost);
         }
+        self.give_up_copy();
         if self.looking.is_none() || self.revoke.is_some() || !self.guardian {
             self.decide(state);
         }
@@ -233,7 +246,7 @@ impl NodeLoop {
             return;
         }
         let now = self.shared.clock.now();
-        let timing = state.settings.timing;
+        let timing = state.counting();
         let serve = Duration::from_nanos(timing.serve_ns());
         let silent = guardian_is_silent(self.local.guardian.page().alive_age(now), serve);
         let lease = self.local.lease.status();
@@ -327,12 +340,12 @@ impl NodeLoop {
                     return;
                 }
                 self.say(reason, Some((effect, epoch)));
-                self.begin(effect, epoch);
+                self.begin(effect, epoch, reason);
             }
         }
     }
 
-    fn begin(&mut self, effect: Effect, epoch: Epoch) {
+    fn begin(&mut self, effect: Effect, epoch: Epoch, reason: Reason) {
         let mut before = None;
         if let Some(running) = self.running.take() {
             if running.effect == effect && running.epoch == epoch {
@@ -345,6 +358,7 @@ impl NodeLoop {
         }
         let fenced = self.shared.consensus.state().borrow().state.is_fenced(self.shared.me());
         let able = self.leaving.is_none() && !fenced;
+        let reloads = self.shared.asked.borrow().reloads;
         let local = Arc::clone(&self.local);
         let task = tokio::spawn(async move {
             if let Some(before) = before {
@@ -353,7 +367,7 @@ impl NodeLoop {
             }
             carry_out(local, effect, epoch, able).await
         });
-        self.running = Some(Running { effect, epoch, task });
+        self.running = Some(Running { effect, epoch, reloads, asked: reason == Reason::ReinitAsked, task });
     }
 
     /// Logs a decision when it changed.
@@ -396,14 +410,17 @@ impl NodeLoop {
         self.instance = instance;
     }
 
-    fn effect_ended(&mut self, (effect, epoch, result): (Effect, Epoch, Result<Done, LocalError>)) {
+    fn effect_ended(&mut self, Finished { effect, epoch, reloads, result }: Finished) {
         self.fresh = false;
         let now = self.shared.now();
         match result {
             Ok(done) => {
                 tracing::info!(effect = effect.code(), %epoch, "done");
                 self.failures = (None, 0, now);
-                self.told_to_instance(effect);
+                self.told_to_instance(effect, reloads);
+                if matches!(effect, Effect::Clone(_)) {
+                    self.local.note_copied(None);
+                }
                 if let Done::Revoked(revoked) = done {
                     self.answer(epoch, &Ok(revoked));
                 }
@@ -418,6 +435,9 @@ impl NodeLoop {
                     matches!(effect, Effect::Promote | Effect::OpenGate) && count >= PROMOTIONS_TRIED;
                 if matches!(effect, Effect::Start(_)) || serving {
                     self.local.note_start_failed(chain(&error));
+                }
+                if matches!(effect, Effect::Clone(_)) {
+                    self.copy_failed(&error);
                 }
                 if effect == Effect::Revoke {
                     self.answer(epoch, &Err(chain(&error)));
@@ -474,7 +494,7 @@ impl NodeLoop {
         if self.shared.hard.get().promise > epoch || state.epoch > epoch {
             self.local.lease.set_target(None);
         } else {
-            self.local.lease.set_target(Some(self.local.lease_target(epoch)));
+            self.local.lease.set_target(self.local.lease_target(epoch));
         }
     }
 

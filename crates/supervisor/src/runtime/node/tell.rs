@@ -50,9 +50,16 @@ impl NodeLoop {
                 // Coarse, so that an idle report does not change ten times a second.
                 u64::try_from(lease.until.saturating_since(now).as_millis()).unwrap_or(0) / 500 * 500
             }),
+            counts_by: (lease.until > now)
+                .then(|| lease.timing_version.map(|version| (lease.epoch, version)))
+                .flatten(),
             version: remembered.probe.as_ref().map(|probe| version_text(probe.version)),
             left: remembered.left,
-            note: self.note(start_failed.clone().or(remembered.unreadable)).or(remembered.kept),
+            note: self
+                .note(remembered.start_failure.map(|why| format!("does not start: {why}")).or(start_failed))
+                .or(remembered.unreadable)
+                .or_else(|| remembered.refused_lines.first().map(|line| format!("not taken: {line}")))
+                .or(remembered.kept),
             server: self.local.server_facts(),
         };
         self.shared.own.send_if_modified(|known| {
