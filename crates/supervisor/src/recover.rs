@@ -183,7 +183,6 @@ fn of_consensus(error: ConsensusError) -> CliError {
         | ConsensusError::MembersChanging
         | ConsensusError::Fatal { .. }
         | ConsensusError::HardStateDamaged { .. }
-        | ConsensusError::StoreUnavailable { .. }
         | ConsensusError::Io { .. }) => CliError::from(anyhow::Error::from(error)),
     }
 }

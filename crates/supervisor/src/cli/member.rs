@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::args::{Global, MemberVerb};
 use super::exit::{CliError, Exit};
-use super::hold::wait;
+use super::hold::{Whose, wait};
 use super::table::{self, Align, or_dash};
 use super::terminal::Terminal;
 use super::{client, print_json, status};

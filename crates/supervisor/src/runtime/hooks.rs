@@ -162,7 +162,7 @@ pub(super) fn start(shared: &Arc<Shared>, user: &OsUser) {
         loop {
             let report = reports.borrow_and_update().clone();
             let happened = report.as_ref().and_then(|report| seen.next(&report.instance, &report.server));
-            let reload = asked.borrow_and_update().reload;
+            let reload = asked.borrow_and_update().reload();
             let reloaded = seen.role.filter(|_| reloading && !reload && happened.is_none());
             reloading = reload;
             let happened = happened.or(reloaded.map(|role| (Action::Reload, role)));
