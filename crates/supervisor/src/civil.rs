@@ -73,23 +73,22 @@ impl WallTime {
     /// # Errors
     /// It is none, or lies before 1970.
     pub fn from_rfc3339(text: &str) -> Result<Self, ParseTimeError> {
-        let (time, offset_ms) = match text.strip_suffix(['Z', 'z']) {
-            Some(time) => (time, 0),
-            None => {
-                let at = text.len().checked_sub(6).filter(|at| text.is_char_boundary(*at));
-                let (time, zone) = text.split_at(at.ok_or(ParseTimeError)?);
-                let sign = match zone.get(..1) {
-                    Some("+") => 1,
-                    Some("-") => -1,
-                    Some(_) | None => return Err(ParseTimeError),
-                };
-                let part = |from, to| number(zone, from, to).filter(|_| zone.get(3..4) == Some(":"));
-                let (hours, minutes) = part(1, 3).zip(part(4, 6)).ok_or(ParseTimeError)?;
-                if hours > 23 || minutes > 59 {
-                    return Err(ParseTimeError);
-                }
-                (time, sign * i64::try_from((hours * 60 + minutes) * 60_000).map_err(|_| ParseTimeError)?)
+        let (time, offset_ms) = if let Some(time) = text.strip_suffix(['Z', 'z']) {
+            (time, 0)
+        } else {
+            let at = text.len().checked_sub(6).filter(|at| text.is_char_boundary(*at));
+            let (time, zone) = text.split_at(at.ok_or(ParseTimeError)?);
+            let sign = match zone.get(..1) {
+                Some("+") => 1,
+                Some("-") => -1,
+                Some(_) | None => return Err(ParseTimeError),
+            };
+            let part = |from, to| number(zone, from, to).filter(|_| zone.get(3..4) == Some(":"));
+            let (hours, minutes) = part(1, 3).zip(part(4, 6)).ok_or(ParseTimeError)?;
+            if hours > 23 || minutes > 59 {
+                return Err(ParseTimeError);
             }
+            (time, sign * i64::try_from((hours * 60 + minutes) * 60_000).map_err(|_| ParseTimeError)?)
         };
         let (seconds, fraction) = time.split_at_checked(19).ok_or(ParseTimeError)?;
         let digits = match fraction.strip_prefix('.') {

@@ -96,8 +96,8 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
             operate::failover(&global, flags, terminal).await
         }
         Command::Events { follow } => events::run(&global, follow, terminal).await,
-        Command::Pause { no_wait } => hold::pause(&global, true, no_wait, terminal).await,
-        Command::Resume { no_wait } => hold::pause(&global, false, no_wait, terminal).await,
+        Command::Pause { no_wait } => hold::pause(&global, hold::Automatic::Off, no_wait, terminal).await,
+        Command::Resume { no_wait } => hold::pause(&global, hold::Automatic::On, no_wait, terminal).await,
         Command::Fence { name, yes, no_wait } => {
             hold::fence(&global, hold::Whose { name, no_wait }, yes, terminal).await
         }
@@ -117,7 +117,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         }
         Command::Member { verb } => member::run(&global, verb, terminal).await,
         Command::Import { file, peers, insecure } => {
-            import::run(&global, &file, crate::import::Choices { peers, insecure }, terminal)
+            import::run(&global, &file, &crate::import::Choices { peers, insecure }, terminal)
         }
         Command::Recover { force_new_cluster: _, yes } => recover::run(&global, yes, terminal).await,
         Command::Doctor => doctor::run(&global, terminal).await,

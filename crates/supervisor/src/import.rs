@@ -108,5 +108,6 @@ fn leaves(document: &Yaml) -> Vec<(String, &Yaml)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them so")]
 #[path = "import/tests.rs"]
 mod tests;

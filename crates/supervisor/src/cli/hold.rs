@@ -36,13 +36,23 @@ struct Told<'a> {
     epoch: Option<u64>,
 }
 
+/// What automatic failover is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Automatic {
+    /// Nobody takes over by itself.
+    Off,
+    /// As ever.
+    On,
+}
+
 /// Turns automatic failover off or on.
 pub(super) async fn pause(
     global: &Global,
-    paused: bool,
+    failover: Automatic,
     no_wait: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
+    let paused = failover == Automatic::Off;
     let key = client::idempotency_key()?;
     client::ask(global, true, async |mut client| {
         let (idempotency_key, expected_epoch) = (key.clone(), None);

@@ -13,12 +13,12 @@ use crate::import::{Choices, SIZE_LIMIT, Translation, Verdict, translate};
 pub(super) fn run(
     global: &Global,
     file: &Path,
-    choices: Choices,
+    choices: &Choices,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
     let text = read(file)
         .map_err(|error| CliError::new(Exit::Usage, format!("read {}: {error}", file.display())))?;
-    let translation = translate(&text, &choices).map_err(|why| {
+    let translation = translate(&text, choices).map_err(|why| {
         CliError::new(Exit::Usage, format!("{}: {why}", file.display()))
             .hint("this takes the YAML file that patroni is started with")
     })?;

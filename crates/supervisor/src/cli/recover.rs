@@ -2,6 +2,8 @@
 //!
 //! The one verb that asks no running member: nobody is left to agree, and Raft must not run meanwhile.
 
+use std::fmt::Write;
+
 use serde::Serialize;
 
 use super::args::Global;
@@ -108,12 +110,14 @@ fn render(knowledge: &Knowledge) -> String {
         text.push_str("nothing that this member knows was acknowledged is missing here\n");
     }
     for sentence in &knowledge.may_be_lost {
-        text.push_str(&format!("may be lost: {sentence}\n"));
+        // Writing to a String cannot fail.
+        let _ok = writeln!(text, "may be lost: {sentence}");
     }
     text
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them so")]
 mod tests {
     use expect_test::expect;
 

@@ -81,13 +81,11 @@ pub(super) fn hooks(entries: &mut Entries) -> Hooks {
 fn hook(entries: &mut Entries, key: &str) -> Option<Hook> {
     let mut words = entries.list(key)?.into_iter();
     let program = words.next().map(PathBuf::from);
-    match program.filter(|program| program.is_absolute()) {
-        Some(program) => Some(Hook { program, arguments: words.collect() }),
-        None => {
-            let hint =
-                format!("{} = [\"/usr/local/bin/hook\", \"argument\"]", key.trim_start_matches("hooks."));
-            entries.complain(key, format!("`{key}` begins with a program's absolute path"), Some(&hint));
-            None
-        }
+    if let Some(program) = program.filter(|program| program.is_absolute()) {
+        return Some(Hook { program, arguments: words.collect() });
     }
+    let name = key.trim_start_matches("hooks.");
+    let hint = format!("{name} = [\"/usr/local/bin/hook\", \"argument\"]");
+    entries.complain(key, format!("`{key}` begins with a program's absolute path"), Some(&hint));
+    None
 }

@@ -1,5 +1,7 @@
 //! ✦ The new file as text.
 
+use std::fmt::Write;
+
 use super::rules::Lines;
 
 /// The tables in the order in which people read them, and the keys that come first in each.
@@ -22,12 +24,13 @@ pub(super) fn file(lines: &Lines) -> String {
     for (table, first) in TABLES {
         let Some(values) = lines.get(table) else { continue };
         if !table.is_empty() {
-            text.push_str(&format!("\n[{table}]\n"));
+            // Writing to a String cannot fail.
+            let _ok = writeln!(text, "\n[{table}]");
         }
         let ordered = first.iter().filter_map(|key| values.get_key_value(*key));
         let rest = values.iter().filter(|(key, _)| !first.contains(&key.as_str()));
         for (key, value) in ordered.chain(rest) {
-            text.push_str(&format!("{key} = {value}\n"));
+            let _ok = writeln!(text, "{key} = {value}");
         }
     }
     text
@@ -41,7 +44,9 @@ pub(super) fn quoted(text: &str) -> String {
             '"' => quoted.push_str("\\\""),
             '\\' => quoted.push_str("\\\\"),
             '\n' => quoted.push_str("\\n"),
-            char if char.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(char))),
+            char if char.is_control() => {
+                let _ok = write!(quoted, "\\u{:04X}", u32::from(char));
+            }
             char => quoted.push(char),
         }
     }

@@ -141,10 +141,8 @@ fn a_zalando_like_file_becomes_a_sound_file() {
 #[test]
 fn each_key_is_told_with_what_becomes_of_it() {
     let (_, translation) = sound(SPILO, &Choices::default());
-    let mut told = String::new();
-    for note in &translation.notes {
-        told.push_str(&format!("{:?} {}: {}\n", note.verdict, note.key, note.what));
-    }
+    let line = |note: &Note| format!("{:?} {}: {}\n", note.verdict, note.key, note.what);
+    let told: String = translation.notes.iter().map(line).collect();
     expect_file!["spilo.notes"].assert_eq(&told);
     // Every leaf of the file is named, by itself or by its table.
     let document = YamlLoader::load_from_str(SPILO).expect("YAML");

@@ -156,7 +156,7 @@ impl Clockwork {
                 let why = self.why.take().map_or(why.clone(), |last| format!("{why}: {last}"));
                 ClusterCommand::DropScheduled { at: scheduled.at, why }
             }
-            Due::Now => match self.ready(shared, state, scheduled) {
+            Due::Now => match Self::ready(shared, state, scheduled) {
                 Ok(()) => ClusterCommand::BeginScheduled { at: scheduled.at },
                 Err(Unready::Later(why)) => {
                     self.why = Some(why);
@@ -177,7 +177,7 @@ impl Clockwork {
         }
     }
 
-    fn ready(&self, shared: &Shared, state: &ClusterState, scheduled: &Scheduled) -> Result<(), Unready> {
+    fn ready(shared: &Shared, state: &ClusterState, scheduled: &Scheduled) -> Result<(), Unready> {
         if state.phase == Phase::Established && state.last_owner() != Some(scheduled.from) {
             return Err(Unready::Never("the primary changed meanwhile".to_owned()));
         }

@@ -123,7 +123,6 @@ impl Seen {
         }
         match (before.started, role) {
             (Some(_), None) => before.role.map(|role| (Action::Stop, role)),
-            (None, None) => None,
             (_, Some(role)) if before.role.is_some_and(|before| before != role) => {
                 Some((Action::RoleChange, role))
             }
@@ -132,7 +131,7 @@ impl Seen {
             (Some(_), Some(role)) if before.settings > 0 && before.settings != self.settings => {
                 Some((Action::Reload, role))
             }
-            (Some(_), Some(_)) => None,
+            (None, None) | (Some(_), Some(_)) => None,
         }
     }
 }

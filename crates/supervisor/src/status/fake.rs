@@ -227,13 +227,9 @@ impl Operator for FakeOperator {
     }
 
     async fn cancel_scheduled(&self) -> Result<(), OperatorError> {
-        match self.scheduled.lock().expect("unpoisoned").take() {
-            Some(_) => Ok(()),
-            None => {
-                let reason = "no switchover is scheduled".to_owned();
-                Err(OperatorError::Refused { reason, hint: None })
-            }
-        }
+        let taken = self.scheduled.lock().expect("unpoisoned").take();
+        let reason = "no switchover is scheduled".to_owned();
+        taken.map(drop).ok_or(OperatorError::Refused { reason, hint: None })
     }
 
     fn events(&self) -> Option<Subscription> {
