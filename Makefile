@@ -30,10 +30,10 @@ MUTANT ?=
 SHOWS ?=
 SECONDS ?=
 
-.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release arm64
+.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## three real Postgres servers on loopback; the primary is killed under a writer
 	@deploy/install-deps.sh run
@@ -92,10 +92,7 @@ sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=â€¦; SEED=â€
 soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
 	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
 
-arm64: ## three members of the consensus layer as ARM64 programs under qemu: founding, failover, restart
-	@tests/deploy/arm64.sh "$(TARGET)"
-
-test-all: test arm64 ## `make test`, ARM64 under qemu, then half an hour of chaos and the benchmark
+test-all: test ## `make test`, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory bench
 

@@ -160,8 +160,6 @@ fn lock(state_dir: &Path) -> io::Result<Locked> {
 /// Gets all that the loop will need: from here on nothing more is opened for the fence.
 fn prepare(options: &Options, dir: &OwnedFd) -> io::Result<Server> {
     let _ = rustix::thread::set_name(c"rhone-guardian");
-    // Before anything that the fence needs is touched and locked. Where it fails there is only more in memory.
-    drop(crate::footprint::give_back());
     let state = rustix::fs::fstat(dir)?;
     let cgroup_prefix = format!("{}{:x}-{:x}-", cgroup::PREFIX, state.st_dev, state.st_ino);
     // Left-overs are killed even where no cgroup is to be used.
