@@ -159,7 +159,6 @@ pub fn wipe(world: &mut World, wiped: usize, leader: usize) {
     // Where the owner's store is lost its word is, and what it alone has is a person's to give up.
     let owner = (0..count).any(|index| index == wiped && world.plant.machine(index).run == Run::Primary);
     if !all || owner {
-        world.lost_nothing();
         return;
     }
     world.power_off(wiped);

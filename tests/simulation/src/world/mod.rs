@@ -154,12 +154,6 @@ impl World {
         self.losing = self.plant.now() + for_ms * 1_000_000;
     }
 
-    /// Says that what was under way came to nothing.
-    pub fn lost_nothing(&mut self) {
-        self.losing = 0;
-        self.lost = self.lost.saturating_sub(1);
-    }
-
     /// Cuts a machine off from all others.
     pub fn cut_off(&self, index: usize) {
         for other in (0..self.plant.count()).filter(|other| *other != index) {
