@@ -9,7 +9,7 @@ use rhone::guardian::{GuardState, Lease as PageLease, SharedPage};
 use rhone::runtime::clock::BootTime;
 use rhone::runtime::lease::Lease;
 use rhone::runtime::node::retry::{Failures, refusal};
-use rhone::runtime::node::{guardian_is_silent, has_waited, is_patient};
+use rhone::runtime::node::{guardian_is_silent, has_waited, is_patient, overdue_at, watch_in};
 use rhone::runtime::shared::{RevokeAsk, Shared};
 use rhone::view::{
     Activity, Chores, Instance, Moment, NodeView, Report, Revoked, ServerFacts, Sources, VoterReport,
@@ -60,7 +60,6 @@ struct NodeLoop {
     stopped_since: Option<Moment>,
     failures: Failures,
     upkept: Moment,
-    watched: Moment,
     said: String,
     events: u64,
 }
@@ -90,7 +89,6 @@ pub async fn run(
         stopped_since: None,
         failures: Failures::default(),
         upkept: now,
-        watched: now,
         said: String::new(),
         events: 0,
         local: Arc::clone(&local),
@@ -100,6 +98,7 @@ pub async fn run(
         if let Some(ended) = node.turn() {
             break ended;
         }
+        let pause = LOOK.min(node.watch_in());
         tokio::select! {
             biased;
             done = finished(&mut node.running) => node.effect_ended(done),
@@ -107,7 +106,7 @@ pub async fn run(
             changed = state.changed() => if changed.is_err() { break Ended::Left },
             changed = raft.changed() => if changed.is_err() { break Ended::Left },
             changed = leave.changed() => if changed.is_ok() { node.leave() },
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     };
     flushed.abort();
@@ -186,26 +185,23 @@ impl NodeLoop {
         }
     }
 
+    fn watch_in(&self) -> Duration {
+        watch_in(self.local.lease.status().until, self.shared.timing(), self.shared.clock.now())
+    }
+
     fn watch_guardian(&mut self, state: &ClusterState) {
         let (primary, leased) = {
             let facts = self.local.facts();
             (facts.primary_epoch, facts.lease_epoch)
         };
-        let now = self.shared.now();
-        if !self.guardian
-            || primary.max(leased) == Epoch(0)
-            || !self.local.machine().runs()
-            || now.millis_since(self.watched) < 250
-        {
+        if !self.guardian || primary.max(leased) == Epoch(0) || !self.local.machine().runs() {
             return;
         }
-        self.watched = now;
         let serve = Duration::from_nanos(state.counting().serve_ns());
         let lease = self.local.lease.status();
-        let guard = Duration::from_millis(u64::from(state.counting().guard_ms));
+        let due = overdue_at(lease.until, state.counting());
         let overdue = lease.epoch == primary
-            && lease.until > BootTime::ZERO
-            && lease.until.saturating_add(guard) < self.shared.clock.now()
+            && due.is_some_and(|at| at < self.shared.clock.now())
             && self.local.page.state() == GuardState::Running;
         if overdue || guardian_is_silent(self.local.page.alive_age(self.shared.clock.now()), serve) {
             self.local.say("takes its guardian for dead");

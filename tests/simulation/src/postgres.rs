@@ -198,7 +198,12 @@ fn flush(plant: &Plant, index: usize, timing: Timing) {
     if safe.is_empty() {
         return;
     }
-    let guard = u64::from(timing.guard_ms) * 1_000_000;
+    // Where the guardian is stopped the supervisor fences, and has until another can be granted.
+    let guard = if machine.guard.stopped {
+        timing.aged_ns() - timing.serve_ns()
+    } else {
+        u64::from(timing.guard_ms) * 1_000_000
+    };
     let late = match machine.lease() {
         Some(PageLease::Until { deadline, .. }) => {
             boot.as_nanos().saturating_sub(deadline.as_nanos().saturating_add(guard))

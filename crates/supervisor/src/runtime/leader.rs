@@ -374,6 +374,7 @@ impl Leader {
     async fn keep_members(&mut self, state: &ClusterState) {
         let status = self.shared.consensus.status();
         if status.configs.len() > 1 {
+            self.finish_change(&status).await;
             return;
         }
         for member in state.members.values() {
@@ -432,6 +433,16 @@ impl Leader {
             if let Err(error) = self.shared.consensus.remove(node, PROPOSE_LIMIT).await {
                 tracing::info!(%error, %node, "is not removed yet");
             }
+        }
+    }
+
+    /// A change of the voters is two entries, and who led may be gone between them: whoever leads then
+    /// completes it (decision 0041). While the first is under way this is refused, and tried again.
+    async fn finish_change(&self, status: &RaftStatus) {
+        let Some(newest) = status.configs.last() else { return };
+        tracing::info!(voters = newest.len(), "completes a change of who votes");
+        if let Err(error) = self.shared.consensus.change_voters(newest.clone(), true, PROPOSE_LIMIT).await {
+            tracing::info!(%error, "the change of who votes is not complete yet");
         }
     }
 

@@ -55,10 +55,13 @@ impl World {
 
     /// Nothing ails anybody any more: the owner stays, clients are served (I13).
     fn calm(&mut self) {
-        let Some(primary) = self.primary() else { return };
-        let epoch = self.plant.machine(primary).epoch;
-        // Leadership may still find its place, and a copy its end.
+        // What was decided while the faults ended is still carried out, leadership finds its place, a copy its end.
         self.until(6000, |_| false);
+        let Some(primary) = self.primary() else {
+            self.stuck("I14: has rested and does so no more");
+            return;
+        };
+        let epoch = self.plant.machine(primary).epoch;
         let before = (self.plant.check().acknowledged, self.plant.net.sent(), self.log_end(), self.term());
         self.until(8000, |_| false);
         if self.broken() {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhone_consensus::ids::{Epoch, LogIndex};
+use rhone_consensus::settings::Timing;
 use rhone_consensus::state::ClusterState;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -168,6 +169,20 @@ pub fn guardian_is_silent(age: Duration, serve: Duration) -> bool {
     age > GUARDIAN_SILENT + serve * 3 / 4
 }
 
+/// Returns when an instance that still runs under a lease until then has no guardian that fences, nothing
+/// without a lease: a little before the guard is over, so that there is time to kill it before anybody else
+/// can be granted (decision 0041).
+pub fn overdue_at(until: BootTime, timing: Timing) -> Option<BootTime> {
+    let patience = Duration::from_millis(u64::from(timing.guard_ms) * 4 / 5);
+    (until > BootTime::ZERO).then(|| until.saturating_add(patience))
+}
+
+/// Returns when a primary's guardian is to be watched next, where a lease ends then.
+pub fn watch_in(until: BootTime, timing: Timing, now: BootTime) -> Duration {
+    let left = overdue_at(until, timing).filter(|at| *at >= now).map(|at| at.saturating_since(now));
+    left.map_or(WATCH_EVERY, |left| WATCH_EVERY.min(left + Duration::from_millis(1)))
+}
+
 /// Whether a member that leaves since then has waited long enough, or nobody is there to wait for.
 pub fn has_waited(shared: &Shared, state: &ClusterState, since: Moment) -> bool {
     let (now, me) = (shared.now(), shared.me());
@@ -261,10 +276,8 @@ impl NodeLoop {
         let serve = Duration::from_nanos(timing.serve_ns());
         let silent = guardian_is_silent(self.local.guardian.page().alive_age(now), serve);
         let lease = self.local.lease.status();
-        let guard = Duration::from_millis(u64::from(timing.guard_ms));
         let overdue = lease.epoch == primary
-            && lease.until > BootTime::ZERO
-            && lease.until.saturating_add(guard) < now
+            && overdue_at(lease.until, timing).is_some_and(|at| at < now)
             && self.local.guardian.page().state() == GuardState::Running;
         if silent || overdue {
             tracing::error!(silent, overdue, "the guardian does not fence: the supervisor does it");
@@ -283,7 +296,10 @@ impl NodeLoop {
             | Instance::Stopped { .. }
             | Instance::Standby { .. }
             | Instance::Hung { .. } => LOOK_EVERY,
-            Instance::Primary { .. } => WATCH_EVERY,
+            // Where no renewal comes, the lease's end is looked at when it comes, not up to a quarter second later.
+            Instance::Primary { .. } => {
+                watch_in(self.local.lease.status().until, self.shared.timing(), self.shared.clock.now())
+            }
         }
     }
 

@@ -62,7 +62,13 @@ pub fn refusal(asked: Epoch, promise: Epoch, granted: Epoch) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rhone_consensus::settings::Timing;
+
+    use super::super::{overdue_at, watch_in};
     use super::*;
+    use crate::runtime::clock::BootTime;
 
     #[test]
     fn a_failed_effect_waits_twice_as_long_each_time_and_another_one_does_not() {
@@ -84,6 +90,24 @@ mod tests {
         let mut failures = Failures::default();
         failures.note(Effect::Fence, Moment::default());
         assert!(!failures.hold_up(Effect::Fence, Moment::default()));
+    }
+
+    /// With default timings a renewal that was sent at 0 ends at 1335, the guard at 1485; others may be
+    /// granted at 1515.
+    #[test]
+    fn the_end_of_a_lease_is_looked_at_when_it_comes_and_before_anybody_else_is_granted() {
+        let timing = Timing::default();
+        let at = |ms: u64| BootTime::from_nanos(ms * 1_000_000);
+        let until = at(0).saturating_add(Duration::from_nanos(timing.serve_ns()));
+        assert_eq!(until, at(1335));
+        assert_eq!(overdue_at(until, timing), Some(at(1455)));
+        assert_eq!(overdue_at(BootTime::ZERO, timing), None);
+        let pause = |now| watch_in(until, timing, at(now)).as_millis();
+        assert_eq!(pause(100), 250, "a lease that is renewed wakes nothing");
+        assert_eq!(pause(1300), 156);
+        assert_eq!(pause(1455), 1, "never at once");
+        assert_eq!(pause(1456), 250, "over: it was looked at");
+        assert!(at(1300).saturating_add(watch_in(until, timing, at(1300))).as_nanos() < timing.aged_ns());
     }
 
     #[test]
