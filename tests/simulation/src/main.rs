@@ -1,7 +1,7 @@
 //! `simulate --seed N` runs one seed aloud; without, as many as fit into `--seconds`, or `--runs`, each in
 //! a process of its own.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -65,7 +65,10 @@ fn wish(mut args: impl Iterator<Item = String>) -> Result<Wish, String> {
                 let value = args.next().unwrap_or_default();
                 let number = value.parse::<u64>().ok();
                 let known = match name.as_str() {
-                    "--mutant" if value == "all" => Some(wish.mutants = true),
+                    "--mutant" if value == "all" => {
+                        wish.mutants = true;
+                        Some(())
+                    }
                     "--seed" => number.map(|n| wish.seed = Some(n)),
                     "--from" => number.map(|n| wish.from = Some(n)),
                     "--runs" => number.map(|n| wish.runs = n),
@@ -201,7 +204,7 @@ fn many(wish: &Wish) -> ExitCode {
     }
 }
 
-fn run_many(wish: &Wish, first: u64, program: &PathBuf, begun: Instant) -> (u64, Sum) {
+fn run_many(wish: &Wish, first: u64, program: &Path, begun: Instant) -> (u64, Sum) {
     let limit = Duration::from_secs(wish.seconds);
     let (next, ran) = (AtomicU64::new(0), AtomicU64::new(0));
     let sum = Mutex::new(Sum::default());

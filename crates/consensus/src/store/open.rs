@@ -43,9 +43,10 @@ enum Failure {
 impl Failure {
     /// Full, read-only or failing disks say nothing about what is on them; a file that ends too early does.
     fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Damaged(error.to_string()),
-            _ => Self::Unavailable(error.to_string()),
+        if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) {
+            Self::Damaged(error.to_string())
+        } else {
+            Self::Unavailable(error.to_string())
         }
     }
 }
@@ -127,9 +128,12 @@ pub(crate) fn examine(
 /// Opens sled; leftovers of a crash during an earlier open are removed (RUST.md 2, rule 7).
 fn open_sled(log: &Path, snapshots: &Path) -> Result<SledMedium, Failure> {
     let failed = |error: io::Error| Failure::of(&error);
-    let sled_failed = |error: sled::Error| match error {
-        sled::Error::Io(error) => Failure::of(&error),
-        error => Failure::Damaged(format!("sled: {error}")),
+    let sled_failed = |error: sled::Error| {
+        if let sled::Error::Io(error) = error {
+            Failure::of(&error)
+        } else {
+            Failure::Damaged(format!("sled: {error}"))
+        }
     };
     remove_snaps(log, |name| name.ends_with(".generating")).map_err(failed)?;
     match SledMedium::open(log, snapshots) {

@@ -508,10 +508,10 @@ async fn membership(shared: Arc<Shared>, settings: Settings) {
         }
         let founded = applied.state.is_founded();
         if founded && applied.state.members.get(&me.node) != Some(&me) {
-            if let Some(leader) = leader_address(&shared) {
-                if let Err(why) = found::join(&shared, &leader).await {
-                    tracing::debug!(reason = %why, "not admitted yet: asks again");
-                }
+            if let Some(leader) = leader_address(&shared)
+                && let Err(why) = found::join(&shared, &leader).await
+            {
+                tracing::debug!(reason = %why, "not admitted yet: asks again");
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
