@@ -260,7 +260,6 @@ impl Consensus {
     pub(crate) fn unmute(&self) {
         if self.contacts.muted() {
             self.contacts.mute(false);
-            self.raft.runtime_config().heartbeat(true);
         }
     }
 
@@ -270,7 +269,7 @@ impl Consensus {
         if self.status().role != Role::Leader {
             return self.status().leader.is_some();
         }
-        let _mute = Mute::new(&self.contacts, &self.raft);
+        let _mute = Mute::new(&self.contacts);
         let mut server = self.raft.server_metrics();
         let me = self.me.identity.node;
         let elsewhere = server.wait_for(|s| s.current_leader.is_some_and(|leader| leader != me));
@@ -308,20 +307,17 @@ impl Consensus {
 /// Keeps a leader silent while it lives.
 struct Mute<'a> {
     contacts: &'a Contacts,
-    raft: &'a RaftHandle,
 }
 
 impl<'a> Mute<'a> {
-    fn new(contacts: &'a Contacts, raft: &'a RaftHandle) -> Self {
+    fn new(contacts: &'a Contacts) -> Self {
         contacts.mute(true);
-        raft.runtime_config().heartbeat(false);
-        Self { contacts, raft }
+        Self { contacts }
     }
 }
 
 impl Drop for Mute<'_> {
     fn drop(&mut self) {
         self.contacts.mute(false);
-        self.raft.runtime_config().heartbeat(true);
     }
 }

@@ -13,9 +13,22 @@ pub const PROTOCOL_VERSION: u32 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
+impl Generation {
+    /// The bits that tell apart what two members begin from the same generation: neither knows of the other.
+    const WHO: u32 = 16;
+
+    /// Returns the generation that `node` begins after this one.
+    #[must_use]
+    pub fn next(self, node: NodeId) -> Self {
+        let who = node.0 & ((1 << Self::WHO) - 1);
+        Self((((self.0 >> Self::WHO) + 1) << Self::WHO) | who)
+    }
+}
+
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        let (count, who) = (self.0 >> Self::WHO, self.0 & ((1 << Self::WHO) - 1));
+        if count == 0 { write!(f, "{}", self.0) } else { write!(f, "{count}-{who:04x}") }
     }
 }
 

@@ -109,7 +109,8 @@ impl Survivor {
             return Err(ConsensusError::refused(broken));
         }
         let failed = |error| ConsensusError::io("write the new beginning into", hard.path(), error);
-        let generation = hard.update(|state| state.generation.0 += 1)?.generation;
+        let node = self.node;
+        let generation = hard.update(|state| state.generation = state.generation.next(node))?.generation;
 
         let given = self.opened.vote.map_or(0, |vote| vote.leader_id.term);
         let term = given.max(self.last.map_or(0, |last| last.leader_id.term)).saturating_add(1);

@@ -82,7 +82,9 @@ async fn one_member_goes_on_alone_and_no_vote_of_the_old_ones_reaches_it() {
         member.stop().await;
     }
     let recovered = recover(&group.members[2]);
-    assert_eq!(recovered, Recovered { generation: Generation(1), epoch: Epoch(1 << 32) });
+    let generation = Generation(0).next(group.members[2].id);
+    assert_eq!(recovered, Recovered { generation, epoch: Epoch(1 << 32) });
+    assert_ne!(generation, Generation(0).next(group.members[1].id), "two that begin anew are strangers");
 
     // It leads by itself, and what it knew is still known.
     group.members[2].start().await;
@@ -143,7 +145,9 @@ async fn begun_anew_again_it_is_yet_another_generation() {
     }
     recover(&group.members[1]);
     let again = recover(&group.members[1]);
-    assert_eq!(again, Recovered { generation: Generation(2), epoch: Epoch(2 << 32) });
+    let me = group.members[1].id;
+    let generation = Generation(0).next(me).next(me);
+    assert_eq!(again, Recovered { generation, epoch: Epoch(2 << 32) });
     group.members[1].start().await;
     group.leader_among(&[1]).await;
 }

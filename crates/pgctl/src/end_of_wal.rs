@@ -4,7 +4,7 @@
 //! It follows the records from the control file's redo position, as recovery does, and checks each:
 //! page headers, back link, CRC. The record format is that of Postgres 9.5 to 18
 //! (`xlogrecord.h`, `xlog_internal.h`). `pg_waldump` could tell the last record but not its end,
-//! and is slower. It never writes.
+//! and is slower. It changes nothing; but what it tells is on the disk, not in a page cache (decision 0041).
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,8 @@ const END_OF_RECOVERY: u8 = 0x90;
 /// Reads where the WAL of a stopped instance ends.
 ///
 /// The caller must know that nothing runs in the data directory. Reads from the last checkpoint's
-/// redo position on, off the async runtime; a cleanly stopped instance takes one record.
+/// redo position on, off the async runtime; a cleanly stopped instance takes one record. What was written and
+/// not synced when the instance was killed is synced first: a position that is told survives the power's loss.
 ///
 /// # Errors
 /// [`PgError::Io`]; [`PgError::DataDirUnusable`] when the WAL ends before what the control file says
@@ -50,6 +51,7 @@ pub async fn end_of_wal(data_dir: &Path, control: &ControlData) -> Result<WalPos
 /// As [`end_of_wal`].
 pub fn end_of_wal_blocking(data_dir: &Path, control: &ControlData) -> Result<WalPosition, PgError> {
     let wal_dir = data_dir.join("pg_wal");
+    sync_segments(&wal_dir)?;
     let start = control.timeline.max(control.min_recovery_timeline);
     let base = WalPosition::new(control.timeline, control.checkpoint);
     let history = newest_history(&wal_dir, start, base)?;
@@ -64,6 +66,22 @@ pub fn end_of_wal_blocking(data_dir: &Path, control: &ControlData) -> Result<Wal
         return Err(unusable("minimum recovery position", control.min_recovery));
     }
     Ok(end)
+}
+
+/// Syncs the segments, and their names.
+fn sync_segments(wal_dir: &Path) -> Result<(), PgError> {
+    let failed = |error| PgError::io("sync the WAL in", wal_dir)(error);
+    for entry in std::fs::read_dir(wal_dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let segment = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if segment {
+            std::fs::File::open(&path).and_then(|file| file.sync_data()).map_err(failed)?;
+        }
+    }
+    std::fs::File::open(wal_dir).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 struct Reader {

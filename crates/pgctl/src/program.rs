@@ -18,6 +18,8 @@ use crate::user::OsUser;
 
 /// The search path that programs get.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long what a program has printed is still read after its end.
+const THE_REST: Duration = Duration::from_millis(200);
 /// Enough for the longest program output that is parsed; more is cut off.
 const STDOUT_LIMIT: usize = 16 << 20;
 /// Lines of standard error that are kept for the error message.
@@ -201,35 +203,51 @@ impl Drop for GroupGuard {
 }
 
 async fn collect(child: &mut Child) -> std::io::Result<(ExitStatus, ProgramOutput)> {
-    let stdout = child.stdout.take();
-    let stderr = child.stderr.take();
-    // A grandchild may keep the pipes open: the end of the program counts, then what is left is read.
-    let (stdout, stderr, status) = tokio::join!(read_all(stdout), read_tail(stderr), child.wait());
-    Ok((status?, ProgramOutput { stdout: stdout?, stderr: stderr? }))
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let (mut bytes, mut tail) = (Vec::new(), Tail::default());
+    let status = {
+        let mut reading =
+            std::pin::pin!(async { tokio::try_join!(read_all(out, &mut bytes), read_tail(err, &mut tail)) });
+        tokio::select! {
+            read = &mut reading => {
+                read?;
+                child.wait().await?
+            }
+            // The end of the program counts: what it left running may keep the pipes open.
+            status = child.wait() => {
+                if let Ok(read) = tokio::time::timeout(THE_REST, &mut reading).await {
+                    read?;
+                }
+                status?
+            }
+        }
+    };
+    Ok((
+        status,
+        ProgramOutput { stdout: String::from_utf8_lossy(&bytes).into_owned(), stderr: tail.finish() },
+    ))
 }
 
-async fn read_all(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    let Some(mut pipe) = pipe else { return Ok(String::new()) };
+async fn read_all(pipe: Option<impl AsyncRead + Unpin>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    let Some(mut pipe) = pipe else { return Ok(()) };
     let mut chunk = vec![0_u8; 8192];
     loop {
         let count = pipe.read(&mut chunk).await?;
         if count == 0 {
-            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+            return Ok(());
         }
         let room = STDOUT_LIMIT.saturating_sub(bytes.len()).min(count);
         bytes.extend_from_slice(chunk.get(..room).unwrap_or_default());
     }
 }
 
-async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<String> {
-    let mut tail = Tail::default();
-    let Some(mut pipe) = pipe else { return Ok(String::new()) };
+async fn read_tail(pipe: Option<impl AsyncRead + Unpin>, tail: &mut Tail) -> std::io::Result<()> {
+    let Some(mut pipe) = pipe else { return Ok(()) };
     let mut chunk = vec![0_u8; 4096];
     loop {
         let count = pipe.read(&mut chunk).await?;
         if count == 0 {
-            return Ok(tail.finish());
+            return Ok(());
         }
         tail.push(chunk.get(..count).unwrap_or_default());
     }

@@ -19,6 +19,8 @@ use crate::user::OsUser;
 /// Where a start is rehearsed.
 const SCRATCH: &str = ".rhone-rehearsal";
 
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// The first major version that says how much shared memory it would take.
 const TELLS_MEMORY: u32 = 15;
 
@@ -54,6 +56,8 @@ pub async fn rehearse(
     if install.major() < TELLS_MEMORY {
         return Ok(None);
     }
+    // There is one stage.
+    let _turn = TURN.lock().await;
     let scratch = sibling(data_dir, SCRATCH);
     remove_tree(&scratch).await?;
     set_the_stage(data_dir, &scratch, settings, user)?;

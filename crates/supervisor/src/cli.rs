@@ -57,7 +57,15 @@ pub fn main() -> ExitCode {
     crate::runtime::ticker::begin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(execute(cli, &mut terminal)),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(execute(cli, &mut terminal));
+            // A disk that hangs holds up nothing.
+            runtime.shutdown_background();
+            match crate::run::start_over() {
+                Some(error) => Err(error.into()),
+                None => outcome,
+            }
+        }
         Err(error) => Err(CliError::failed(format!("start the runtime: {error}"))),
     };
     finish(&mut terminal, outcome).into()

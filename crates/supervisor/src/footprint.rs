@@ -4,7 +4,6 @@
 //! and the heap keeps the room that it took. What is dropped here is either free in the allocator, or
 //! read-only and unchanged in a file: used again, it comes back from the page cache (decision 0047).
 
-use std::collections::BTreeSet;
 use std::io::{self, BufRead};
 use std::ops::Range;
 use std::time::Duration;
@@ -37,30 +36,25 @@ pub fn give_back() -> io::Result<()> {
     dropped
 }
 
-/// Returns the read-only mappings of programs and libraries of which no page is a private copy: relocated
-/// ones are. Other files are left alone, since another thread may be about to unmap one.
+/// Returns the code of programs and libraries of which no page is a private copy. Their other mappings are left alone: a
+/// relocated page may be swapped out, and does not count as a copy then. So are other files, since another thread may be about
+/// to unmap one.
 pub(crate) fn unchanged(smaps: impl BufRead) -> io::Result<Vec<Range<usize>>> {
-    let (mut found, mut programs) = (Vec::new(), BTreeSet::new());
-    let mut mapping = None;
+    let (mut found, mut mapping) = (Vec::new(), None);
     for line in smaps.lines() {
         let line = line?;
         let mut words = line.split_ascii_whitespace();
         match (words.next(), words.next()) {
             (Some("Anonymous:"), Some("0")) => found.extend(mapping.take()),
             (Some(first), Some(_)) if first.ends_with(':') => {}
-            (Some(range), Some(mode @ ("r-xp" | "r--p"))) => {
-                let file = (words.nth(1).map(str::to_owned), words.next().map(str::to_owned));
-                if mode == "r-xp" {
-                    programs.insert(file.clone());
-                }
-                mapping =
-                    addresses(range).filter(|_| file.1.as_deref() != Some("0")).map(|range| (range, file));
+            (Some(range), Some("r-xp")) => {
+                let inode = words.nth(2);
+                mapping = addresses(range).filter(|_| inode != Some("0"));
             }
             (Some(_), Some(_) | None) | (None, _) => mapping = None,
         }
     }
-    found.retain(|(_, file)| programs.contains(file));
-    Ok(found.into_iter().map(|(range, _)| range).collect())
+    Ok(found)
 }
 
 fn addresses(range: &str) -> Option<Range<usize>> {
@@ -83,7 +77,7 @@ mod tests {
         let code =
             "1000-3000 r-xp 00001000 fe:00 42  /usr/bin/rhone\nRss: 8 kB\nAnonymous: 0 kB\nLocked: 0 kB\n";
         check(code, std::slice::from_ref(&(0x1000..0x3000)));
-        // Relocated, then made read-only: its file has other contents.
+        // Relocated, then made read-only: its file has other contents, and no page counts while it is swapped out.
         let relocated = "3000-4000 r--p 00003000 fe:00 42  /usr/bin/rhone\nAnonymous: 4 kB\n";
         check(relocated, &[]);
         let data = "4000-5000 rw-p 00004000 fe:00 42  /usr/bin/rhone\nAnonymous: 0 kB\n";
@@ -93,8 +87,8 @@ mod tests {
         let shared = "8000-9000 r--s 00000000 fe:00 43  /tmp/shared\nAnonymous: 0 kB\n";
         let table = "9000-a000 r--p 00000000 fe:00 42  /usr/bin/rhone\nAnonymous: 0 kB\n";
         let cache = "a000-b000 r--p 00000000 fe:00 44  /etc/ld.so.cache\nAnonymous: 0 kB\n";
-        let expected = [0x9000..0xa000, 0x1000..0x3000];
-        check(&[table, relocated, code, data, heap, vdso, shared, cache].concat(), &expected);
+        let all = [table, relocated, code, data, heap, vdso, shared, cache].concat();
+        check(&all, std::slice::from_ref(&(0x1000..0x3000)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `rhone run`: hands the checked configuration to the runtime, and starts over where that helps.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,6 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::runtime::supervisor::{self, After, RaftStopped};
+
+/// The program to become when the runtime has ended.
+static START_OVER: OnceLock<PathBuf> = OnceLock::new();
 
 /// How long a process whose store failed waits before the next one opens it: a primary may be back within its
 /// lease.
@@ -31,7 +35,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Ok(After::Exit) => Ok(()),
         Ok(After::StartOver) => {
             tracing::warn!("starts over with a new guardian");
-            Err(start_over(&exe))
+            want_to_start_over(exe);
+            Ok(())
         }
         Err(error) => {
             let Some(pause) = pause_after(&error) else { return Err(error) };
@@ -40,7 +45,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let (mut terminate, mut interrupt) =
                 (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             tokio::select! {
-                () = tokio::time::sleep(pause) => Err(start_over(&exe)),
+                () = tokio::time::sleep(pause) => {
+                    want_to_start_over(exe);
+                    Ok(())
+                }
                 _ = terminate.recv() => Err(error),
                 _ = interrupt.recv() => Err(error),
             }
@@ -58,12 +66,19 @@ fn pause_after(error: &anyhow::Error) -> Option<Duration> {
     unavailable.then_some(UNTIL_THE_NEXT_LOOK)
 }
 
-/// Becomes a new process with the same pid and arguments; returns why it could not.
-fn start_over(exe: &Path) -> anyhow::Error {
+fn want_to_start_over(exe: PathBuf) {
+    // Once a process.
+    drop(START_OVER.set(exe));
+}
+
+/// Becomes a new process with the same pid and arguments, where [`run`] has asked for it; returns why it could not.
+/// The runtime has to be gone: with it end the programs that its tasks had started.
+pub fn start_over() -> Option<anyhow::Error> {
+    let exe = START_OVER.get()?;
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_else(|| "rhone".into());
     let error = std::process::Command::new(exe).arg0(program).args(args).exec();
-    anyhow::Error::from(error).context("start over")
+    Some(anyhow::Error::from(error).context("start over"))
 }
 
 #[cfg(test)]

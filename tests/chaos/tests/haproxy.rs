@@ -55,15 +55,19 @@ impl HaProxy {
         Ok(rows.first().and_then(|row| row.first()?.clone()).unwrap_or_default())
     }
 
-    /// Waits until a port leads to one of `members`.
+    /// Waits until a port leads to `members` and nobody else. HAProxy begins with every server in turn, and leaves
+    /// out those that fail three checks: so each of them has to come round.
     fn leads_to(&self, cluster: &Cluster, port: u16, members: &[usize]) -> Result<()> {
         let addresses: Vec<String> = members
             .iter()
             .map(|&index| Ok(cluster.node(index)?.address().to_string()))
             .collect::<Result<_>>()?;
         until(&format!("HAProxy's port {port} leads to {addresses:?}"), || {
-            let server = self.ask(cluster, port, "SELECT host(inet_server_addr())");
-            Ok(server.is_ok_and(|server| addresses.contains(&server)))
+            let leads = |_| {
+                let server = self.ask(cluster, port, "SELECT host(inet_server_addr())");
+                server.is_ok_and(|server| addresses.contains(&server))
+            };
+            Ok((0..2 * cluster.members()).all(leads))
         })
     }
 }

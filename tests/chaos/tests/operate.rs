@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
-use rhone_chaos::lock::take_turn;
+use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, hold, report};
 use rhone_chaos::workload::Plan;
 
@@ -109,7 +109,7 @@ fn a_fenced_member_stays_stopped_until_it_is_let_go() -> Result<()> {
 /// Once, at its time, whoever leads Raft then.
 #[test]
 fn a_scheduled_switchover_begins_once_also_under_another_leader() -> Result<()> {
-    let _turn = take_turn()?;
+    let _turn = take_machine()?;
     let mut cluster = Cluster::start(&Spec::asynchronous(3))?;
     let primary = cluster.wait_whole()?;
     let (to, other) = ((primary + 1) % 3, (primary + 2) % 3);

@@ -89,7 +89,7 @@ fn one_member_goes_on_alone_and_the_others_come_back_as_new_ones_only() -> Resul
     let output = recover(&cluster, survivor, &["--yes", "-o", "json"])?;
     ensure!(output.code == Some(0), "{:?} {}{}", output.code, output.stdout, output.stderr);
     let told: Value = serde_json::from_str(&output.stdout).context("read what recover printed")?;
-    ensure!(told["recovered"] == true && told["new_generation"] == 1, "{told}");
+    ensure!(told["recovered"] == true && told["new_generation"].as_u64() > Some(0), "{told}");
     ensure!(told["voters_there"] == 1 && told["voters"] == 3, "{told}");
     ensure!(told["may_be_lost"].as_array().is_some_and(|sentences| !sentences.is_empty()), "{told}");
     ensure!(told["position"].is_string(), "{told}");

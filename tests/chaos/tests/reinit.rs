@@ -70,7 +70,9 @@ fn a_standby_streams_while_it_is_copied_anew_and_a_copy_that_fails_is_called_off
             .map(drop)
     };
     role("NOLOGIN")?;
-    done(&cluster, &["reinit", &name, "--yes", "--no-wait"])?;
+    // A Raft leader that is new has to hear from the primary first, and refuses until then.
+    cluster
+        .wait_until("the copy is asked for", || done(&cluster, &["reinit", &name, "--yes", "--no-wait"]))?;
     cluster.wait_until("failing attempts are told", || {
         let now = member(&cluster, &name)?;
         let failed = now.pointer("/copying/failed").and_then(Value::as_u64);

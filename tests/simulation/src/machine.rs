@@ -230,6 +230,13 @@ impl Machine {
         self.events += 1;
     }
 
+    /// Syncs what a stopped instance has written, before anybody is told where it ends.
+    pub fn sync_stopped(&mut self) {
+        if let Some(data) = &mut self.data {
+            data.flushed = data.wal.len();
+        }
+    }
+
     /// Shuts it down in order: all is flushed.
     pub fn shut_down(&mut self) {
         let primary = self.run == Run::Primary;

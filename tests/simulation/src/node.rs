@@ -186,7 +186,7 @@ impl NodeLoop {
     }
 
     fn watch_in(&self) -> Duration {
-        watch_in(self.local.lease.status().until, self.shared.timing(), self.shared.clock.now())
+        watch_in(self.local.lease.status().until, self.shared.timing(), self.shared.clock.now()).time()
     }
 
     fn watch_guardian(&mut self, state: &ClusterState) {

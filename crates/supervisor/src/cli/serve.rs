@@ -3,6 +3,7 @@
 use super::args::Global;
 use super::check;
 use super::exit::{CliError, Exit};
+use crate::runtime::generation::Superseded;
 use crate::telemetry::{self, LogFormat};
 
 /// Checks the configuration, sets up logs, and runs the supervisor until it is told to stop.
@@ -11,5 +12,9 @@ pub(super) async fn run(global: &Global, format: LogFormat) -> Result<(), CliErr
     let filter = std::env::var("RHONE_LOG").ok();
     telemetry::init(format, filter.as_deref())
         .map_err(|error| CliError::new(Exit::Usage, format!("{error:#}")))?;
-    Ok(crate::run::run(config).await?)
+    crate::run::run(config).await.map_err(|error| {
+        // systemd starts again what ends otherwise.
+        let needs_a_person = error.downcast_ref::<Superseded>().is_some();
+        if needs_a_person { CliError::new(Exit::Usage, format!("{error:#}")) } else { error.into() }
+    })
 }

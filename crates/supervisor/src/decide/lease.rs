@@ -46,6 +46,8 @@ pub struct Voter {
     /// The last renewal, or what counts as one.
     last: Moment,
     heard: Option<Heard>,
+    /// It has renewed since it started: its quarantine is over, whatever the lease is later.
+    renews: bool,
 }
 
 impl Voter {
@@ -60,6 +62,7 @@ impl Voter {
             started: now,
             last: now,
             heard: None,
+            renews: false,
         }
     }
 
@@ -127,9 +130,10 @@ impl Voter {
         let left_ns = self.quarantine(now);
         // How far the primary is may be remembered all the same: it prolongs nothing.
         self.heard = Some(furthest(self.heard, Heard { epoch, lsn }));
-        if left_ns > 0 {
+        if left_ns > 0 && !self.renews {
             return Err(RenewRefusal::Quarantine { left_ns });
         }
+        self.renews = true;
         self.last = now;
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rhone_consensus::identity::Generation;
 use rhone_pgctl::user::OsUser;
 
@@ -96,7 +96,7 @@ pub async fn watch(shared: Arc<Shared>) -> anyhow::Result<()> {
             if let Some((generation, name)) = newer(hard.generation, system, answers.values().flatten()) {
                 let text = superseded(hard.generation, generation, name);
                 note(&shared.config.node.state_dir, &text).context("keep that it is superseded")?;
-                bail!(text);
+                return Err(Superseded(text).into());
             }
         }
         tokio::select! {
@@ -105,6 +105,11 @@ pub async fn watch(shared: Arc<Shared>) -> anyhow::Result<()> {
         }
     }
 }
+
+/// The cluster went on without this member: a person has to look, and starting it again changes nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Superseded(String);
 
 fn superseded(own: Generation, newer: Generation, name: &str) -> String {
     format!(
@@ -126,7 +131,7 @@ fn note(state_dir: &Path, text: &str) -> anyhow::Result<()> {
 /// It does, in the words that it noted.
 pub fn still_counts(state_dir: &Path) -> anyhow::Result<()> {
     match std::fs::read_to_string(state_dir.join(FILE)) {
-        Ok(text) => bail!(text),
+        Ok(text) => Err(Superseded(text).into()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("read {}", state_dir.join(FILE).display())),
     }

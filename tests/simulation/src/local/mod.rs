@@ -219,9 +219,12 @@ impl Local {
             let facts = self.facts();
             (facts.primary_epoch, facts.lease_epoch, facts.upstream, facts.gate_open)
         };
-        let machine = self.machine();
+        let mut machine = self.machine();
         if machine.guard.frozen.is_some() && machine.runs() {
             return Instance::Frozen { epoch: primary.max(leased) };
+        }
+        if machine.run == Run::Stopped {
+            machine.sync_stopped();
         }
         let Some(data) = &machine.data else { return Instance::Absent };
         match machine.run {

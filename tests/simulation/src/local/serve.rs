@@ -69,10 +69,11 @@ impl Local {
             self.fence().await;
         }
         tokio::time::sleep(self.plant.some(1, 40)).await;
-        let machine = self.machine();
+        let mut machine = self.machine();
         if machine.runs() {
             return Err("the instance runs".to_owned());
         }
+        machine.sync_stopped();
         let Some(data) = &machine.data else { return Ok(None) };
         Ok((data.wal.len() >= data.needs).then(|| data.position(data.wal.len())))
     }

@@ -121,12 +121,14 @@ impl Local {
         if let Some(kept) = kept {
             tracing::info!(path = %kept.display(), "the old data directory is kept until the clone streams");
         }
+        self.finished_copying().await?;
         if unfinished {
             // What this copy replaces was one that never came to serve.
-            let removed = clone::remove_all_but_the_oldest(self.data_dir()).await?;
-            tracing::info!(removed, "removed copies that never served");
+            match clone::remove_all_but_the_oldest(self.data_dir()).await {
+                Ok(removed) => tracing::info!(removed, "removed copies that never served"),
+                Err(error) => tracing::warn!(%error, "could not remove copies that never served"),
+            }
         }
-        self.finished_copying().await?;
         let mut facts = self.facts();
         facts.old_removed = false;
         facts.stopped = None;

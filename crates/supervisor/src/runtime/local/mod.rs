@@ -224,6 +224,12 @@ impl Local {
         why.map(|(why, _)| why.clone())
     }
 
+    /// Whether the operator's program said no a moment ago: nothing is wrong with the data then.
+    pub fn disagrees(&self) -> bool {
+        let now = self.shared.clock.now();
+        self.facts().disagreed.as_ref().is_some_and(|(_, until)| now < *until)
+    }
+
     /// Has the operator's program asked, once an epoch, whether this member may be promoted. One that says no
     /// is passed over for a while, so that another member is; where there is no other, it is asked again.
     async fn agree(&self, epoch: Epoch) -> Result<(), LocalError> {

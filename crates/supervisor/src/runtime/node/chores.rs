@@ -24,7 +24,8 @@ impl NodeLoop {
             configure: older || asked.reload(),
             restart: !leads && asked.restart.is_some() && asked.restart == started,
             reinit: !leads && asked.reinit.is_some() && asked.reinit == data,
-            unfit: self.local.facts().unfit,
+            // Who was asked not to promote is as it was: nothing is wrong with its data.
+            unfit: self.local.facts().unfit || self.local.disagrees(),
         }
     }
 

@@ -159,8 +159,16 @@ pub async fn run(
             changed = raft.changed() => if changed.is_err() { return Ended::Left },
             changed = asked.changed() => if changed.is_err() { return Ended::Left },
             changed = leave.changed() => if changed.is_ok() { node.leave() },
-            () = about(pause) => node.tick(),
+            () = pause_for(pause) => node.tick(),
         }
+    }
+}
+
+/// What ends a lease is looked at when it comes; the rest wakes with other timers.
+async fn pause_for(pause: Pause) {
+    match pause {
+        Pause::Exact(time) => tokio::time::sleep(time).await,
+        Pause::About(time) => about(time).await,
     }
 }
 
@@ -177,10 +185,31 @@ pub fn overdue_at(until: BootTime, timing: Timing) -> Option<BootTime> {
     (until > BootTime::ZERO).then(|| until.saturating_add(patience))
 }
 
+/// How long the loop pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// So long, to the millisecond.
+    Exact(Duration),
+    /// About so long.
+    About(Duration),
+}
+
+impl Pause {
+    /// Returns the time.
+    pub fn time(self) -> Duration {
+        match self {
+            Self::Exact(time) | Self::About(time) => time,
+        }
+    }
+}
+
 /// Returns when a primary's guardian is to be watched next, where a lease ends then.
-pub fn watch_in(until: BootTime, timing: Timing, now: BootTime) -> Duration {
+pub fn watch_in(until: BootTime, timing: Timing, now: BootTime) -> Pause {
     let left = overdue_at(until, timing).filter(|at| *at >= now).map(|at| at.saturating_since(now));
-    left.map_or(WATCH_EVERY, |left| WATCH_EVERY.min(left + Duration::from_millis(1)))
+    match left.filter(|left| *left < WATCH_EVERY * 2) {
+        Some(left) => Pause::Exact(left + Duration::from_millis(1)),
+        None => Pause::About(WATCH_EVERY),
+    }
 }
 
 /// Whether a member that leaves since then has waited long enough, or nobody is there to wait for.
@@ -286,8 +315,8 @@ impl NodeLoop {
         }
     }
 
-    fn pause(&self) -> Duration {
-        match self.instance {
+    fn pause(&self) -> Pause {
+        let about = match self.instance {
             Instance::Unknown | Instance::Starting | Instance::Frozen { .. } => LOOK_OFTEN,
             // One that connects is about to stream: whoever waits for that is told at once.
             Instance::Standby { streaming: false, idle_ms, .. } if idle_ms < CONNECTING_MS => LOOK_OFTEN * 2,
@@ -298,9 +327,11 @@ impl NodeLoop {
             | Instance::Hung { .. } => LOOK_EVERY,
             // Where no renewal comes, the lease's end is looked at when it comes, not up to a quarter second later.
             Instance::Primary { .. } => {
-                watch_in(self.local.lease.status().until, self.shared.timing(), self.shared.clock.now())
+                let until = self.local.lease.status().until;
+                return watch_in(until, self.shared.timing(), self.shared.clock.now());
             }
-        }
+        };
+        Pause::About(about)
     }
 
     fn view<'a>(&self, state: &'a ClusterState, facts: &'a Facts<'a>) -> NodeView<'a> {

@@ -66,7 +66,7 @@ mod tests {
 
     use rhone_consensus::settings::Timing;
 
-    use super::super::{overdue_at, watch_in};
+    use super::super::{Pause, overdue_at, watch_in};
     use super::*;
     use crate::runtime::clock::BootTime;
 
@@ -102,12 +102,15 @@ mod tests {
         assert_eq!(until, at(1335));
         assert_eq!(overdue_at(until, timing), Some(at(1455)));
         assert_eq!(overdue_at(BootTime::ZERO, timing), None);
-        let pause = |now| watch_in(until, timing, at(now)).as_millis();
-        assert_eq!(pause(100), 250, "a lease that is renewed wakes nothing");
-        assert_eq!(pause(1300), 156);
-        assert_eq!(pause(1455), 1, "never at once");
-        assert_eq!(pause(1456), 250, "over: it was looked at");
-        assert!(at(1300).saturating_add(watch_in(until, timing, at(1300))).as_nanos() < timing.aged_ns());
+        let pause = |now| watch_in(until, timing, at(now));
+        let exact = |ms| Pause::Exact(Duration::from_millis(ms));
+        let usual = Pause::About(Duration::from_millis(250));
+        assert_eq!(pause(100), usual, "a lease that is renewed wakes nothing");
+        assert_eq!(pause(956), exact(500), "what is rounded may come 64 ms late");
+        assert_eq!(pause(1300), exact(156));
+        assert_eq!(pause(1455), exact(1), "never at once");
+        assert_eq!(pause(1456), usual, "over: it was looked at");
+        assert!(at(1300).saturating_add(pause(1300).time()).as_nanos() < timing.aged_ns());
     }
 
     #[test]
