@@ -15,6 +15,10 @@ use crate::status::{
     TimingStatus,
 };
 
+/// What answers knows no such call.
+const NO_RHONE: &str = "what answers there is no rhone, or an older one: a member listens for operators at its `node.listen`, \
+                        port 7400 by default";
+
 /// Metadata key with the leader's address, on "this member does not lead".
 const LEADER_KEY: &str = "rhone-leader";
 /// Metadata key with a hint, on a refusal.
@@ -487,6 +491,11 @@ impl From<Status> for OperatorError {
             // Without our mark it is the connection that broke: the call may have been heard.
             (Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled, _) => {
                 Self::Unknown
+            }
+            (Code::Unimplemented, _)
+                if status.message().is_empty() || status.message().contains("grpc-status header missing") =>
+            {
+                Self::Failed(NO_RHONE.to_owned())
             }
             (Code::Unimplemented, _) => Self::NotImplemented { what: status.message().to_owned() },
             (_, _) => Self::Failed(status.message().to_owned()),

@@ -294,7 +294,7 @@ pub enum Command {
     },
     /// Runs psql at the primary
     Psql {
-        /// psql's own arguments
+        /// psql's own arguments, after `--` where they begin with a dash
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
     },

@@ -151,7 +151,7 @@ fn config_here(global: &Global) -> Option<Config> {
 fn of_config(global: &Global) -> Result<String, CliError> {
     config_here(global).map(|config| config.cluster).ok_or_else(|| {
         CliError::new(Exit::Usage, "for which cluster?")
-            .hint("name it with `--cluster NAME`, or a configuration with `-c FILE`")
+            .hint("name a configuration with `-c FILE`; `rhone certs init --cluster NAME` makes a new CA")
     })
 }
 

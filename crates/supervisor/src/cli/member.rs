@@ -10,6 +10,7 @@ use super::terminal::Terminal;
 use super::{client, print_json, status};
 use crate::api;
 use crate::api::proto::v1;
+use crate::config::Tls;
 use crate::status::{ClusterStatus, Kind, MemberStatus, State, SwitchoverReply};
 
 /// How long the change of who votes may take.
@@ -86,12 +87,23 @@ async fn add(global: &Global, name: &str, address: &str, terminal: &mut Terminal
         .hint("a machine that lost its disk joins again under its old name by itself"));
     }
     let peers = client::addresses(global)?;
+    // As this cluster does it, where that can be seen from here.
+    let insecure = client::load_config(global).is_ok_and(|config| matches!(config.tls, Tls::Insecure));
+    let (tls, certificate) = if insecure {
+        ("insecure = true\n".to_owned(), String::new())
+    } else {
+        (
+            format!(
+                "ca   = \"/etc/rhone/ca.crt\"\ncert = \"/etc/rhone/{name}.crt\"\nkey  = \"/etc/rhone/{name}.key\"\n"
+            ),
+            format!(", with a certificate (`rhone certs issue {name} --host {address}`)"),
+        )
+    };
     let config = format!(
         "cluster = {cluster:?}\n\n[node]\nname      = {name:?}\nstate-dir = \"/var/lib/rhone\"\n\
          listen    = \"0.0.0.0:7400\"\nadvertise = \"{address}:7400\"\nhttp      = \"0.0.0.0:8008\"\n\
-         peers     = {peers:?}\n\n[postgres]\ndata-dir  = \"/var/lib/postgresql/data\"   # empty: it is copied from the primary\n\
-         listen    = \"0.0.0.0:5432\"\nadvertise = \"{address}:5432\"\n\n[tls]\nca   = \"/etc/rhone/ca.crt\"\n\
-         cert = \"/etc/rhone/{name}.crt\"\nkey  = \"/etc/rhone/{name}.key\"\n",
+         peers     = {peers:?}\n\n[postgres]\ndata-dir  = \"/var/lib/postgresql/15/main\"   # empty: it is copied from the primary\n\
+         listen    = \"0.0.0.0:5432\"\nadvertise = \"{address}:5432\"\n\n[tls]\n{tls}",
         cluster = status.cluster,
     );
     if global.json() {
@@ -99,7 +111,7 @@ async fn add(global: &Global, name: &str, address: &str, terminal: &mut Terminal
     }
     terminal.data(&config);
     terminal.talk(&format!(
-        "put this on {address} as /etc/rhone/rhone.toml, with a certificate (`rhone certs issue {name}`), and start rhone there: it joins by itself"
+        "put this on {address} as /etc/rhone/rhone.toml{certificate}, and start rhone there: it joins by itself"
     ));
     Ok(())
 }

@@ -544,7 +544,7 @@ impl Rules {
         self.text("-", "tls", "cert", &format!("/etc/rhone/{name}.crt"));
         self.text("-", "tls", "key", &format!("/etc/rhone/{name}.key"));
         let what = format!(
-            "make certificates: `rhone certs init` once, `rhone certs issue {name}` for this member; or `--insecure`"
+            "make certificates: `rhone certs init` once, `rhone certs issue {name} --host ADDRESS` for this member; or `--insecure`"
         );
         self.note("-", Verdict::Decide, what);
     }
