@@ -59,8 +59,11 @@ fn a_standby_streams_while_it_is_copied_anew_and_a_copy_that_fails_is_called_off
     cluster.wait_secured()?;
     let index = (0..3).rev().find(|index| *index != primary).context("a standby")?;
     let name = cluster.node(index)?.name();
-    let before = member(&cluster, &name)?;
-    ensure!(!text(&before, "data_id").is_empty(), "{before}");
+    let before = cluster.wait_until("its data directory is known", || {
+        let before = member(&cluster, &name)?;
+        ensure!(!text(&before, "data_id").is_empty(), "{before}");
+        Ok(before)
+    })?;
     let postmaster = cluster.node(index)?.postmaster();
 
     // What streams goes on, and nobody else gets in to copy.

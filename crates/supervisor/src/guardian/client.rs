@@ -455,19 +455,24 @@ impl Link {
     async fn hello(&self) -> Result<(SharedPage, Option<PathBuf>), GuardianError> {
         let wrong = |source| GuardianError::System { operation: "connect", source };
         self.send("connect", &Request { id: 0, command: Command::Hello { claim: true } }).await?;
+        let garbage = || wrong(io::Error::from(io::ErrorKind::InvalidData));
+        let version = |theirs| GuardianError::Version { ours: wire::VERSION, theirs };
         let mut buffer = vec![0; wire::MESSAGE_MAX];
         let (used, memfd) = loop {
             let mut ready = self.socket.readable().await.map_err(wrong)?;
-            match ready.try_io(|socket| receive_with_fd(socket.get_ref(), &mut buffer)) {
-                Ok(received) => break received.map_err(wrong)?,
-                Err(_would_block) => {}
+            let (used, memfd) = match ready.try_io(|socket| receive_with_fd(socket.get_ref(), &mut buffer)) {
+                Ok(received) => received.map_err(wrong)?,
+                Err(_would_block) => continue,
+            };
+            if used == 0 {
+                return Err(GONE);
+            }
+            // What happens to the instance meanwhile may be told before the answer, as a lease that ends while one
+            // supervisor follows another; what came of it is seen at the first look.
+            if !matches!(wire::open(buffer.get(..used).unwrap_or_default()), Ok((Kind::Event, _))) {
+                break (used, memfd);
             }
         };
-        if used == 0 {
-            return Err(GONE);
-        }
-        let garbage = || wrong(io::Error::from(io::ErrorKind::InvalidData));
-        let version = |theirs| GuardianError::Version { ours: wire::VERSION, theirs };
         let body = match wire::open(buffer.get(..used).unwrap_or_default()) {
             Ok((Kind::Reply, body)) => body,
             Err(Unreadable::Version(theirs)) => return Err(version(theirs)),
