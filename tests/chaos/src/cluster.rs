@@ -360,12 +360,27 @@ impl Cluster {
             ensure!(state == Some("streaming"), "{name} is {state:?}");
             Ok(())
         })?;
-        let output = self.rhone(to, &["switchover", "--to", &name, "-o", "json"], Duration::from_secs(60))?;
-        if output.code != Some(0) {
-            bail!("switchover to {name} ended with {:?}: {}", output.code, output.stderr.trim());
+        let mut tries = 0;
+        loop {
+            let output =
+                self.rhone(to, &["switchover", "--to", &name, "-o", "json"], Duration::from_secs(60))?;
+            tries += 1;
+            match output.code {
+                Some(0) => {
+                    serde_json::from_str::<Value>(&output.stdout).context("read what switchover printed")?;
+                    return Ok(());
+                }
+                // On a machine that is too slow for it the former primary goes on, and says so.
+                Some(1) if tries < 3 => {
+                    crate::scenario::report(&format!(
+                        "switchover to {name}, try {tries}: {}",
+                        output.stderr.trim()
+                    ));
+                    self.wait_whole()?;
+                }
+                code => bail!("switchover to {name} ended with {code:?}: {}", output.stderr.trim()),
+            }
         }
-        serde_json::from_str::<Value>(&output.stdout).context("read what switchover printed")?;
-        Ok(())
     }
 
     /// Runs a command of `rhone` on a member, which has to succeed.

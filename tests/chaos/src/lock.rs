@@ -19,13 +19,17 @@ pub struct Turn {
     _places: Vec<File>,
 }
 
+/// A further cluster begins only while the machine's load is below this, for each core.
+const BUSY: f64 = 2.0;
+
 /// Waits for one of the machine's places (per user): clusters of many test processes would starve each other
-/// of CPU and make every time limit meaningless.
+/// of CPU and make every time limit meaningless. The first is free for whoever comes; the others only while
+/// the machine is not busy.
 pub fn take_turn() -> Result<Turn> {
     let places = places()?;
     loop {
         for (index, place) in places.iter().enumerate() {
-            if try_lock(place)? {
+            if (index == 0 || !busy()) && try_lock(place)? {
                 let place = place.try_clone().with_context(|| format!("keep place {index}"))?;
                 return Ok(Turn { _places: vec![place] });
             }
@@ -42,6 +46,13 @@ pub fn take_machine() -> Result<Turn> {
         flock(place, FlockOperation::LockExclusive).context("wait for the machine")?;
     }
     Ok(Turn { _places: places })
+}
+
+fn busy() -> bool {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores).is_ok_and(|cores| load > BUSY * f64::from(cores))
 }
 
 fn places() -> Result<Vec<File>> {
