@@ -250,6 +250,27 @@ mod tests {
     }
 
     #[test]
+    fn a_voter_that_renews_goes_on_when_the_lease_becomes_longer_and_vouches_only_after_it() {
+        let timing = |lease_ms| Timing { lease_ms, ..Timing::default() };
+        let at = |ms: u64| Moment(ms * 1_000_000);
+        let renew = |voter: &mut Voter, ms| voter.renew(at(ms), Epoch(0), Lsn::new(1), LogIndex(0));
+        let (mut young, mut old) = (Voter::new(at(0)), Voter::new(at(0)));
+        for voter in [&mut young, &mut old] {
+            voter.applied(Epoch(0), timing(1500));
+        }
+        assert_eq!(renew(&mut old, 2000), Ok(()));
+        for voter in [&mut young, &mut old] {
+            voter.applied(Epoch(0), timing(12_000));
+        }
+        assert!(matches!(renew(&mut young, 3000), Err(RenewRefusal::Quarantine { .. })));
+        assert_eq!(renew(&mut old, 3000), Ok(()));
+        assert_eq!(old.report(at(9000)).aged_for, None);
+        assert_eq!(old.report(at(9000)).silent_ms, None, "its word waits for the longer one");
+        assert_eq!(old.report(at(13_000)).aged_for, None, "silent for ten seconds");
+        assert_eq!(old.report(at(15_500)).aged_for, Some(Epoch(0)));
+    }
+
+    #[test]
     fn an_owner_that_has_just_started_counts_by_the_least_that_its_log_sets() {
         let timing = |lease_ms| Timing { lease_ms, ..Timing::default() };
         // What was applied up to entry 20 says 1500 ms, set by entry 12.
