@@ -87,6 +87,8 @@ pub struct Outcome {
     pub rounds: Vec<Round>,
     /// Acknowledged rows a second over the whole run.
     pub rate: f64,
+    /// Acknowledged rows a second, without each round's longest time without writes.
+    pub rate_of_writing: f64,
     /// Loss, phantoms, two primaries, differences.
     pub loss: String,
     /// What was violated, one sentence each; empty when nothing was.
@@ -125,7 +127,11 @@ impl fmt::Display for Outcome {
         };
         writeln!(f, "whole after healing: {}", worst(|round| round.whole))?;
         writeln!(f, "longest time without writes per round: {}", worst(|round| Some(round.gap)))?;
-        writeln!(f, "{:.0} rows/s acknowledged over the run, faults included", self.rate)?;
+        writeln!(
+            f,
+            "{:.0} rows/s acknowledged over the run, faults included; {:.0} without those times",
+            self.rate, self.rate_of_writing
+        )?;
         writeln!(f, "{}", self.loss)?;
         for violation in &self.violations {
             writeln!(f, "VIOLATED: {violation}")?;
@@ -204,7 +210,8 @@ pub fn run(order: &Order) -> Result<Outcome> {
         violations.push("the primary moved in noise".to_owned());
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
-    let rate = history.acknowledged().len() as f64 / elapsed;
+    let rows = history.acknowledged().len() as f64;
+    let gaps: f64 = campaign.rounds.iter().map(|round| round.gap).sum();
     if order.strict
         && let Some(limit) = &script.limits.whole
     {
@@ -223,7 +230,8 @@ pub fn run(order: &Order) -> Result<Outcome> {
         faults: campaign.faults,
         skipped: campaign.skipped,
         rounds: campaign.rounds,
-        rate,
+        rate: rows / elapsed,
+        rate_of_writing: rows / (elapsed - gaps).max(1.0),
         loss,
         violations,
         logs,
