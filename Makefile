@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -30,10 +30,10 @@ MUTANT ?=
 SHOWS ?=
 SECONDS ?=
 
-.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model image deb deps release
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## three real Postgres servers on loopback; the primary is killed under a writer
 	@deploy/install-deps.sh run
@@ -83,6 +83,12 @@ chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|�
 
 bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
 	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
+
+bench-proxy: release ## pgbench direct, through Rhone's rw port and through HAProxy, in turns: ROUNDS=5 SECONDS=60
+	"$(TARGET)/release/chaos" bench-proxy --rounds "$(or $(ROUNDS),5)" --seconds "$(or $(SECONDS),60)"
+
+bench-clients: release ## switchovers through PgBouncer without an error, waits of failovers behind the rw ports: ROUNDS=20
+	"$(TARGET)/release/chaos" bench-clients --switchovers "$(or $(ROUNDS),20)" --failovers "$(or $(ROUNDS),20)"
 
 sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=…; SEED=… for one story, MUTANT=…|all without a rule
 	$(CARGO) build --profile simulation -p rhone-simulation

@@ -42,13 +42,16 @@ put 755 "$binary" /usr/bin/rhone
 for unit in rhone rhone-pgbouncer; do
     put 644 "$repo/deploy/systemd/$unit.service" "/usr/lib/systemd/system/$unit.service"
 done
-sed -i 's#/usr/local/bin/rhone#/usr/bin/rhone#' "$root/usr/lib/systemd/system/rhone.service"
+sed -i -e 's#/usr/local/bin/rhone#/usr/bin/rhone#' \
+    -e 's#^Documentation=.*#Documentation=man:rhone(1) file:///usr/share/doc/rhone/README.md#' \
+    "$root/usr/lib/systemd/system/rhone.service"
 put 644 "$repo/deploy/debian/sysusers.conf" /usr/lib/sysusers.d/rhone.conf
 put 644 "$repo/deploy/rhone.example.toml" /etc/rhone/rhone.example.toml
 put 644 "$repo/deploy/debian/copyright" /usr/share/doc/rhone/copyright
 pack "$repo/CHANGELOG.md" /usr/share/doc/rhone/changelog.gz
-for text in README.md docs/connecting.md docs/failure-modes.md docs/operating.md docs/runbook.md docs/security.md; do
-    [ ! -e "$repo/$text" ] || put 644 "$repo/$text" "/usr/share/doc/rhone/${text##*/}"
+# As they lie in the repository, so that they find each other, and what they show.
+(cd "$repo" && find README.md ARCHITECTURE.md CONTRIBUTING.md docs deploy -type f) | while read -r text; do
+    put 644 "$repo/$text" "/usr/share/doc/rhone/$text"
 done
 
 complete() { install -d "$root$(dirname "$2")"; "$generator" completions "$1" >"$root$2"; chmod 644 "$root$2"; }

@@ -14,6 +14,7 @@ mod explain;
 mod history;
 mod hold;
 mod import;
+mod inject;
 mod man;
 mod member;
 mod operate;
@@ -134,6 +135,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
             Ok(())
         }
         Command::Man { folder } => man::run(folder.as_deref(), terminal),
+        Command::Inject { file } => inject::run(&file, terminal),
         Command::Certs(verb) => certs::run(&global, verb, terminal),
         Command::Dsn { role } => psql::dsn(&global, role, terminal).await,
         Command::Psql { arguments } => psql::psql(&global, &arguments).await,

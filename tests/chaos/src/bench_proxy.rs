@@ -21,6 +21,9 @@ use crate::stats::table;
 /// Where HAProxy listens.
 const HAPROXY: u16 = 5900;
 
+/// For so long after a run its sessions end and are counted.
+const SETTLE: Duration = Duration::from_millis(500);
+
 /// Idle sessions that memory is measured with.
 const IDLE: usize = 80;
 
@@ -48,8 +51,21 @@ pub struct Figure {
     pub range: [f64; 2],
     /// The median of the rounds' ratios to the direct run of the same round.
     pub of_direct: f64,
-    /// The proxy's own CPU time for each transaction, in microseconds.
-    pub cpu_us: Option<f64>,
+    /// How many rounds.
+    pub n: usize,
+    /// The medians of the CPU time for each transaction.
+    pub cpu: Cpu,
+}
+
+/// CPU time for one transaction, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Cpu {
+    /// pgbench's.
+    pub client: f64,
+    /// The proxy's: of Rhone's thread `proxy`, or of HAProxy; none on the direct way.
+    pub proxy: Option<f64>,
+    /// Postgres's: all its processes.
+    pub server: f64,
 }
 
 /// All that was found.
@@ -66,7 +82,27 @@ pub struct Findings {
 }
 
 /// Transactions a second and CPU time for each, of each round, by load and way.
-type Runs = BTreeMap<(&'static str, &'static str), Vec<(f64, Option<f64>)>>;
+type Runs = BTreeMap<(&'static str, &'static str), Vec<(f64, Cpu)>>;
+
+/// CPU time so far, in clock ticks.
+#[derive(Clone, Copy, Debug)]
+struct Ticks {
+    client: u64,
+    proxy: Option<u64>,
+    server: u64,
+}
+
+impl Ticks {
+    /// What is spent since `before` for each of so many transactions.
+    fn since(self, before: Self, transactions: f64) -> Cpu {
+        let each = |now: u64, before: u64| cpu_us(now.saturating_sub(before), transactions);
+        Cpu {
+            client: each(self.client, before.client),
+            proxy: self.proxy.zip(before.proxy).map(|(now, before)| each(now, before)),
+            server: each(self.server, before.server),
+        }
+    }
+}
 
 /// Runs the benchmark.
 pub fn run(order: Order) -> Result<Findings> {
@@ -84,6 +120,7 @@ fn load_average() -> String {
 fn measure(cluster: &mut Cluster, order: Order) -> Result<(Vec<Figure>, i64, Vec<String>)> {
     let address = cluster.node(0)?.address().to_string();
     let supervisor = cluster.node_mut(0)?.supervisor().context("the supervisor")?;
+    let postmaster = cluster.node(0)?.postmaster().context("the postmaster")?;
     let mut skipped = Vec::new();
     let haproxy = match binary::program("haproxy") {
         Some(program) => Some(start_haproxy(cluster, &program)?),
@@ -108,16 +145,29 @@ fn measure(cluster: &mut Cluster, order: Order) -> Result<(Vec<Figure>, i64, Vec
             let mut turn = ways.clone();
             turn.rotate_left(usize::try_from(round).unwrap_or(0) % ways.len());
             for (way, port) in turn {
-                let ticks = || match (way, &haproxy) {
+                let proxy = || match (way, &haproxy) {
                     ("rhone", _) => thread_ticks(supervisor, "proxy"),
                     ("haproxy", Some(haproxy)) => process::stat(haproxy.pid()).map(|stat| stat.ticks),
                     _ => None,
                 };
-                let before = ticks();
+                let ticks = || -> Result<Ticks> {
+                    let own = process::stat(std::process::id()).context("read own CPU time")?;
+                    Ok(Ticks {
+                        client: own.ticks_of_ended,
+                        proxy: proxy(),
+                        server: server_ticks(postmaster)?,
+                    })
+                };
+                let before = ticks()?;
                 let tps = pgbench(cluster, &address, port, load, order)?;
-                let spent = before.zip(ticks()).map(|(before, after)| after.saturating_sub(before));
-                let cpu = spent.map(|ticks| cpu_us(ticks, tps * seconds(order)));
-                report(&format!("{load} {way} {round}/{}: {tps:.0} tps", order.rounds));
+                // The last backends end.
+                hold(SETTLE);
+                let cpu = ticks()?.since(before, tps * seconds(order));
+                report(&format!(
+                    "{load} {way} {round}/{}: {tps:.0} tps, load {}",
+                    order.rounds,
+                    load_average()
+                ));
                 runs.entry((load, way)).or_default().push((tps, cpu));
             }
         }
@@ -157,9 +207,14 @@ fn figures(all: &Runs) -> Vec<Figure> {
                     tps.iter().copied().fold(0.0, f64::max),
                 ],
                 of_direct: middle(ratios),
-                cpu_us: Some(runs.iter().filter_map(|(_, cpu)| *cpu).collect::<Vec<_>>())
-                    .filter(|cpu| !cpu.is_empty())
-                    .map(middle),
+                n: runs.len(),
+                cpu: Cpu {
+                    client: middle(runs.iter().map(|(_, cpu)| cpu.client).collect()),
+                    proxy: Some(runs.iter().filter_map(|(_, cpu)| cpu.proxy).collect::<Vec<_>>())
+                        .filter(|cpu| !cpu.is_empty())
+                        .map(middle),
+                    server: middle(runs.iter().map(|(_, cpu)| cpu.server).collect()),
+                },
             }
         })
         .collect()
@@ -178,6 +233,14 @@ fn pgbench(cluster: &Cluster, address: &str, port: u16, load: &str, order: Order
     let line = output.stdout.lines().find_map(|line| line.strip_prefix("tps = "));
     let number = line.and_then(|rest| rest.split_whitespace().next()).context("pgbench's tps")?;
     number.parse().context("read pgbench's tps")
+}
+
+/// CPU time of a postmaster and all its children, those that have ended too, in clock ticks.
+fn server_ticks(postmaster: u32) -> Result<u64> {
+    let own = process::stat(postmaster).context("read the postmaster's CPU time")?;
+    let children = process::pids().into_iter().filter_map(process::stat);
+    let live: u64 = children.filter(|stat| stat.parent == postmaster).map(|stat| stat.ticks).sum();
+    Ok(own.ticks + own.ticks_of_ended + live)
 }
 
 /// CPU time of one thread of a process, by its name, in clock ticks.
@@ -236,20 +299,28 @@ fn own_memory(pid: u32) -> i64 {
 impl Findings {
     /// The findings as a person reads them.
     pub fn text(&self) -> String {
-        let head = ["load", "way", "tps", "least", "most", "of direct", "CPU µs/tx"].map(str::to_owned);
+        let head = ["LOAD", "WAY", "N", "TPS", "LEAST", "MOST", "OF DIRECT", "CLIENT", "PROXY", "SERVER"];
+        let head = head.map(str::to_owned);
         let mut rows = vec![head.to_vec()];
         for figure in &self.figures {
             rows.push(vec![
                 figure.load.to_owned(),
                 figure.way.to_owned(),
+                figure.n.to_string(),
                 format!("{:.0}", figure.tps),
                 format!("{:.0}", figure.range[0]),
                 format!("{:.0}", figure.range[1]),
                 format!("{:.1} %", figure.of_direct * 100.0),
-                figure.cpu_us.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}")),
+                format!("{:.1}", figure.cpu.client),
+                figure.cpu.proxy.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}")),
+                format!("{:.1}", figure.cpu.server),
             ]);
         }
         let mut text = table(&rows);
+        text.push_str(
+            "TPS: median of the rounds; OF DIRECT: median of the ratios to the same round's direct run;\n\
+             CLIENT, PROXY, SERVER: CPU time for each transaction, in microseconds, medians\n",
+        );
         text.push_str(&format!(
             "{} bytes of the supervisor's memory for each idle connection\n",
             self.idle_bytes

@@ -7,6 +7,7 @@
 //! faults, and the report says so.
 
 pub mod bench;
+pub mod bench_clients;
 pub mod bench_proxy;
 pub mod binary;
 pub mod campaign;
@@ -26,6 +27,7 @@ pub mod lock;
 pub mod namespace;
 pub mod node;
 pub mod pki;
+pub mod pooler;
 pub mod ports;
 pub mod process;
 pub mod random;

@@ -10,7 +10,7 @@ use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::script::Script;
-use rhone_chaos::{bench_proxy, campaign, cleanup, clock, fault};
+use rhone_chaos::{bench_clients, bench_proxy, campaign, cleanup, clock, fault};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Action {
     Bench(Bench),
     /// Measure what the rw port costs beside a direct connection and HAProxy, with a release binary in `RHONE_BIN`.
     BenchProxy(BenchProxy),
+    /// Count what clients notice of switchovers behind PgBouncer and of failovers behind the rw ports.
+    BenchClients(BenchClients),
     /// Run random faults under clients and judge what the clients saw.
     Run(Run),
 }
@@ -67,11 +69,24 @@ struct BenchProxy {
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Seconds of each run.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// pgbench's clients.
     #[arg(long, default_value_t = 8)]
     clients: u32,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Args)]
+struct BenchClients {
+    /// Switchovers under pgbench through PgBouncer.
+    #[arg(long, default_value_t = 20)]
+    switchovers: u32,
+    /// Failovers under clients that connect anew for each row.
+    #[arg(long, default_value_t = 20)]
+    failovers: u32,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -152,11 +167,12 @@ fn act(cli: &Cli) -> Result<bool> {
     cleanup::prepare();
     let _turn = match &cli.command {
         Action::Run(_) => take_turn(),
-        Action::Bench(_) | Action::BenchProxy(_) => take_machine(),
+        Action::Bench(_) | Action::BenchProxy(_) | Action::BenchClients(_) => take_machine(),
     }?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
         Action::BenchProxy(asked) => measure_proxy(asked),
+        Action::BenchClients(asked) => measure_clients(asked),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
             let mut script = Script::load(&run.scenario)?;
@@ -210,6 +226,15 @@ fn measure_proxy(asked: &BenchProxy) -> Result<bool> {
         Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
     }
     Ok(true)
+}
+
+fn measure_clients(asked: &BenchClients) -> Result<bool> {
+    let findings = bench_clients::run(asked.switchovers, asked.failovers)?;
+    match asked.output {
+        Format::Text => print(&findings.text())?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
+    }
+    Ok(findings.passed())
 }
 
 fn print(text: &str) -> Result<()> {

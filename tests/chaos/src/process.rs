@@ -194,6 +194,8 @@ pub struct Stat {
     pub parent: u32,
     /// User and system CPU time, in clock ticks.
     pub ticks: u64,
+    /// The same of its children that have ended and been waited for, and of theirs.
+    pub ticks_of_ended: u64,
     /// Start, in clock ticks since boot: with the pid it names a process uniquely.
     pub started: u64,
 }
@@ -210,6 +212,7 @@ pub fn stat(pid: u32) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         parent: u32::try_from(number(1)?).ok()?,
         ticks: number(11)?.saturating_add(number(12)?),
+        ticks_of_ended: number(13)?.saturating_add(number(14)?),
         started: number(19)?,
     })
 }

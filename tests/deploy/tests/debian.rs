@@ -82,6 +82,7 @@ fn installed(root: &Path) -> Result<()> {
     let unit = std::fs::read_to_string(root.join("usr/lib/systemd/system/rhone.service"))?;
     ensure!(unit.contains("\nExecStart=/usr/bin/rhone run "), "the unit runs another program:\n{unit}");
     ensure!(!unit.contains("/usr/local"), "the unit speaks of an installation by hand:\n{unit}");
+    links_lead_somewhere(&root.join("usr/share/doc/rhone"))?;
     // Enabled by nobody.
     ensure!(!root.join("etc/systemd").exists(), "the package enables something");
     for shell in ["bash-completion/completions/rhone", "zsh/vendor-completions/_rhone"] {
@@ -93,6 +94,35 @@ fn installed(root: &Path) -> Result<()> {
             .with_context(|| format!("{} made no user", sysusers.display()))?;
         ensure!(users.contains("postgres:"), "no user postgres:\n{users}");
     }
+    Ok(())
+}
+
+/// Every file that a document of the package links to is in the package.
+fn links_lead_somewhere(docs: &Path) -> Result<()> {
+    let mut folders = vec![docs.to_owned()];
+    let mut links = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path)?;
+            for rest in text.split("](").skip(1) {
+                let link = rest.split([')', '#']).next().unwrap_or_default();
+                if link.is_empty() || link.contains("://") {
+                    continue;
+                }
+                ensure!(folder.join(link).exists(), "{}: {link} is not in the package", path.display());
+                links += 1;
+            }
+        }
+    }
+    ensure!(links > 40, "only {links} links were looked at");
     Ok(())
 }
 

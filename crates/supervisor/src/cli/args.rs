@@ -286,6 +286,12 @@ pub enum Command {
         /// A folder to write one page for each command into
         folder: Option<PathBuf>,
     },
+    /// Copies this program to a file: for an init container, whose image holds nothing else
+    #[command(hide = true)]
+    Inject {
+        /// The file, such as /opt/rhone/rhone on a volume of the pod
+        file: PathBuf,
+    },
     /// Prints libpq's connection string of the cluster
     Dsn {
         /// Which servers: the primary, a standby by preference, or any

@@ -145,11 +145,11 @@ pub(super) fn next_signal(signals: &OwnedFd) -> Option<i32> {
 
 /// Asks for a real-time priority that children do not inherit.
 pub(super) fn real_time() -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: 50 };
-    // SAFETY: `param` lives through the call, which concerns this process only.
-    let set = unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const param)
-    };
+    // The kernel's `sched_param` is this one number. Not the C library's function: musl's only says ENOSYS.
+    let priority: libc::c_int = 50;
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `priority` lives through the call, which concerns this process only.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
