@@ -30,7 +30,7 @@ MUTANT ?=
 SHOWS ?=
 SECONDS ?=
 
-.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
+.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ test-all: test ## `make test`, then half an hour of chaos and the benchmark
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
+
+fuzz: ## what strangers send, longer than in `make test`: SECONDS=60 for each parser
+	RHONE_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --workspace --lib fuzz -- --nocapture --test-threads 2
 
 image: ## the container image rhone:VERSION, by podman, buildah or docker: IMAGE=registry.example.com/rhone:0.1.0
 	@deploy/container/build.sh "$(or $(IMAGE_BINARY),$(TARGET)/release/rhone)" "$(IMAGE)"
