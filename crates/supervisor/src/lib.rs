@@ -11,6 +11,8 @@ pub mod decide;
 pub mod demo;
 pub mod doctor;
 pub mod footprint;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod guardian;
 pub mod import;
 pub mod init;
