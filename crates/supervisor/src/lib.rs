@@ -16,6 +16,10 @@ mod fuzz_tests;
 pub mod guardian;
 pub mod import;
 pub mod init;
+#[cfg(feature = "mutants")]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 pub mod notify;
 pub mod pooler;
 pub mod proxy;
