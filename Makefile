@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench soak: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -89,8 +89,10 @@ sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=â€¦; SEED=â€
 	$(TARGET)/simulation/simulate $(if $(SEED),--seed "$(SEED)",--seconds "$(or $(SECONDS),60)" \
 		$(if $(filter command line environment,$(origin RUNS)),--runs "$(RUNS)")) $(if $(MUTANT),--mutant "$(MUTANT)") $(if $(SHOWS),--shows "$(SHOWS)")
 
-soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
-	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
+soak: release ## an hour of harmless noise without a failover, then eight of every fault: MINUTES=480 SCENARIO=all; goes on where it was broken off
+	$(TARGET)/release/chaos run --scenario calm --minutes 60 --resume $(TARGET)/soak-calm.json
+	$(TARGET)/release/chaos run --scenario $(or $(SCENARIO),all) --resume $(TARGET)/soak.json \
+		--minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),480) $(if $(SEED),--seed $(SEED))
 
 test-all: test ## `make test`, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)

@@ -29,6 +29,7 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod random;
+pub mod resume;
 pub mod scenario;
 pub mod script;
 pub mod sql;
