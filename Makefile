@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients soak: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -30,7 +30,7 @@ MUTANT ?=
 SHOWS ?=
 SECONDS ?=
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model image deb deps release
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model image deb deps release fuzz mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,8 +95,10 @@ sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=â€¦; SEED=â€
 	$(TARGET)/simulation/simulate $(if $(SEED),--seed "$(SEED)",--seconds "$(or $(SECONDS),60)" \
 		$(if $(filter command line environment,$(origin RUNS)),--runs "$(RUNS)")) $(if $(MUTANT),--mutant "$(MUTANT)") $(if $(SHOWS),--shows "$(SHOWS)")
 
-soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
-	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
+soak: release ## an hour of harmless noise without a failover, then eight of every fault: MINUTES=480 SCENARIO=all; goes on where it was broken off
+	$(TARGET)/release/chaos run --scenario calm --minutes 60 --resume $(TARGET)/soak-calm.json
+	$(TARGET)/release/chaos run --scenario $(or $(SCENARIO),all) --resume $(TARGET)/soak.json \
+		--minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),480) $(if $(SEED),--seed $(SEED))
 
 test-all: test ## `make test`, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
@@ -104,6 +106,13 @@ test-all: test ## `make test`, then half an hour of chaos and the benchmark
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
+
+fuzz: ## what strangers send, longer than in `make test`: SECONDS=60 for each parser
+	RHONE_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --workspace --lib fuzz -- --nocapture --test-threads 2
+
+mutants: ## chaos against the supervisor with one rule left out, each in its turn: MUTANT=Cover for one
+	$(CARGO) build -p rhone -p rhone-chaos --features rhone/mutants --bin rhone-mutants --bin chaos
+	@RHONE_BIN="$(abspath $(TARGET))/debug/rhone-mutants" tests/chaos/mutants.sh "$(TARGET)/debug/chaos" $(MUTANT)
 
 image: ## the container image rhone:VERSION, by podman, buildah or docker: IMAGE=registry.example.com/rhone:0.1.0
 	@deploy/container/build.sh "$(or $(IMAGE_BINARY),$(TARGET)/release/rhone)" "$(IMAGE)"

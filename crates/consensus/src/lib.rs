@@ -16,6 +16,8 @@ pub mod command;
 mod contact;
 mod election;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod handle;
 pub mod host;
 pub mod identity;

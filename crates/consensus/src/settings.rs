@@ -34,14 +34,14 @@ impl Timing {
     /// Returns for how long after its sending a renewal lets the primary serve, in nanoseconds.
     pub fn serve_ns(&self) -> u64 {
         let lease = u64::from(self.lease_ms) * 1_000_000;
-        let drift = lease / 1000 * u64::from(self.drift_permille);
+        let drift = (lease / 1000).saturating_mul(u64::from(self.drift_permille));
         lease.saturating_sub(drift).saturating_sub(u64::from(self.guard_ms) * 1_000_000)
     }
 
     /// Returns after how long a silence a voter counts as aged, in nanoseconds.
     pub fn aged_ns(&self) -> u64 {
         let lease = u64::from(self.lease_ms) * 1_000_000;
-        lease + lease / 1000 * u64::from(self.drift_permille)
+        lease.saturating_add((lease / 1000).saturating_mul(u64::from(self.drift_permille)))
     }
 
     /// Returns what an owner goes by that must be safe under both: the one that serves for less, renewed as

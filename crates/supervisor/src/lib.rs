@@ -11,9 +11,15 @@ pub mod decide;
 pub mod demo;
 pub mod doctor;
 pub mod footprint;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod guardian;
 pub mod import;
 pub mod init;
+#[cfg(feature = "mutants")]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 pub mod notify;
 pub mod pooler;
 pub mod proxy;

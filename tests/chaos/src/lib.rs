@@ -31,6 +31,7 @@ pub mod pooler;
 pub mod ports;
 pub mod process;
 pub mod random;
+pub mod resume;
 pub mod scenario;
 pub mod script;
 pub mod sql;

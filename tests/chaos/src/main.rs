@@ -1,6 +1,7 @@
 //! `chaos bench` measures; `chaos run` tries to break.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
+use rhone_chaos::resume::Resume;
 use rhone_chaos::script::Script;
 use rhone_chaos::{bench_clients, bench_proxy, campaign, cleanup, clock, fault};
 
@@ -112,6 +114,9 @@ struct Run {
     /// Two data members and a witness, instead of what the scenario says.
     #[arg(long)]
     witness: bool,
+    /// Keep what is behind in this file, and go on from there when the run was broken off.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
     /// Only rounds of these faults.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<fault::Fault>,
@@ -190,6 +195,7 @@ fn act(cli: &Cli) -> Result<bool> {
                 time: run.minutes.map(|minutes| Duration::from_secs(minutes * 60)),
                 strict: run.strict,
                 only: run.only.clone(),
+                resume: run.resume.as_deref().map(|path| Resume::open(path, &run.scenario)).transpose()?,
             })
             .with_context(|| format!("seed {seed}"))?;
             match run.output {

@@ -11,6 +11,7 @@ use rhone_consensus::state::Phase;
 use super::decision::{ClusterDecision, Wait};
 use super::elect::{Election, elect};
 use super::quorum;
+use crate::mutant::{Rule, left_out};
 use crate::view::{ClusterView, Instance, Moment, Report, Revoked};
 
 /// A voter's report older than this is no longer its word on the lease. Reports come twice a
@@ -137,7 +138,7 @@ fn fence_of_last_owner(view: &ClusterView<'_>) -> Result<(), Wait> {
             .iter()
             .filter(|voter| view.reports.get(voter).is_some_and(|r| r.report.voter.aged_for == Some(epoch)))
             .count();
-        if aged < needed {
+        if aged < needed && !left_out(Rule::LeaseAge) {
             return Err(Wait::LeaseNotAged { aged, needed });
         }
     }
@@ -296,6 +297,7 @@ enum Silence {
 /// Voters count from the last renewal of whoever owned before, so silence is held against an owner
 /// only from its own Grant on.
 fn silence(view: &ClusterView<'_>, now: Moment, limit_ms: u64) -> Silence {
+    let limit_ms = if left_out(Rule::Patience) { 1 } else { limit_ms };
     let renewal_ms = u64::from(view.state.ageing().renewal_ms);
     let granted_ms = view.granted_since.map_or(0, |since| now.millis_since(since));
     let silent_for = |voter: &NodeId| {

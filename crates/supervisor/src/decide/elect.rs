@@ -12,6 +12,7 @@ use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
 
 use super::decision::Wait;
 use super::quorum;
+use crate::mutant::{Rule, left_out};
 use crate::view::{ClusterView, Heard, Moment, Revoked};
 
 /// For how long members that have not answered are waited for in asynchronous mode, counted from
@@ -67,17 +68,21 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
         .map(|(node, (_, answer))| Replica { node: *node, data: answer.data })
         .collect();
     // Who accepts a loss accepts what nobody proves; that the last owner has ended is still required.
-    let accepted = view.state.accepted_loss().is_some() && fenced;
+    let accepted = view.state.accepted_loss().is_some() && fenced || left_out(Rule::Cover);
     if let Some(policy) = view.state.policies.iter().find(|p| !p.covered(&counted, fenced) && !accepted) {
         return Election::Wait(Wait::CommitsMayBeUnseen { epoch: policy.epoch, revoked: counted.len() });
     }
-    let candidates: Vec<Candidate<'_>> = answers()
+    let mut candidates: Vec<Candidate<'_>> = answers()
         .filter(|(node, _)| !founding || view.state.founder == Some(**node))
         .filter_map(|(node, (_, answer))| {
             let position = answer.position?;
             rank(position).map(|rank| Candidate { node: *node, position, rank, answer })
         })
         .collect();
+    if left_out(Rule::MostWal) {
+        candidates.sort_by_key(|c| c.rank);
+        candidates.truncate(1);
+    }
     let Some(first) = candidates.iter().max_by_key(|c| c.rank) else {
         return Election::Wait(Wait::NoCandidate);
     };
@@ -315,7 +320,11 @@ fn loss(
         }
     }
     let bytes = range.map_or(0, |(from, to)| to.bytes_since(from));
-    if bytes > limit { Err(Wait::LagTooLarge { bytes, limit }) } else { Ok(range) }
+    if bytes > limit && !left_out(Rule::LagGate) {
+        Err(Wait::LagTooLarge { bytes, limit })
+    } else {
+        Ok(range)
+    }
 }
 
 /// Returns what of the history that ends in `end` a member at `position` lacks.

@@ -33,6 +33,8 @@ mod daemon;
 pub mod emergency;
 mod family;
 mod fence;
+#[cfg(test)]
+mod fuzz_tests;
 mod instance;
 mod page;
 mod proc;

@@ -21,6 +21,7 @@ use super::wire::{
     self, Answer, Cause, Event, ExitReport, FrozenReport, Kind, MemoryLock, Priority, Refusal, Reply,
     Request, StartStage, Unreadable,
 };
+use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::{BootTime, Clock};
 
 /// How often the guardian says that it is alive, and looks at the page even if no deadline is near.
@@ -174,7 +175,7 @@ impl Server {
             } else {
                 self.verify();
             }
-        } else if self.lease.expired(now) {
+        } else if self.lease.expired(now) && !left_out(Rule::Freeze) {
             self.freeze(Cause::LeaseEnded);
         }
         self.stamp();

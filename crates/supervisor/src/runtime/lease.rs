@@ -22,6 +22,7 @@ use crate::api::proto::v1::agent_client::AgentClient;
 use crate::api::proto::v1::{RenewReply, RenewRequest};
 use crate::decide::lease::Rounds;
 use crate::guardian::SharedPage;
+use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::shared::moment;
 use crate::runtime::ticker::Ticker;
@@ -366,6 +367,11 @@ impl Renewer {
         let counted = self.rounds.granted(answer.seq, answer.node, &target.voters, target.timing);
         let Some((sent, until)) = counted.map(|(sent, until)| (boot_time(sent), boot_time(until))) else {
             return;
+        };
+        let until = if left_out(Rule::FromSending) {
+            self.context.clock.now().saturating_add(until.saturating_since(sent))
+        } else {
+            until
         };
         let known = *self.context.tell.borrow();
         if known.epoch == target.epoch && known.sent >= sent {
