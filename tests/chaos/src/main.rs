@@ -10,7 +10,7 @@ use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::script::Script;
-use rhone_chaos::{bench_proxy, campaign, cleanup, clock, fault};
+use rhone_chaos::{bench_proxy, campaign, cleanup, clock, fault, peers};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Action {
     Bench(Bench),
     /// Measure what the rw port costs beside a direct connection and HAProxy, with a release binary in `RHONE_BIN`.
     BenchProxy(BenchProxy),
+    /// Measure Rhone and its peers under the same faults, and write the page of it.
+    BenchPeers(BenchPeers),
     /// Run random faults under clients and judge what the clients saw.
     Run(Run),
 }
@@ -75,6 +77,28 @@ struct BenchProxy {
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
+}
+
+#[derive(Args)]
+struct BenchPeers {
+    /// Runs of each fault on each system.
+    #[arg(long, default_value_t = 10)]
+    runs: u32,
+    /// Which systems; all when absent.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    systems: Vec<peers::System>,
+    /// Which faults; all when absent.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    faults: Vec<peers::fault::Fault>,
+    /// Seconds to watch each system's cost, idle, busy, and each again under strace; 0 for not at all.
+    #[arg(long, default_value_t = 120)]
+    cost: u64,
+    /// The records: what is in this file already stays, and counts.
+    #[arg(long)]
+    records: std::path::PathBuf,
+    /// The page whose part between the markers is written.
+    #[arg(long)]
+    page: Option<std::path::PathBuf>,
 }
 
 #[derive(Args)]
@@ -152,11 +176,12 @@ fn act(cli: &Cli) -> Result<bool> {
     cleanup::prepare();
     let _turn = match &cli.command {
         Action::Run(_) => take_turn(),
-        Action::Bench(_) | Action::BenchProxy(_) => take_machine(),
+        Action::Bench(_) | Action::BenchProxy(_) | Action::BenchPeers(_) => take_machine(),
     }?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
         Action::BenchProxy(asked) => measure_proxy(asked),
+        Action::BenchPeers(asked) => measure_peers(asked),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
             let mut script = Script::load(&run.scenario)?;
@@ -209,6 +234,23 @@ fn measure_proxy(asked: &BenchProxy) -> Result<bool> {
         Format::Text => print(&findings.text())?,
         Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
     }
+    Ok(true)
+}
+
+fn measure_peers(asked: &BenchPeers) -> Result<bool> {
+    let all = |chosen: &[peers::fault::Fault]| {
+        if chosen.is_empty() { peers::fault::Fault::ALL.to_vec() } else { chosen.to_vec() }
+    };
+    let systems = if asked.systems.is_empty() { peers::System::ALL.to_vec() } else { asked.systems.clone() };
+    let text = peers::run(&peers::Order {
+        runs: asked.runs,
+        systems,
+        faults: all(&asked.faults),
+        cost: Duration::from_secs(asked.cost),
+        records: asked.records.clone(),
+        page: asked.page.clone(),
+    })?;
+    print(&text)?;
     Ok(true)
 }
 
