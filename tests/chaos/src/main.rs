@@ -90,7 +90,7 @@ struct BenchPeers {
     /// Which faults; all when absent.
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<peers::fault::Fault>,
-    /// Seconds to watch each system's cost, idle, busy, and each again under strace; 0 for not at all.
+    /// Seconds to watch each system's cost: idle, and half as long busy; 0 for not at all.
     #[arg(long, default_value_t = 120)]
     cost: u64,
     /// The records: what is in this file already stays, and counts.

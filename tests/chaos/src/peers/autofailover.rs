@@ -29,25 +29,24 @@ pub fn prepare(cluster: &mut Cluster) -> Result<()> {
         );
         // What was created runs on by `run`.
         let create = if index == last {
-            format!("as '{program}' create monitor {common} --skip-pg-hba")
+            format!("as '{program}' create monitor {common}")
         } else {
             format!(
                 "until as '{}' -q -h {monitor} -p {POSTGRES_PORT} -d pg_auto_failover -U autoctl_node; do sleep 0.2; done\n\
-                 as '{program}' create postgres {common} --skip-pg-hba --name {} \
+                 as '{program}' create postgres {common} --username postgres --name {} \
                  --monitor 'postgres://autoctl_node@{monitor}:{POSTGRES_PORT}/pg_auto_failover?sslmode=prefer'",
                 binary::postgres_folder()?.join("pg_isready").display(),
                 node.name(),
             )
         };
-        let rules = format!(
-            "local all all trust\\nhost replication all {range} trust\\nhost all all {range} trust\\n"
-        );
+        let rules = format!("host replication all {range} trust\\nhost all all {range} trust\\n");
+        // pg_autoctl looks for the socket in Debian's one folder: each node sees its own folder there.
         let before = format!(
-            "if [ ! -e '{data}/PG_VERSION' ]; then\n\
-             as '{initdb}' -D '{data}' -U postgres -E UTF8 -k >/dev/null\n\
-             fi\n\
-             if [ ! -e created ]; then\n{create}\nprintf '{rules}' > '{data}/pg_hba.conf'\ntouch created\nfi",
-            initdb = binary::postgres_folder()?.join("initdb").display(),
+            "if [ -z \"${{APART:-}}\" ]; then APART=1 exec unshare --mount --propagation private \"$0\" \"$@\"; fi\n\
+             mkdir -p /var/run/postgresql\nmount --bind '{sockets}' /var/run/postgresql\n\
+             if [ ! -e created ]; then\n{create}\nprintf '{rules}' >> '{data}/pg_hba.conf'\n\
+             echo \"shared_buffers = '32MB'\" >> '{data}/postgresql.conf'\ntouch created\nfi",
+            sockets = node.folder().join("s").display(),
         );
         let script = launch::script(node, &before, &format!("'{program}' run --pgdata '{data}'"))?;
         cluster.node_mut(index)?.use_program(script);

@@ -28,7 +28,7 @@ struct Watched {
     pids: Vec<u32>,
 }
 
-/// Watches one system for `time` idle and `time` busy, and as long again for the syncs, since strace costs CPU.
+/// Watches one system for `time` idle and half of it busy, and each for another half of it under strace, which costs CPU.
 pub fn watch(system: System, time: Duration) -> Result<Vec<Cost>> {
     let mut bed = Bed::start(system)?;
     let primary = bed.wait_ready(Duration::from_secs(120))?;
@@ -44,16 +44,21 @@ pub fn watch(system: System, time: Duration) -> Result<Vec<Cost>> {
             watched.push(Watched { role: role.to_owned(), part, pids });
         }
     }
-    let mut found = measure(&bed, &watched, None, time)?;
+    let mut found = measure(&bed, &watched, None, (time, time / 2))?;
     let plan = Plan { patient: false, multi_host: 0, pace: PACE, ..Plan::default() };
     let workload = bed.cluster.workload(&plan);
     workload.wait_for(100, Duration::from_secs(60))?;
-    found.extend(measure(&bed, &watched, Some(&workload), time)?);
+    found.extend(measure(&bed, &watched, Some(&workload), (time / 2, time / 2))?);
     workload.stop()?;
     Ok(found)
 }
 
-fn measure(bed: &Bed, watched: &[Watched], workload: Option<&Workload>, time: Duration) -> Result<Vec<Cost>> {
+fn measure(
+    bed: &Bed,
+    watched: &[Watched],
+    workload: Option<&Workload>,
+    (time, traced): (Duration, Duration),
+) -> Result<Vec<Cost>> {
     let rows_of = || workload.map_or(0, Workload::acknowledged);
     let before: Vec<Counted> = watched.iter().map(|part| Counted::of(&part.pids)).collect();
     let (load_before, rows_before, start) = (load(), rows_of(), Moment::now());
@@ -84,7 +89,7 @@ fn measure(bed: &Bed, watched: &[Watched], workload: Option<&Workload>, time: Du
     }
     if binary::program("strace").is_some() {
         let pids: Vec<Vec<u32>> = watched.iter().map(|part| part.pids.clone()).collect();
-        let (start, counts) = (Moment::now(), count_syncs(&pids, time, bed.cluster.folder())?);
+        let (start, counts) = (Moment::now(), count_syncs(&pids, traced, bed.cluster.folder())?);
         let seconds = start.elapsed().as_secs_f64();
         for (cost, count) in found.iter_mut().zip(counts) {
             cost.syncs = Some(number(count) / seconds);

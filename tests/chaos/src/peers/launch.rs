@@ -48,8 +48,6 @@ fn prefix(node: &Node) -> Result<Vec<String>> {
         path,
         format!("HOME={}", home.display()),
         format!("XDG_RUNTIME_DIR={}", home.display()),
-        // pg_auto_failover puts Postgres's socket there.
-        format!("PG_REGRESS_SOCK_DIR={}", node.folder().join("s").display()),
         "LC_ALL=C.UTF-8".to_owned(),
     ];
     Ok(words.to_vec())

@@ -251,12 +251,17 @@ fn cost(costs: &[&Cost]) -> Option<String> {
             loads(of.iter().map(|cost| &cost.load)),
         ]);
     }
-    let time = costs.iter().map(|cost| cost.seconds).fold(f64::INFINITY, f64::min);
+    let time = |busy: bool| {
+        let times = costs.iter().filter(|cost| cost.busy == busy).map(|cost| cost.seconds);
+        times.fold(f64::INFINITY, f64::min)
+    };
     block(
         &format!(
-            "What runs beside each node's Postgres costs, all of it together (Rhone: supervisor and guardian; Patroni: with its etcd member; a monitor: \
-             with its Postgres), over {time:.0} s each; standbys: the mean of two. OF IT STORE: etcd, the monitor's Postgres. Busy: a client inserts at ROWS/s. SYNCS over \
-             another {time:.0} s, under strace."
+            "What runs beside each node's Postgres costs, all of it together (Rhone: supervisor and guardian; Patroni: with its etcd member; \
+             a monitor: with its Postgres), idle over {:.0} s, busy over {:.0} s; standbys: the mean of two. OF IT STORE: etcd, the monitor's Postgres. \
+             Busy: a client inserts at ROWS/s. SWITCHES: how often a thread went to sleep. SYNCS: fsync and its kin, counted afterwards by strace.",
+            time(false),
+            time(true)
         ),
         &[
             "SYSTEM",

@@ -84,7 +84,7 @@ pub struct Cost {
     pub pss_kib: u64,
     /// CPU time, in percent of one core.
     pub cpu_percent: f64,
-    /// How often a thread went to sleep, or was made to wait, a second.
+    /// How often a thread went to sleep, a second.
     pub switches: f64,
     /// Bytes sent to the disk, a second.
     pub bytes: f64,
