@@ -232,9 +232,10 @@ fn cost(costs: &[&Cost]) -> Option<String> {
         let mean = |read: fn(&Cost) -> f64| of.iter().map(|cost| read(cost)).sum::<f64>() / nodes;
         let store: f64 =
             of.iter().filter(|cost| cost.part == Part::Store).map(|cost| rows(cost.rss_kib)).sum::<f64>()
-                / nodes;
+                / nodes
+                + 0.0;
         let syncs = if of.iter().all(|cost| cost.syncs.is_some()) {
-            format!("{:.1}", mean(|cost| cost.syncs.unwrap_or_default()))
+            format!("{:.2}", mean(|cost| cost.syncs.unwrap_or_default()))
         } else {
             "-".to_owned()
         };
