@@ -23,6 +23,7 @@ pub mod ids;
 pub mod ledger;
 mod loss;
 pub mod observer;
+mod patience;
 pub mod policy;
 mod propose;
 pub mod proto;

@@ -83,9 +83,11 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         if let Some(muted) = self.muted() {
             return Err(RPCError::Unreachable(muted));
         }
+        let limit = self.pool.append_limit(self.target, option.hard_ttl());
         let sent = self.pool.contacts().now();
-        let answer: Result<AppendResponse, RaftError<NodeId>> =
-            self.call(Call::Append, &request, option.hard_ttl().min(self.pool.append_limit())).await?;
+        let called = self.call(Call::Append, &request, limit).await;
+        self.pool.appended(self.target, limit, self.pool.contacts().now().since(sent), called.is_ok());
+        let answer: Result<AppendResponse, RaftError<NodeId>> = called?;
         let answer = answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))?;
         match &answer {
             AppendResponse::Success | AppendResponse::PartialSuccess(_) | AppendResponse::Conflict => {
