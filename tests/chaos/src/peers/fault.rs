@@ -80,7 +80,7 @@ pub fn once(bed: &mut Bed, fault: Fault) -> Result<Run> {
     let primary = bed.wait_ready(PATIENCE)?;
     let inside = if fault == Fault::Partition { vec![primary] } else { Vec::new() };
     let workload = bed.cluster.workload(&Plan { patient: false, inside, ..Plan::default() });
-    workload.wait_for(200, LIMIT)?;
+    wait_for_both(&workload, Moment::now(), LIMIT)?;
     hold(Duration::from_secs(1));
     let mut run = Run {
         system: bed.system(),
@@ -100,7 +100,10 @@ pub fn once(bed: &mut Bed, fault: Fault) -> Result<Run> {
     let until = Moment::now();
     match bed.cluster.wait_whole_up_to(PATIENCE) {
         Ok(_) => run.rejoin = Some(from.elapsed().as_secs_f64()),
-        Err(_) => run.note = Some(format!("not all stream after {} s", PATIENCE.as_secs())),
+        Err(_) => {
+            bed.cluster.network().intact().context("the harness's network broke")?;
+            run.note = Some(format!("not all stream after {} s", PATIENCE.as_secs()));
+        }
     }
     let history = match history {
         Seen::All(history) => history,
@@ -126,8 +129,9 @@ fn strike(
     at: Moment,
     run: &mut Run,
 ) -> Result<(Seen, Moment)> {
+    // Counted from when it is done: on a busy machine many rows are written until then.
     let wait = |run: &mut Run| {
-        if wait_for_both(&workload, at, PATIENCE).is_err() {
+        if wait_for_both(&workload, Moment::now(), PATIENCE).is_err() {
             run.note = Some(format!("no writes after {} s", PATIENCE.as_secs()));
         }
     };
