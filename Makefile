@@ -29,6 +29,10 @@ STATES ?=
 MUTANT ?=
 SHOWS ?=
 SECONDS ?=
+PEERS ?=
+SYSTEMS ?=
+FAULTS ?=
+RECORDS ?=
 
 .PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model image deb deps release fuzz mutants
 
@@ -81,8 +85,19 @@ chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|â€
 			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)); \
 	done
 
-bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
+# PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.
+# RECORDS= names a file of an earlier run that is to be continued.
+bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20; PEERS=1 RUNS=10 with peers
+ifneq ($(PEERS),)
+	@deploy/install-deps.sh test
+	@deploy/install-peers.sh
+	$(if $(RECORDS),,rm -f "$(TARGET)/peers.jsonl")
+	"$(TARGET)/release/chaos" bench-peers --runs "$(if $(filter command line environment,$(origin RUNS)),$(RUNS),10)" \
+		$(if $(SYSTEMS),--systems "$(SYSTEMS)") $(if $(FAULTS),--faults "$(FAULTS)") $(if $(SECONDS),--cost "$(SECONDS)") \
+		--records "$(or $(RECORDS),$(TARGET)/peers.jsonl)" --page docs/benchmarks.md
+else
 	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
+endif
 
 bench-proxy: release ## pgbench direct, through Rhone's rw port and through HAProxy, in turns: ROUNDS=5 SECONDS=60
 	"$(TARGET)/release/chaos" bench-proxy --rounds "$(or $(ROUNDS),5)" --seconds "$(or $(SECONDS),60)"

@@ -51,14 +51,14 @@ pub struct Idle {
 
 /// What the kernel has counted for a member's processes.
 #[derive(Clone, Copy)]
-struct Counted {
-    ticks: u64,
-    switches: u64,
-    bytes: u64,
+pub(crate) struct Counted {
+    pub(crate) ticks: u64,
+    pub(crate) switches: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Counted {
-    fn of(pids: &[u32]) -> Self {
+    pub(crate) fn of(pids: &[u32]) -> Self {
         let sum = |read: fn(u32) -> u64| pids.iter().map(|&pid| read(pid)).sum::<u64>();
         Self { ticks: sum(ticks), switches: sum(switches), bytes: sum(write_bytes) }
     }
@@ -127,7 +127,7 @@ pub fn watch(spec: &Spec, time: Duration, skipped: &mut Vec<String>) -> Result<V
 }
 
 /// Attaches strace to each pair of processes for `time` and counts their sync calls.
-fn count_syncs(pids: &[Vec<u32>], time: Duration, folder: &Path) -> Result<Vec<u64>> {
+pub(crate) fn count_syncs(pids: &[Vec<u32>], time: Duration, folder: &Path) -> Result<Vec<u64>> {
     let mut tracers = Vec::new();
     for (index, pair) in pids.iter().enumerate() {
         let file = folder.join(format!("strace-{index}"));
@@ -170,11 +170,11 @@ fn switches(pid: u32) -> u64 {
     threads.map(|thread| of(&thread.path().join("status"))).sum()
 }
 
-fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     memory(pid, "status", "VmRSS:")
 }
 
-fn memory(pid: u32, file: &str, field: &str) -> u64 {
+pub(crate) fn memory(pid: u32, file: &str, field: &str) -> u64 {
     number_after(&fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default(), field)
 }
 
