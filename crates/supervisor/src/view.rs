@@ -234,7 +234,7 @@ pub struct Received {
     pub report: Report,
 }
 
-/// A member's answer to Revoke (DESIGN 5.2).
+/// A member's answer to Revoke (docs/safety.md 5.2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoked {
     /// The epoch that it promised.
@@ -311,7 +311,7 @@ pub struct NodeView<'a> {
     pub stranger: bool,
     /// The policy that the instance's settings name.
     pub policy: Option<LogIndex>,
-    /// The policy that is known to be in force (DESIGN 6, steps 2 to 4 done).
+    /// The policy that is known to be in force (docs/safety.md 6, steps 2 to 4 done).
     pub secured: Option<LogIndex>,
     /// A Revoke that was asked for and is not answered yet.
     pub revoke: Option<Epoch>,

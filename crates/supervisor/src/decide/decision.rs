@@ -44,7 +44,7 @@ pub enum Effect {
     /// Makes the standby primary.
     Promote,
     /// Sets the primary's newest policy, and sees to it that no process uses an older one and that what
-    /// was acknowledged before is flushed under it (DESIGN 6, steps 2 to 4).
+    /// was acknowledged before is flushed under it (docs/safety.md 6, steps 2 to 4).
     SetPolicy,
     /// Writes the epoch's marker and lets clients in once it is durable.
     OpenGate,

@@ -252,7 +252,7 @@ async fn start_consensus(
     let mut again = identity.clone();
     match Consensus::start(options(identity)).await {
         Err(ConsensusError::StoreLost { store }) => {
-            // Its votes are forgotten: it joins as another voter, and never under the old id (DESIGN 11).
+            // Its votes are forgotten: it joins as another voter, and never under the old id (docs/safety.md 11).
             let renewed = hard.renew()?;
             tracing::warn!(store = %store.display(), node = %renewed.node_id,
                 "the raft store is gone: this member rejoins under a new id");
