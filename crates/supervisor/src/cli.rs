@@ -20,6 +20,7 @@ mod operate;
 mod psql;
 mod recover;
 mod reinit;
+mod replay;
 mod restart;
 mod schedule;
 mod serve;
@@ -97,6 +98,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Explain => explain::run(&global, terminal).await,
         Command::History { limit } => history::run(&global, limit, terminal).await,
         Command::Switchover { cancel: true, .. } => schedule::cancel(&global, terminal).await,
+        Command::Replay { files } => replay::run(&global, &files, terminal),
         Command::Switchover { to, at: Some(at), .. } => schedule::at(&global, to, &at, terminal).await,
         Command::Switchover { to, no_wait, .. } => operate::switchover(&global, to, no_wait, terminal).await,
         Command::Failover { to, accept_data_loss, no_wait } => {

@@ -78,6 +78,8 @@ pub struct Node {
     pub tags: Tags,
 }
 
+    /// Where changed decisions are written with what they were taken from; none: nowhere.
+    pub recorder: Option<PathBuf>,
 /// `[postgres]`: the local instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Postgres {

@@ -17,6 +17,7 @@ pub mod init;
 pub mod notify;
 pub mod pooler;
 pub mod proxy;
+pub mod record;
 pub mod recover;
 pub mod run;
 pub mod runtime;

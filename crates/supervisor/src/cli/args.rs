@@ -127,6 +127,12 @@ pub enum Command {
     History {
         /// Show only so many, the newest
         #[arg(short = 'n', long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    /// Decides again from what the recorder wrote, and says where that differs
+    Replay {
+        /// decisions.jsonl from a member's state directory; more than one, the older first
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
         limit: u32,
     },
     /// Hands the primary's role to a standby; loses nothing

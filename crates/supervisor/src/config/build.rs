@@ -137,6 +137,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
     let advertise = reachable(entries, "node.advertise", advertise, listen.as_ref(), 7400);
     let http = http.or_else(|| default_address(entries, "node.http", 8008));
     let state_dir = state_dir.or_else(|| default_path(entries, "node.state-dir", "/var/lib/rhone"));
+    let recorder = recorder(entries, state_dir.as_deref());
     Some(Node {
         name: name?,
         state_dir: state_dir?,
@@ -145,7 +146,18 @@ fn node(entries: &mut Entries) -> Option<Node> {
         http: http?,
         peers: peers?,
         tags,
+        recorder,
     })
+}
+
+/// A file, or `off`; by default beside the Raft store.
+fn recorder(entries: &mut Entries, state_dir: Option<&Path>) -> Option<PathBuf> {
+    let given = entries.parsed("node.recorder", |text| match text {
+        "off" => Ok(None),
+        text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
+        _ => Err(format!("\"{text}\" is neither \"off\" nor an absolute path")),
+    });
+    given.unwrap_or_else(|| state_dir.map(|dir| dir.join("decisions.jsonl")))
 }
 
 fn peers(entries: &mut Entries) -> Option<Vec<Address>> {

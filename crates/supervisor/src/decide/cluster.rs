@@ -347,5 +347,5 @@ fn unless_paused(
     decision: ClusterDecision,
     instead: &'static str,
 ) -> ClusterDecision {
-    if view.state.paused { ClusterDecision::Wait(Wait::Paused { instead }) } else { decision }
+    if view.state.paused { ClusterDecision::Wait(Wait::Paused { instead: instead.into() }) } else { decision }
 }

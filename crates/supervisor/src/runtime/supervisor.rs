@@ -34,6 +34,7 @@ use crate::runtime::local::Local;
 use crate::runtime::node::Ended;
 use crate::runtime::operator::RuntimeOperator;
 use crate::runtime::peers::Peers;
+use crate::runtime::recorder::Recorder;
 use crate::runtime::secret::Secret;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::Ticker;
@@ -120,6 +121,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         pooler: crate::pooler::Handle::default(),
         asked: watch::Sender::new(crate::runtime::shared::Asked::default()),
         decided: watch::Sender::new((String::new(), String::new())),
+        recorder: Recorder::start(&config, clock.into()),
         config,
     });
     Ok((shared, asked))

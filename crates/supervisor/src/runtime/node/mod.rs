@@ -381,7 +381,9 @@ impl NodeLoop {
             start_failed: start_failed.as_deref(),
             behind: self.behind(),
         };
-        let decision = decide::node(&self.view(state, &facts), now);
+        let view = self.view(state, &facts);
+        let decision = decide::node(&view, now);
+        self.shared.recorder.member(&view, now, decision);
         match decision {
             NodeDecision::Rest(reason) => self.say(reason, None),
             NodeDecision::Act(effect, epoch, reason) => {
