@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -30,7 +30,7 @@ MUTANT ?=
 SHOWS ?=
 SECONDS ?=
 
-.PHONY: help demo test tests verify lint fix chaos bench sim soak test-all model image deb deps release
+.PHONY: help demo test tests verify lint fix chaos bench thirteen sim soak test-all model image deb deps release
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,8 +92,12 @@ sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=â€¦; SEED=â€
 soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
 	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
 
-test-all: test ## `make test`, then half an hour of chaos and the benchmark
+thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
+	$(CARGO) test -p rhone-chaos --test thirteen -- --ignored --nocapture
+
+test-all: test ## `make test`, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
+	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
