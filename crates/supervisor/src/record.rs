@@ -204,7 +204,7 @@ fn without_secrets(state: &ClusterState) -> ClusterState {
         removed: state.removed.clone(),
         scheduled: state.scheduled.clone(),
         schedule_dropped: state.schedule_dropped.clone(),
-        timing_change: state.timing_change.clone(),
+        timing_change: state.timing_change,
     }
 }
 
