@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients soak: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients soak thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -34,7 +34,7 @@ SYSTEMS ?=
 FAULTS ?=
 RECORDS ?=
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model image deb deps release fuzz mutants
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model image deb deps release fuzz mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,8 +115,12 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 	$(TARGET)/release/chaos run --scenario $(or $(SCENARIO),all) --resume $(TARGET)/soak.json \
 		--minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),480) $(if $(SEED),--seed $(SEED))
 
-test-all: test ## `make test`, then half an hour of chaos and the benchmark
+thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
+	$(CARGO) test -p rhone-chaos --test thirteen -- --ignored --nocapture
+
+test-all: test ## `make test`, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
+	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world

@@ -70,7 +70,7 @@ impl Timings {
 }
 
 impl Default for Timings {
-    /// For a wired LAN; 100 ms above an SD card's usual fsync (PITFALLS: 95 ms).
+    /// For a wired LAN; 100 ms above an SD card's usual fsync, 95 ms.
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(100),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::WallTime;
 
-/// The timings of the lease (DESIGN 3), in milliseconds; the drift in parts per thousand.
+/// The timings of the lease (docs/safety.md 3), in milliseconds; the drift in parts per thousand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Timing {
     /// How often the primary renews its lease.
@@ -24,7 +24,7 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// A wired LAN of small boards (DESIGN 3).
+    /// A wired LAN of small boards (docs/safety.md 3).
     fn default() -> Self {
         Self { renewal_ms: 100, suspicion_ms: 500, lease_ms: 1500, drift_permille: 10, guard_ms: 150 }
     }
@@ -61,7 +61,7 @@ impl Timing {
     }
 }
 
-/// How commits wait for standbys (DESIGN 6).
+/// How commits wait for standbys (docs/safety.md 6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncMode {
     /// For none.

@@ -15,6 +15,7 @@ mod problem;
 mod tags;
 pub mod timing;
 pub mod units;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ pub use self::inspect::{find_bin_dir, inspect};
 pub(crate) use self::nearest::nearest;
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
+pub use self::variables::misspelled;
 
 /// Where the file is when no flag names it.
 pub const DEFAULT_PATH: &str = "/etc/rhone/rhone.toml";
@@ -76,6 +78,8 @@ pub struct Node {
     pub peers: Vec<Address>,
     /// What it is left out of, and labels that checks and people may ask for.
     pub tags: Tags,
+    /// Where changed decisions are written with what they were taken from; none: nowhere.
+    pub recorder: Option<PathBuf>,
 }
 
 /// `[postgres]`: the local instance.

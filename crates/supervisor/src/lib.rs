@@ -23,6 +23,7 @@ mod mutant;
 pub mod notify;
 pub mod pooler;
 pub mod proxy;
+pub mod record;
 pub mod recover;
 pub mod run;
 pub mod runtime;

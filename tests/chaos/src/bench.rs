@@ -243,7 +243,8 @@ pub(crate) fn wait_for_both(workload: &Workload, at: Moment, limit: Duration) ->
     }
 }
 
-pub(crate) fn load() -> f64 {
+/// Returns the 1-minute load average of the machine.
+pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
 }

@@ -137,6 +137,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
     let advertise = reachable(entries, "node.advertise", advertise, listen.as_ref(), 7400);
     let http = http.or_else(|| default_address(entries, "node.http", 8008));
     let state_dir = state_dir.or_else(|| default_path(entries, "node.state-dir", "/var/lib/rhone"));
+    let recorder = recorder(entries, state_dir.as_deref());
     Some(Node {
         name: name?,
         state_dir: state_dir?,
@@ -145,7 +146,18 @@ fn node(entries: &mut Entries) -> Option<Node> {
         http: http?,
         peers: peers?,
         tags,
+        recorder,
     })
+}
+
+/// A file, or `off`; by default beside the Raft store.
+fn recorder(entries: &mut Entries, state_dir: Option<&Path>) -> Option<PathBuf> {
+    let given = entries.parsed("node.recorder", |text| match text {
+        "off" => Ok(None),
+        text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
+        _ => Err(format!("\"{text}\" is neither \"off\" nor an absolute path")),
+    });
+    given.unwrap_or_else(|| state_dir.map(|dir| dir.join("decisions.jsonl")))
 }
 
 fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
@@ -166,10 +178,13 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
     for text in texts.unwrap_or_default() {
         match text.parse::<Address>() {
             Ok(peer) if peers.contains(&peer) => {
-                entries.complain("node.peers", format!("`node.peers` names {peer} twice"), None);
+                let hint = "name each founding member once";
+                entries.complain("node.peers", format!("`node.peers` names {peer} twice"), Some(hint));
             }
             Ok(peer) if peer.is_wildcard() => {
-                entries.complain("node.peers", format!("`node.peers`: {peer} cannot be reached"), None);
+                let hint = "write the address that the other machines use for that one";
+                let message = format!("`node.peers`: {peer} cannot be reached");
+                entries.complain("node.peers", message, Some(hint));
             }
             Ok(peer) => peers.push(peer),
             Err(why) => entries.complain("node.peers", format!("`node.peers`: {why}"), None),
@@ -321,7 +336,7 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
                 entries.complain(
                     key,
                     format!("`{key}` and `{other}` both listen on port {}", address.port),
-                    None,
+                    Some("give one of them another port"),
                 );
             }
         }
@@ -357,10 +372,22 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
         sync,
         sync_required: required,
-        pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
+        pg_hba: pg_hba(entries),
         database: database(entries),
         postgres,
     }
+}
+
+/// A line that Postgres does not take would keep the first primary from starting.
+fn pg_hba(entries: &mut Entries) -> Vec<String> {
+    let lines = entries.list("bootstrap.pg-hba").unwrap_or_default();
+    for line in &lines {
+        if let Some(why) = rhone_pgctl::hba_line::trouble(line) {
+            let hint = "as in pg_hba.conf: \"host all all 10.0.0.0/24 scram-sha-256\"";
+            entries.complain("bootstrap.pg-hba", format!("the line `{line}` {why}"), Some(hint));
+        }
+    }
+    lines
 }
 
 fn timing(entries: &mut Entries) -> Timing {
@@ -412,7 +439,9 @@ fn parameters(entries: &mut Entries) -> BTreeMap<String, String> {
         let key = format!("bootstrap.postgres.{name}");
         let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if !name.chars().all(good) {
-            entries.complain(&key, format!("\"{name}\" is not the name of a Postgres parameter"), None);
+            let hint = "a name as in postgresql.conf: work_mem = \"16MB\"";
+            let message = format!("\"{name}\" is not the name of a Postgres parameter");
+            entries.complain(&key, message, Some(hint));
         } else if keys::MANAGED.contains(&name.to_lowercase().as_str()) {
             let hint = "remove it; [postgres] says where this member listens";
             entries.complain(&key, format!("Rhone sets `{name}` itself"), Some(hint));

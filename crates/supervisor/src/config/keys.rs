@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 68] = [
+pub(super) const KEYS: [&str; 69] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -10,6 +10,7 @@ pub(super) const KEYS: [&str; 68] = [
     "node.advertise",
     "node.http",
     "node.peers",
+    "node.recorder",
     "postgres.bin-dir",
     "postgres.data-dir",
     "postgres.listen",

@@ -73,7 +73,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
     let wait = match (&fence, elect(view, now, fence.is_ok())) {
         (Ok(()), Election::Grant(grant)) => return ClusterDecision::Propose(ClusterCommand::Grant(*grant)),
         (Ok(()), Election::Wait(wait)) => wait,
-        // Evidence alone is enough where no policy is asynchronous (DESIGN 6).
+        // Evidence alone is enough where no policy is asynchronous (docs/safety.md 6).
         (Err(_), Election::Grant(grant)) if !needs_fence(view) => {
             return ClusterDecision::Propose(ClusterCommand::Grant(*grant));
         }
@@ -81,7 +81,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
         (Err(wait), Election::Grant(_) | Election::Wait(_)) => wait.clone(),
     };
     // While the last owner may still be acknowledging, what streams from it is saved: cutting the
-    // standbys early would lose it (DESIGN 7). Its own word that it is over frees them at once.
+    // standbys early would lose it (docs/safety.md 7). Its own word that it is over frees them at once.
     let everybody = fence.is_ok()
         || !any_async(view)
         || match reason {
@@ -349,5 +349,5 @@ fn unless_paused(
     decision: ClusterDecision,
     instead: &'static str,
 ) -> ClusterDecision {
-    if view.state.paused { ClusterDecision::Wait(Wait::Paused { instead }) } else { decision }
+    if view.state.paused { ClusterDecision::Wait(Wait::Paused { instead: instead.into() }) } else { decision }
 }

@@ -1,4 +1,4 @@
-//! Who is promoted, and whether anybody may be yet (DESIGN 5.3, 6, 7).
+//! Who is promoted, and whether anybody may be yet (docs/safety.md 5.3, 6, 7).
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use crate::mutant::{Rule, left_out};
 use crate::view::{ClusterView, Heard, Moment, Revoked};
 
 /// For how long members that have not answered are waited for in asynchronous mode, counted from
-/// the first answer: every answer can only make the loss smaller (DESIGN 7). A healthy member
+/// the first answer: every answer can only make the loss smaller (docs/safety.md 7). A healthy member
 /// answers in 10 to 40 ms.
 pub const ELECTION_WINDOW_MS: u64 = 250;
 
@@ -203,7 +203,7 @@ fn wanted(view: &ClusterView<'_>) -> Option<NodeId> {
 }
 
 /// Returns whether the candidates that end no later than this one cover every policy without the others: then it
-/// holds every acknowledged commit (DESIGN 6), whatever others have besides.
+/// holds every acknowledged commit (docs/safety.md 6), whatever others have besides.
 ///
 /// False where commits may have been acknowledged asynchronously: there more is always better.
 fn enough(view: &ClusterView<'_>, best: &Candidate<'_>, candidates: &[Candidate<'_>]) -> bool {

@@ -1,5 +1,5 @@
 //! The arithmetic of the lease, both halves: what a voter may grant and vouch for, and until when
-//! the owner may serve (DESIGN 3).
+//! the owner may serve (docs/safety.md 3).
 //!
 //! Pure: moments go in. The thread, the sockets and the lock are in `runtime/lease.rs` and
 //! `runtime/voter.rs`; the model checker drives this very code.

@@ -55,5 +55,5 @@ pub use wire::{
 
 use std::time::Duration;
 
-/// How long an instance may stay frozen before it is killed (DESIGN 4).
+/// How long an instance may stay frozen before it is killed (docs/safety.md 4).
 pub const FROZEN_LIMIT: Duration = Duration::from_secs(10);

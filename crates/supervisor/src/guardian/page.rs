@@ -74,7 +74,7 @@ impl Lease {
 
     /// Returns whether this lease lets an instance go on that was frozen at `frozen_at` under the
     /// lease of that epoch: only a live one that a majority renewed by a request *sent* since then,
-    /// and of the same epoch (DESIGN 4).
+    /// and of the same epoch (docs/safety.md 4).
     pub fn thaws(self, frozen_at: BootTime, frozen_epoch: Option<u64>, now: BootTime) -> bool {
         match self {
             Self::NotNeeded => frozen_epoch.is_none(),

@@ -34,6 +34,7 @@ use crate::runtime::local::Local;
 use crate::runtime::node::Ended;
 use crate::runtime::operator::RuntimeOperator;
 use crate::runtime::peers::Peers;
+use crate::runtime::recorder::Recorder;
 use crate::runtime::secret::Secret;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::Ticker;
@@ -120,6 +121,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         pooler: crate::pooler::Handle::default(),
         asked: watch::Sender::new(crate::runtime::shared::Asked::default()),
         decided: watch::Sender::new((String::new(), String::new())),
+        recorder: Recorder::start(&config, clock.into()),
         config,
     });
     Ok((shared, asked))
@@ -252,7 +254,7 @@ async fn start_consensus(
     let mut again = identity.clone();
     match Consensus::start(options(identity)).await {
         Err(ConsensusError::StoreLost { store }) => {
-            // Its votes are forgotten: it joins as another voter, and never under the old id (DESIGN 11).
+            // Its votes are forgotten: it joins as another voter, and never under the old id (docs/safety.md 11).
             let renewed = hard.renew()?;
             tracing::warn!(store = %store.display(), node = %renewed.node_id,
                 "the raft store is gone: this member rejoins under a new id");

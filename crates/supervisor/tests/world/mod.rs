@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rhone::decide::{self, ClusterDecision, Effect, NodeDecision};
+use rhone::record::{self, ClusterSeen, Line, MemberSeen};
 use rhone::view::{
     ClusterView, Heard, Instance, Moment, NodeView, Received, Report, Revoked, Stream, VoterReport,
 };
@@ -107,6 +108,8 @@ pub(crate) struct Node {
     stranger: bool,
     streamed: u64,
     last: String,
+    /// What it decided last, as the recorder knows it.
+    decided: Option<NodeDecision>,
 }
 
 impl Node {
@@ -195,6 +198,10 @@ pub(crate) struct World {
     pub trace: Vec<String>,
     pub violation: Option<String>,
     told: String,
+    /// Whether each changed decision is recorded, and decided again from that.
+    pub recording: bool,
+    decided: Option<ClusterDecision>,
+    pub replayed: usize,
 }
 
 impl World {
@@ -232,6 +239,7 @@ impl World {
             stranger: false,
             streamed: 0,
             last: String::new(),
+            decided: None,
         });
         let mut world = Self {
             now: 0,
@@ -257,6 +265,9 @@ impl World {
             trace: Vec::new(),
             violation: None,
             told: String::new(),
+            recording: false,
+            decided: None,
+            replayed: 0,
         };
         let members = (1..=3).map(|id| Member {
             node: NodeId(id),
@@ -536,6 +547,12 @@ impl World {
         }
         let instance = self.nodes[node].instance(self.now);
         let decision = decide::node(&self.nodes[node].view(&instance), self.at());
+        if self.recording && self.nodes[node].decided != Some(decision) {
+            self.nodes[node].decided = Some(decision);
+            let (at, now) = (rhone::civil::WallTime::from_ms(0), self.at());
+            let seen = MemberSeen::of(&self.nodes[node].view(&instance));
+            self.replay(&Line::Member(record::Record { at, now, seen, decided: decision }));
+        }
         let text = match decision {
             NodeDecision::Act(effect, epoch, reason) => {
                 let takes = self.draw(4) * TICK_MS;
@@ -1017,7 +1034,24 @@ impl World {
             revoked: &self.revoked,
             granted_since,
         };
-        decide::cluster(&view, self.at())
+        let decided = decide::cluster(&view, self.at());
+        if self.recording && !self.decided.as_ref().is_some_and(|known| record::same(known, &decided)) {
+            let (at, now) = (rhone::civil::WallTime::from_ms(0), self.at());
+            let seen = ClusterSeen::of(&view);
+            self.decided = Some(decided.clone());
+            self.replay(&Line::Cluster(record::Record { at, now, seen, decided: decided.clone() }));
+        }
+        decided
+    }
+
+    /// Takes a line through its JSON and decides again.
+    fn replay(&mut self, line: &Line) {
+        let text = serde_json::to_string(line).expect("it is written");
+        let read: Line = serde_json::from_str(&text).expect("what is written is read");
+        assert_eq!(read, *line);
+        let again = read.again().expect("a decision");
+        assert_eq!(again.now, None, "{again:?}\n{text}");
+        self.replayed += 1;
     }
 
     // ---- faults

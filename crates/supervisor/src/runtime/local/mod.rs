@@ -352,7 +352,7 @@ impl Local {
             primary_conninfo,
             minimums,
             // A standby waits for one that does not exist: should it become primary, no commit is
-            // acknowledged before its policy is set (DESIGN 6).
+            // acknowledged before its policy is set (docs/safety.md 6).
             synchronous_standby_names: synchronous_standby_names(1, [""; 0]),
             ..ManagedSettings::default()
         })

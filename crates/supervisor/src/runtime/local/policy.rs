@@ -1,4 +1,4 @@
-//! The owner's half of a policy change: sets Postgres, settles, passes the barrier (DESIGN 6, steps 2
+//! The owner's half of a policy change: sets Postgres, settles, passes the barrier (docs/safety.md 6, steps 2
 //! to 4, decision 0011). Idempotent, and cut anywhere it is begun again.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! Promising, promoting, letting clients in, handing over (DESIGN 5, 8).
+//! Promising, promoting, letting clients in, handing over (docs/safety.md 5, 8).
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::runtime::lease::LeaseTarget;
 use crate::view::{Instance, Revoked};
 
 /// How long a standby may take to let go of its upstream before it is killed and read from disk: a
-/// healthy one takes 10 to 40 ms (PITFALLS).
+/// healthy one takes 10 to 40 ms, measured.
 const CUT_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a majority may take to grant the first renewal of an epoch.
