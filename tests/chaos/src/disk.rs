@@ -99,7 +99,8 @@ impl Disk {
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         }
-        let attached = process::run(Command::new("losetup").arg("-j").arg(&self.image), Duration::from_secs(60))?;
+        let attached =
+            process::run(Command::new("losetup").arg("-j").arg(&self.image), Duration::from_secs(60))?;
         if !attached.stdout.trim().is_empty() {
             let copy = self.image.with_extension("copy");
             run_ok(Command::new("cp").arg("--sparse=always").arg(&self.image).arg(&copy))?;

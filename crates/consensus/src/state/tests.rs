@@ -76,9 +76,7 @@ fn command(line: &str) -> ClusterCommand {
             leaving: words.len() < 3,
         })),
         "policy" => ClusterCommand::AddPolicy { epoch: Epoch(number(1)), kind: kind(&words[2..]) },
-        "narrow" => {
-            ClusterCommand::NarrowPolicies { epoch: Epoch(number(1)), number: LogIndex(number(2)) }
-        }
+        "narrow" => ClusterCommand::NarrowPolicies { epoch: Epoch(number(1)), number: LogIndex(number(2)) },
         "accept" => ClusterCommand::AcceptLoss(Acceptance {
             epoch: Epoch(number(1)),
             to: None,
@@ -97,10 +95,9 @@ fn command(line: &str) -> ClusterCommand {
         "paused" => ClusterCommand::SetPaused(true),
         "fence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: true },
         "unfence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: false },
-        "left" => ClusterCommand::RecordLeft {
-            node: NodeId(number(1)),
-            end: words[2].parse().expect("a position"),
-        },
+        "left" => {
+            ClusterCommand::RecordLeft { node: NodeId(number(1)), end: words[2].parse().expect("a position") }
+        }
         other => panic!("no such command: {other}"),
     }
 }
