@@ -115,7 +115,7 @@ fn written() -> Vec<Writer> {
     small.record(0x30, &[7; 3000]);
     small.record(0x30, &[9; 9000]);
     let mut long = Writer::new(2 * SEGMENT);
-    long.record(0x30, &[3; 20_000]);
+    long.record(0x30, &vec![3; 20_000]);
     long.record(0x30, &[4; 14_000]);
     long.record(END_OF_RECOVERY, &[255, 12, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
     let mut switch = Writer::new(2 * SEGMENT);

@@ -112,10 +112,10 @@ struct BenchPeers {
     cost: u64,
     /// The records: what is in this file already stays, and counts.
     #[arg(long)]
-    records: std::path::PathBuf,
+    records: PathBuf,
     /// The page whose part between the markers is written.
     #[arg(long)]
-    page: Option<std::path::PathBuf>,
+    page: Option<PathBuf>,
 }
 
 #[derive(Args)]

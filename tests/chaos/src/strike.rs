@@ -134,23 +134,12 @@ fn strike_one(
         Fault::ClockSteps => steps(cluster, random, member, lasts),
         Fault::Starved => cluster.node(member)?.limits().starve(STARVED),
         Fault::OutOfMemory => cluster.node(member)?.limits().squeeze(SPARE),
-        Fault::Switchover => cluster.switchover(member),
-        Fault::RollingRestart => cluster.operate(member, &["restart", "--rolling"]),
-        Fault::Reinit => {
-            let name = cluster.node(member)?.name();
-            cluster.operate(member, &["reinit", &name, "--yes"])
-        }
-        Fault::Upgrade => upgrade(cluster, member),
-        Fault::RollingUpgrade => (0..cluster.members()).try_for_each(|member| {
-            upgrade(cluster, member)?;
-            hold(millis(random, 1000, 4000));
-            Ok(())
-        }),
-        Fault::Demote => {
-            let name = cluster.node(member)?.name();
-            undo.mute.push(member);
-            cluster.operate(member, &["member", "demote", &name])
-        }
+        Fault::Switchover
+        | Fault::RollingRestart
+        | Fault::Reinit
+        | Fault::Upgrade
+        | Fault::RollingUpgrade
+        | Fault::Demote => operations(cluster, undo, random, fault, member),
         Fault::KillPostmaster
         | Fault::KillBackend
         | Fault::KillCheckpointer
@@ -170,6 +159,36 @@ fn strike_one(
         | Fault::StopEverything
         | Fault::FreezeNode
         | Fault::Terminate => processes(cluster, undo, fault, member),
+    }
+}
+
+/// What operators do.
+fn operations(
+    cluster: &mut Cluster,
+    undo: &mut Undo,
+    random: &mut Random,
+    fault: Fault,
+    member: usize,
+) -> Result<()> {
+    match fault {
+        Fault::Switchover => cluster.switchover(member),
+        Fault::RollingRestart => cluster.operate(member, &["restart", "--rolling"]),
+        Fault::Reinit => {
+            let name = cluster.node(member)?.name();
+            cluster.operate(member, &["reinit", &name, "--yes"])
+        }
+        Fault::Upgrade => upgrade(cluster, member),
+        Fault::RollingUpgrade => (0..cluster.members()).try_for_each(|member| {
+            upgrade(cluster, member)?;
+            hold(millis(random, 1000, 4000));
+            Ok(())
+        }),
+        Fault::Demote => {
+            let name = cluster.node(member)?.name();
+            undo.mute.push(member);
+            cluster.operate(member, &["member", "demote", &name])
+        }
+        other => bail!("{other:?} is no operator's work"),
     }
 }
 

@@ -28,7 +28,7 @@ async fn say(listener: &TcpListener, bytes: &[u8]) -> Vec<u8> {
         from.read_to_end(&mut answer).await.ok();
         answer
     };
-    let (_, (), answer) = tokio::join!(serve_connection(server, app()), talk, listen);
+    let ((), (), answer) = tokio::join!(serve_connection(server, app()), talk, listen);
     answer
 }
 
