@@ -27,12 +27,15 @@ done
 
 # In a root that holds nothing else.
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'umount "$folder/root/proc" 2>/dev/null || true; rm -rf "$folder"' EXIT
 chmod 755 "$folder"
 mkdir -p "$folder/root/bin"
 cp "$binary" "$folder/root/bin/rhone"
 chroot "$folder/root" /bin/rhone --version
+mkdir "$folder/root/proc"
+mount --bind /proc "$folder/root/proc"
 chroot "$folder/root" /bin/rhone inject /rhone
+umount "$folder/root/proc"
 cmp "$binary" "$folder/root/rhone" || fail "inject made another program"
 
 export RHONE_BIN="$folder/root/rhone"
