@@ -16,7 +16,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 	| awk -F/ '$$5 >= 15 {print $$5, $$0}' | sort -n | tail -n 1 | cut -d' ' -f2))
 
 # What tests, chaos and the benchmark use.
-tests verify sim: export RHONE_PG_BIN := $(PG_BIN)
+tests verify sim test-static: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
 chaos bench bench-proxy bench-clients soak thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
@@ -33,8 +33,11 @@ PEERS ?=
 SYSTEMS ?=
 FAULTS ?=
 RECORDS ?=
+# This machine's, as Debian names it.
+ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model image deb deps release fuzz mutants
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model static test-static image deb \
+	deps release fuzz mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,7 +121,7 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
 	$(CARGO) test -p rhone-chaos --test thirteen -- --ignored --nocapture
 
-test-all: test ## `make test`, then half an hour of chaos, thirteen members, and the benchmark
+test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
@@ -126,6 +129,7 @@ test-all: test ## `make test`, then half an hour of chaos, thirteen members, and
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
 
+<<<<<<< HEAD
 fuzz: ## what strangers send, longer than in `make test`: SECONDS=60 for each parser
 	RHONE_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --workspace --lib fuzz -- --nocapture --test-threads 2
 
@@ -135,6 +139,17 @@ mutants: ## chaos against the supervisor with one rule left out, each in its tur
 
 image: ## the container image rhone:VERSION, by podman, buildah or docker: IMAGE=registry.example.com/rhone:0.1.0
 	@deploy/container/build.sh "$(or $(IMAGE_BINARY),$(TARGET)/release/rhone)" "$(IMAGE)"
+=======
+static: ## rhone without any library, for Debian- and Alpine-based images
+	@deploy/static.sh "$(ARCH)" "$(TARGET)"
+
+test-static: ## the static build on real Postgres
+	@tests/deploy/static.sh "$(TARGET)"
+
+image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0
+	@binary="$(IMAGE_BINARY)"; [ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
+	deploy/container/build.sh "$$binary" "$(IMAGE)"
+>>>>>>> s5-pack-static
 
 deb: ## the Debian package, in target/debian (DEB_BINARY= for another binary than the release build)
 	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
