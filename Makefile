@@ -129,7 +129,6 @@ test-all: test test-static ## `make test`, the static build, then half an hour o
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
 
-<<<<<<< HEAD
 fuzz: ## what strangers send, longer than in `make test`: SECONDS=60 for each parser
 	RHONE_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --workspace --lib fuzz -- --nocapture --test-threads 2
 
@@ -137,9 +136,6 @@ mutants: ## chaos against the supervisor with one rule left out, each in its tur
 	$(CARGO) build -p rhone -p rhone-chaos --features rhone/mutants --bin rhone-mutants --bin chaos
 	@RHONE_BIN="$(abspath $(TARGET))/debug/rhone-mutants" tests/chaos/mutants.sh "$(TARGET)/debug/chaos" $(MUTANT)
 
-image: ## the container image rhone:VERSION, by podman, buildah or docker: IMAGE=registry.example.com/rhone:0.1.0
-	@deploy/container/build.sh "$(or $(IMAGE_BINARY),$(TARGET)/release/rhone)" "$(IMAGE)"
-=======
 static: ## rhone without any library, for Debian- and Alpine-based images
 	@deploy/static.sh "$(ARCH)" "$(TARGET)"
 
@@ -149,7 +145,6 @@ test-static: ## the static build on real Postgres
 image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0
 	@binary="$(IMAGE_BINARY)"; [ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
 	deploy/container/build.sh "$$binary" "$(IMAGE)"
->>>>>>> s5-pack-static
 
 deb: ## the Debian package, in target/debian (DEB_BINARY= for another binary than the release build)
 	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
