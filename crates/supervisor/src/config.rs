@@ -19,6 +19,7 @@ mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
@@ -103,6 +104,10 @@ pub struct Postgres {
     pub replication_password_file: Option<PathBuf>,
     /// Breaks ties between equal WAL; 0: never promote.
     pub priority: u32,
+    /// The machine's watchdog, `/dev/watchdog`; none: not used.
+    pub watchdog: Option<PathBuf>,
+    /// After so many whole seconds without a word from the guardian it resets the machine.
+    pub watchdog_timeout: Duration,
 }
 
 /// `[tls]`.

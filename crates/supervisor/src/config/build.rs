@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
@@ -150,6 +151,19 @@ fn node(entries: &mut Entries) -> Option<Node> {
     })
 }
 
+/// Above the default lease, and long enough for a guardian without real-time priority on a busy machine.
+const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whole seconds, as the kernel counts them; most devices take no more than 15 or 60.
+fn watchdog_timeout(text: &str) -> Result<Duration, String> {
+    let time = units::parse_duration(text)?;
+    if time.subsec_nanos() == 0 && (2..=60).contains(&time.as_secs()) {
+        Ok(time)
+    } else {
+        Err(format!("\"{text}\" is not in whole seconds from 2s to 60s"))
+    }
+}
+
 /// A file, or `off`; by default beside the Raft store.
 fn recorder(entries: &mut Entries, state_dir: Option<&Path>) -> Option<PathBuf> {
     let given = entries.parsed("node.recorder", |text| match text {
@@ -244,6 +258,9 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
     let user = entries.text("postgres.user");
     let replication_password_file = path(entries, "postgres.replication-password-file");
     let priority = entries.integer("postgres.priority", 0..1001).unwrap_or(50);
+    let watchdog = path(entries, "postgres.watchdog");
+    let watchdog_timeout = entries.parsed("postgres.watchdog-timeout", watchdog_timeout);
+    let watchdog_timeout = watchdog_timeout.unwrap_or(WATCHDOG_TIMEOUT);
     Some(Postgres {
         bin_dir,
         data_dir: data_dir?,
@@ -254,6 +271,8 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
         user,
         replication_password_file,
         priority,
+        watchdog,
+        watchdog_timeout,
     })
 }
 

@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 69] = [
+pub(super) const KEYS: [&str; 71] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -20,6 +20,8 @@ pub(super) const KEYS: [&str; 69] = [
     "postgres.user",
     "postgres.replication-password-file",
     "postgres.priority",
+    "postgres.watchdog",
+    "postgres.watchdog-timeout",
     "proxy.rw",
     "proxy.ro",
     "proxy.any",

@@ -17,6 +17,7 @@ use super::control::{CONNECTIONS, Connections};
 use super::instance::{Frozen, Instance, Killing, Unprotected};
 use super::page::{GuardPage, GuardState, Lease, Word};
 use super::sys;
+use super::watchdog::Watchdog;
 use super::wire::{
     self, Answer, Cause, Event, ExitReport, FrozenReport, Kind, MemoryLock, Priority, Refusal, Reply,
     Request, StartStage, Unreadable,
@@ -46,6 +47,7 @@ pub(super) struct Outfit {
     pub(super) priority: Priority,
     pub(super) oom_score_adj: i32,
     pub(super) unprotected: Unprotected,
+    pub(super) watchdog: Watchdog,
 }
 
 /// What the loop waits for.
@@ -163,7 +165,13 @@ impl Server {
     fn tick(&mut self) {
         let now = Clock.now();
         self.take_lease(now);
-        let Some(instance) = &self.instance else { return self.stamp() };
+        self.look(now);
+        self.stamp();
+        self.tend_watchdog();
+    }
+
+    fn look(&mut self, now: BootTime) {
+        let Some(instance) = &self.instance else { return };
         if instance.killing.is_some() {
             self.go_on_killing();
         } else if let Some(frozen) = &instance.frozen {
@@ -178,7 +186,15 @@ impl Server {
         } else if self.lease.expired(now) && !left_out(Rule::Freeze) {
             self.freeze(Cause::LeaseEnded);
         }
-        self.stamp();
+    }
+
+    /// After the fence had its turn: what comes here is a word that somebody fences.
+    fn tend_watchdog(&mut self) {
+        let now = Clock.now();
+        let needed = self.instance.as_ref().is_some_and(|instance| instance.epoch.is_some());
+        let well = !needed || !self.lease.expired(now) || self.state() == GuardState::Frozen;
+        self.outfit.watchdog.tend(needed, well, now);
+        self.page.set(Word::Watchdog, self.outfit.watchdog.state() as u64);
     }
 
     /// Takes the lease from the page, if it is a new one that may count.

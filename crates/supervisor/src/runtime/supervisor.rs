@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -187,6 +188,7 @@ async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<
         state_dir: config.node.state_dir.clone(),
         name: config.node.name.clone(),
         fence: crate::guardian::FenceChoice::default(),
+        watchdog: watchdog(postgres),
     };
     let guardian = match Guardian::connect_or_spawn(options.clone()).await {
         Err(GuardianError::Hung { pid, .. }) => {
@@ -201,6 +203,16 @@ async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<
             oom_score_adj = status.oom_score_adj, "how the guardian fences");
     }
     Ok(guardian)
+}
+
+/// The device that is configured, and a warning when it cannot be used.
+fn watchdog(postgres: &Postgres) -> Option<(PathBuf, u32)> {
+    let device = postgres.watchdog.clone()?;
+    if let Err(error) = rustix::fs::access(&device, rustix::fs::Access::WRITE_OK) {
+        tracing::warn!(device = %device.display(), %error,
+            "the watchdog cannot be written to: give the device to the user that runs rhone, or remove postgres.watchdog");
+    }
+    Some((device, u32::try_from(postgres.watchdog_timeout.as_secs()).unwrap_or(u32::MAX)))
 }
 
 /// A guardian that does not run fences nobody: what it guards is killed, then it is replaced.
