@@ -45,6 +45,16 @@ fn signature(status: &RaftStatus) -> Signature {
     (status.leader, status.term, status.leading, status.role, status.membership_index.0)
 }
 
+/// What became of a try to be elected.
+enum Campaign {
+    /// A leader was heard, or this member may not.
+    None,
+    /// No majority would vote for it.
+    NoLeave,
+    /// Votes were asked for.
+    Begun,
+}
+
 impl Election {
     /// Runs until Raft ends.
     pub(crate) async fn run(self) {
@@ -78,8 +88,10 @@ impl Election {
                         // Looks again soon enough to notice that reluctance was lifted.
                         needed.saturating_sub(silent).min(self.timings.election_max)
                     } else {
-                        if self.campaign(&status, patience).await {
-                            patience.campaigned();
+                        match self.campaign(&status, patience).await {
+                            Campaign::Begun => patience.campaigned(),
+                            Campaign::NoLeave => patience.refused(),
+                            Campaign::None => {}
                         }
                         // The next try is counted from now, with a new draw.
                         silent_since = self.contacts.now();
@@ -124,26 +136,27 @@ impl Election {
         min.saturating_add(Duration::from_micros(random % span))
     }
 
-    /// Asks for leave, then for votes; returns whether it asked for votes.
-    async fn campaign(&self, status: &RaftStatus, patience: Patience) -> bool {
+    /// Asks for leave, then for votes.
+    async fn campaign(&self, status: &RaftStatus, patience: Patience) -> Campaign {
         if !status.voters.contains(&self.me) || self.contacts.muted() {
-            return false;
+            return Campaign::None;
         }
+        let began = self.contacts.now();
         let granted = self.ask(status, self.timings.election_min.saturating_mul(patience.factor())).await;
         if !majorities(&status.configs, &granted) {
             tracing::debug!(term = status.term, granted = granted.len(), "no leave to campaign");
-            return false;
+            return Campaign::NoLeave;
         }
         // A leader may have been heard while asking.
-        let lease = self.timings.election_min;
+        let lease = self.timings.election_min.max(self.contacts.now().since(began));
         if self.contacts.leader_age().is_some_and(|age| age < lease) || self.status().role == Role::Leader {
-            return false;
+            return Campaign::None;
         }
         tracing::info!(term = status.term, "no leader is heard: campaigning");
         if let Err(error) = self.raft.trigger().elect().await {
             tracing::debug!(%error, "raft has ended");
         }
-        true
+        Campaign::Begun
     }
 
     /// Asks all voters at once, for `limit` at most; returns those that would vote for this member, itself included.

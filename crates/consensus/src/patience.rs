@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::host::Moment;
 use crate::ids::NodeId;
 
-/// Campaigns that came to nothing before a voter waits longer: two candidates may meet by chance.
+/// Campaigns, without a leader that stayed, before a voter waits longer: two candidates may meet by chance.
 const BY_CHANCE: u32 = 1;
 /// How often the wait is doubled at most: 3.2 to 6.4 s with the usual timings.
 const DOUBLED: u32 = 3;
@@ -15,7 +15,7 @@ const STABLE: u32 = 4;
 /// Grows where elections come to nothing although a majority answers: its members are too slow for the timings
 /// just now, and each further campaign would only depose whoever was about to lead.
 ///
-/// A campaign that got no leave does not count: nobody was there, and whoever comes back is not to be waited for.
+/// A campaign that got no leave takes one back: nobody was there, and whoever comes back is not to be waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patience {
     fruitless: u32,
@@ -32,6 +32,11 @@ impl Patience {
     /// A majority gave leave, and votes were asked for.
     pub(crate) fn campaigned(&mut self) {
         self.fruitless = self.fruitless.saturating_add(1);
+    }
+
+    /// No majority gave leave.
+    pub(crate) fn refused(&mut self) {
+        self.fruitless = self.fruitless.saturating_sub(1);
     }
 
     /// Notes who leads now, and in which term; the longest usual wait is `longest`.
@@ -74,10 +79,25 @@ mod tests {
         check(3, &[], 4);
         check(4, &[], 8);
         check(400, &[], 8);
-        check(4, &[(0, 0), (9_000, 0)], 8); // nobody
+        check(4, &[(0, 0), (9_000, 0)], 8);
         check(4, &[(0, 1), (3_199, 1)], 8); // it may be deposed yet
         check(4, &[(0, 1), (3_200, 1)], 1);
         check(4, &[(0, 1), (3_000, 2), (6_000, 2)], 8); // another term each time
         check(4, &[(0, 1), (3_000, 0), (3_300, 1)], 8); // not heard between
+    }
+
+    #[test]
+    fn shrinks_where_nobody_is_there_to_give_leave() {
+        let mut patience = Patience::default();
+        for _ in 0..3 {
+            patience.campaigned();
+        }
+        let factors: Vec<u32> = (0..3)
+            .map(|_| {
+                patience.refused();
+                patience.factor()
+            })
+            .collect();
+        assert_eq!(factors, [2, 1, 1]);
     }
 }

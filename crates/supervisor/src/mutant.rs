@@ -78,9 +78,12 @@ mod with {
 
     static LEFT_OUT: OnceLock<Option<Rule>> = OnceLock::new();
 
+    #[allow(clippy::print_stderr, reason = "nobody is to overlook it")]
     fn chosen() -> Option<Rule> {
         let name = std::env::var("RHONE_MUTANT").ok()?;
-        ALL.into_iter().find(|rule| format!("{rule:?}") == name)
+        let rule = ALL.into_iter().find(|rule| format!("{rule:?}") == name);
+        eprintln!("MUTANT: RHONE_MUTANT={name}: this build obeys it, and leaves {rule:?} out");
+        rule
     }
 
     pub(crate) fn left_out(rule: Rule) -> bool {

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use rhone_consensus::command::ClusterCommand;
+use rhone_consensus::command::{ClusterCommand, PrepareReason};
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
-use rhone_consensus::state::ClusterState;
+use rhone_consensus::state::{ClusterState, HistoryEntry};
 use serde::{Deserialize, Serialize};
 
 use crate::civil::WallTime;
@@ -77,6 +77,10 @@ impl ClusterSeen {
         for received in reports.values_mut() {
             received.report.server = ServerFacts::default();
             received.report.note = None;
+            if let Some((_, words)) = &mut received.report.down {
+                NOT_RECORDED.clone_into(words);
+            }
+            without_words(&mut received.report.instance);
         }
         Self {
             state: without_secrets(view.state),
@@ -129,7 +133,11 @@ impl MemberSeen {
         Self {
             state: without_secrets(view.state),
             me: view.me,
-            instance: view.instance.clone(),
+            instance: {
+                let mut instance = view.instance.clone();
+                without_words(&mut instance);
+                instance
+            },
             promise: view.promise,
             unfinished: view.unfinished,
             copied: view.copied,
@@ -143,8 +151,7 @@ impl MemberSeen {
             behind: view.behind,
             guardian: view.guardian,
             rewinds_failed: view.rewinds_failed,
-            // Postgres quotes the line that it does not start by.
-            start_failed: view.start_failed.map(|_| "not recorded".to_owned()),
+            start_failed: view.start_failed.map(|_| NOT_RECORDED.to_owned()),
             sources: view.sources,
             chores: view.chores,
         }
@@ -175,8 +182,45 @@ impl MemberSeen {
     }
 }
 
-/// Leaves out what no decision looks at: history for its size, settings of Postgres for what people put there.
+/// In the place of what Postgres, or a program of the operator's, said: they quote the line that they do not like.
+const NOT_RECORDED: &str = "not recorded";
+
+/// Of the history only the newest changes are looked at, for what a former primary left behind.
+const HISTORY: usize = 16;
+
+fn without_words(instance: &mut Instance) {
+    if let Instance::Unusable(words) = instance {
+        NOT_RECORDED.clone_into(words);
+    }
+}
+
+fn without_detail(reason: &mut PrepareReason) {
+    if let PrepareReason::OwnerDown { detail } = reason {
+        NOT_RECORDED.clone_into(detail);
+    }
+}
+
+/// A decision as it is recorded.
+pub fn recorded(decision: &ClusterDecision) -> ClusterDecision {
+    let mut decision = decision.clone();
+    if let ClusterDecision::Propose(ClusterCommand::Prepare { reason, .. }) = &mut decision {
+        without_detail(reason);
+    }
+    decision
+}
+
+/// Leaves out what no decision looks at: older history for its size, settings of Postgres for what people put there.
 fn without_secrets(state: &ClusterState) -> ClusterState {
+    let entry = |entry: &HistoryEntry| {
+        let mut entry = entry.clone();
+        without_detail(&mut entry.reason);
+        entry
+    };
+    let older = state.history.len().saturating_sub(HISTORY);
+    let mut reason = state.reason.clone();
+    if let Some(reason) = &mut reason {
+        without_detail(reason);
+    }
     let mut settings = state.settings.clone();
     settings.postgres.clear();
     settings.pg_hba.clear();
@@ -188,7 +232,7 @@ fn without_secrets(state: &ClusterState) -> ClusterState {
         settings,
         epoch: state.epoch,
         phase: state.phase.clone(),
-        reason: state.reason.clone(),
+        reason,
         prepared_at: state.prepared_at,
         grant: state.grant.clone(),
         policies: state.policies.clone(),
@@ -196,7 +240,7 @@ fn without_secrets(state: &ClusterState) -> ClusterState {
         accepted: state.accepted.clone(),
         handover: state.handover.clone(),
         paused: state.paused,
-        history: std::collections::VecDeque::new(),
+        history: state.history.iter().skip(older).map(entry).collect(),
         fenced: state.fenced.clone(),
         settings_version: state.settings_version,
         settings_log: std::collections::VecDeque::new(),
@@ -269,7 +313,7 @@ impl Line {
         match self {
             Self::Begin(_) | Self::Dropped(_) => None,
             Self::Cluster(record) => {
-                let now = decide::cluster(&record.seen.view(), record.now);
+                let now = recorded(&decide::cluster(&record.seen.view(), record.now));
                 let named = |decision: &ClusterDecision| {
                     (decision.code(), with_names(&record.seen.state, &decision.to_string()))
                 };

@@ -16,7 +16,7 @@ mod guardian_harness;
 use std::io::Read;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guardian_harness::{Rig, children_of, eventually, has_cgroups, process_state, send_signal};
 use rhone::guardian::{
@@ -541,21 +541,21 @@ async fn signals_do_not_end_a_guardian_that_has_an_instance() {
 /// a V.
 struct Softdog {
     /// How many bytes, and when the last of them was written while it was armed.
-    said: Arc<Mutex<(u64, Option<Instant>)>>,
+    said: Arc<Mutex<(u64, Option<BootTime>)>>,
 }
 
 impl Softdog {
     const PATIENCE: Duration = Duration::from_secs(3);
 
     fn watch(mut device: std::fs::File) -> Self {
-        let said: Arc<Mutex<(u64, Option<Instant>)>> = Arc::default();
+        let said: Arc<Mutex<(u64, Option<BootTime>)>> = Arc::default();
         let written = Arc::clone(&said);
         std::thread::spawn(move || {
             let mut word = [0_u8; 64];
             while let Ok(read) = device.read(&mut word) {
                 let mut said = written.lock().expect("lock");
                 said.0 += read as u64;
-                said.1 = (word.get(read - 1) != Some(&b'V')).then(Instant::now);
+                said.1 = (word.get(read - 1) != Some(&b'V')).then(|| Clock.now());
             }
         });
         Self { said }
@@ -571,7 +571,11 @@ impl Softdog {
 
     /// Whether the machine would be reset now.
     fn fires(&self) -> bool {
-        self.said.lock().expect("lock").1.is_some_and(|last| last.elapsed() > Self::PATIENCE)
+        self.said
+            .lock()
+            .expect("lock")
+            .1
+            .is_some_and(|last| Clock.now().saturating_since(last) > Self::PATIENCE)
     }
 }
 

@@ -7,9 +7,9 @@ const MARGIN: u32 = 4;
 
 /// The limit of append calls over one connection: one heartbeat, and longer only for a peer that needs it.
 ///
-/// A call to a peer that is gone is given up soon, and its connection made anew after three of them. A peer whose
-/// disk or processor is slow would never answer in time that way, and its leader would lead nobody, so that each
-/// call that is given up doubles the limit of the next, and the answers take it back.
+/// A peer whose disk or processor is slow would never answer within a heartbeat, and its leader would lead nobody, so
+/// that each call that is given up doubles the limit of the next, and the answers take it back. After three calls in a
+/// row that failed the connection is made anew, and the limit with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AppendLimit {
     least: Duration,

@@ -129,7 +129,9 @@ impl Pool {
     /// The limit of the next append call to `to`, at most `most`.
     pub(crate) fn append_limit(&self, to: NodeId, most: Duration) -> Duration {
         let peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.get(&to).map_or(self.inner.heartbeat, |peer| peer.append.get()).min(most)
+        // One whose connection is about to be made anew begins again.
+        let peer = peers.get(&to).filter(|peer| peer.failures < REBUILD_AFTER);
+        peer.map_or(self.inner.heartbeat, |peer| peer.append.get()).min(most)
     }
 
     /// Notes that an append call that had `limit` took so long, and whether it was answered.

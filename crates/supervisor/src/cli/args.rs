@@ -37,20 +37,23 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Where `--help` shows what every command takes.
+const EVERY: &str = "Options of every command";
+
 /// Flags of every command.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Global {
     /// Configuration of the member on this machine [default: /etc/rhone/rhone.toml]
-    #[arg(short, long, global = true, value_name = "FILE", env = "RHONE_CONFIG")]
+    #[arg(short, long, global = true, value_name = "FILE", env = "RHONE_CONFIG", help_heading = EVERY)]
     pub config: Option<PathBuf>,
-    /// Members to ask instead, HOST or HOST:PORT (7400), the first that answers [env: `RHONE_HOST`]
-    #[arg(long = "host", global = true, value_name = "HOST", value_delimiter = ',')]
+    /// Members to ask instead, HOST or HOST:PORT (7400), the first that answers [env: RHONE_HOST]; of `certs issue`: where the member is reached
+    #[arg(long = "host", global = true, value_name = "HOST", value_delimiter = ',', help_heading = EVERY)]
     pub hosts: Vec<String>,
     /// How to print data
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t, help_heading = EVERY)]
     pub output: Output,
     /// The same as `-o json`
-    #[arg(long = "json", global = true)]
+    #[arg(long = "json", global = true, help_heading = EVERY)]
     pub as_json: bool,
     /// The certificate for other machines.
     #[command(flatten)]
@@ -68,13 +71,13 @@ impl Global {
 #[derive(Clone, Debug, Default, Args)]
 pub struct TlsFlags {
     /// The CAs that members' certificates are signed by [default: that of the configuration]
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CA", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CA", help_heading = EVERY)]
     pub ca: Option<PathBuf>,
     /// The certificate to show to members [default: that of the configuration]
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CERT", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CERT", help_heading = EVERY)]
     pub cert: Option<PathBuf>,
     /// Its private key
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_KEY", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_KEY", help_heading = EVERY)]
     pub key: Option<PathBuf>,
 }
 

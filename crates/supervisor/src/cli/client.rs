@@ -187,7 +187,7 @@ fn targets(global: &Global) -> Result<Vec<Target>, CliError> {
     if global.config.is_none() && !PathBuf::from(config::DEFAULT_PATH).exists() {
         let message = format!("no member to ask: there is no {}", config::DEFAULT_PATH);
         return Err(CliError::new(Exit::Usage, message)
-            .hint("name a member with `--host HOST`, or its configuration with `-c FILE`"));
+            .hint("name a member with `--host HOST`, or its configuration with `-c FILE`, before the verb"));
     }
     let config = load_config(global)?;
     let own = Target::Local(config.node.state_dir.clone());

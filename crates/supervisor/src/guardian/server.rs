@@ -17,7 +17,7 @@ use super::control::{CONNECTIONS, Connections};
 use super::instance::{Frozen, Instance, Killing, Unprotected};
 use super::page::{GuardPage, GuardState, Lease, Word};
 use super::sys;
-use super::watchdog::Watchdog;
+use super::watchdog::{Watchdog, Watched};
 use super::wire::{
     self, Answer, Cause, Event, ExitReport, FrozenReport, Kind, MemoryLock, Priority, Refusal, Reply,
     Request, StartStage, Unreadable,
@@ -192,8 +192,13 @@ impl Server {
     fn tend_watchdog(&mut self) {
         let now = Clock.now();
         let needed = self.instance.as_ref().is_some_and(|instance| instance.epoch.is_some());
-        let well = !needed || !self.lease.expired(now) || self.state() == GuardState::Frozen;
-        self.outfit.watchdog.tend(needed, well, now);
+        let fenced = !self.lease.expired(now) || self.state() == GuardState::Frozen;
+        let watched = match (needed, fenced) {
+            (false, _) => Watched::Nothing,
+            (true, true) => Watched::Fenced,
+            (true, false) => Watched::Loose,
+        };
+        self.outfit.watchdog.tend(watched, now);
         self.page.set(Word::Watchdog, self.outfit.watchdog.state() as u64);
     }
 

@@ -23,6 +23,17 @@ const OPEN_AGAIN: Duration = Duration::from_secs(1);
 const DISARM: &[u8] = b"V";
 const PAT: &[u8] = b"p";
 
+/// What it is to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// Nothing that may be a primary.
+    Nothing,
+    /// An instance that has a lease, or is frozen for certain.
+    Fenced,
+    /// An instance whose lease is over, and that is not frozen or gone yet.
+    Loose,
+}
+
 /// The device, and what became of it.
 #[derive(Debug)]
 pub(super) struct Watchdog {
@@ -66,15 +77,15 @@ impl Watchdog {
     }
 
     /// Opens it when it is needed first, disarms it when it is not needed any more, and writes to it while what it
-    /// watches is `well`.
-    pub(super) fn tend(&mut self, needed: bool, well: bool, now: BootTime) {
-        match (needed, self.device.is_some()) {
-            (true, false) => self.open(now),
-            (false, true) => self.disarm(),
-            (true, true) | (false, false) => {}
+    /// watches is fenced.
+    pub(super) fn tend(&mut self, watched: Watched, now: BootTime) {
+        match (watched, self.device.is_some()) {
+            (Watched::Nothing, true) => self.disarm(),
+            (Watched::Fenced | Watched::Loose, false) => self.open(now),
+            (Watched::Nothing, false) | (Watched::Fenced | Watched::Loose, true) => {}
         }
         let Some(device) = &self.device else { return };
-        if well && now.saturating_since(self.patted) >= PAT_EVERY {
+        if watched == Watched::Fenced && now.saturating_since(self.patted) >= PAT_EVERY {
             self.failed = rustix::io::write(device, PAT).is_err();
             self.patted = now;
         }

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::civil::WallTime;
 use crate::config::Config;
-use crate::decide::{ClusterDecision, NodeDecision};
-use crate::record::{Begin, ClusterSeen, FORMAT, Line, MemberSeen, Record, same};
+use crate::decide::{ClusterDecision, NodeDecision, Reason, Wait};
+use crate::record::{Begin, ClusterSeen, FORMAT, Line, MemberSeen, Record, recorded, same};
 use crate::runtime::clock::Timepiece;
 use crate::view::{ClusterView, Moment, NodeView};
 
@@ -76,23 +76,33 @@ impl Recorder {
         }
     }
 
-    /// Notes what the leader decided, if that is something else than the last time.
+    /// Notes what the leader decided, if that is something else than the last time. A voter that hears nothing for a
+    /// moment and then does is no change: on a busy machine that comes and goes all day.
     pub fn cluster(&self, view: &ClusterView<'_>, now: Moment, decision: &ClusterDecision) {
         let Some(sink) = &self.0 else { return };
         let mut last = sink.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.cluster.as_ref().is_some_and(|known| same(known, decision)) {
+        let quiet = |wait: &Wait| matches!(wait, Wait::Calm | Wait::SomeSilence { .. });
+        let is_quiet =
+            |decision: &ClusterDecision| matches!(decision, ClusterDecision::Wait(wait) if quiet(wait));
+        let no_change =
+            |known: &ClusterDecision| same(known, decision) || is_quiet(known) && is_quiet(decision);
+        if last.cluster.as_ref().is_some_and(no_change) {
             return;
         }
         last.cluster = Some(decision.clone());
         drop(last);
         let at = WallTime::from_ms(sink.clock.wall_time());
-        let (seen, decided) = (ClusterSeen::of(view), decision.clone());
+        let (seen, decided) = (ClusterSeen::of(view), recorded(decision));
         sink.send(Line::Cluster(Record { at, now, seen, decided }));
     }
 
-    /// Notes what the member decided for its Postgres, if that is something else than the last time.
+    /// Notes what the member decided for its Postgres, if that is something else than the last time; that something
+    /// is under way is not: what cannot be started is begun each few seconds.
     pub fn member(&self, view: &NodeView<'_>, now: Moment, decided: NodeDecision) {
         let Some(sink) = &self.0 else { return };
+        if matches!(decided, NodeDecision::Rest(Reason::EffectRunning | Reason::NotProbed)) {
+            return;
+        }
         let mut last = sink.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.member == Some(decided) {
             return;
@@ -182,7 +192,11 @@ impl Writer {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&self.path)?;
         let mut bytes = Vec::new();
-        if file.metadata()?.len() > 0 {
+        let kind = file.metadata()?;
+        if !kind.is_file() {
+            return Err(io::Error::other("not a regular file; to record nothing say recorder = \"off\""));
+        }
+        if kind.len() > 0 {
             let mut last = [0];
             file.seek(SeekFrom::End(-1))?;
             file.read_exact(&mut last)?;

@@ -6,7 +6,7 @@ use rhone_consensus::settings::Settings;
 use rhone_consensus::state::ClusterState;
 
 use super::*;
-use crate::decide::{self, Reason, Wait};
+use crate::decide;
 use crate::runtime::clock::Clock;
 use crate::view::{Chores, Instance, Sources};
 
@@ -24,7 +24,8 @@ fn state() -> ClusterState {
     let mut settings = Settings::default();
     settings.postgres.insert("archive_command".to_owned(), "push --password=hush".to_owned());
     settings.pg_hba.push("host all all all ldap ldapbindpasswd=hush".to_owned());
-    ClusterState { settings, ..ClusterState::default() }
+    let reason = Some(PrepareReason::OwnerDown { detail: "FATAL: invalid value: \"hush\"".to_owned() });
+    ClusterState { settings, reason, ..ClusterState::default() }
 }
 
 fn member<'a>(state: &'a ClusterState, instance: &'a Instance) -> NodeView<'a> {
@@ -98,7 +99,7 @@ fn what_changes_is_written_once_without_secrets_and_decided_the_same_again() {
 }
 
 #[test]
-fn a_full_disk_drops_and_counts_and_holds_nothing_up() {
+fn what_cannot_be_written_is_dropped_and_counted_and_holds_nothing_up() {
     let recorder = recorder(Path::new("/dev/full"));
     let (state, instance) = (state(), Instance::Absent);
     let view = member(&state, &instance);

@@ -160,7 +160,7 @@ impl Rig {
     }
 
     /// Gives the guardian a pipe for a watchdog; returns what reads it.
-    pub(crate) fn use_watchdog(&mut self) -> fs::File {
+    pub(crate) fn use_watchdog(&mut self) -> File {
         let path = self.base.join("watchdog");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
             .expect("make a pipe");
