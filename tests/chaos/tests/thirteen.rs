@@ -81,7 +81,6 @@ fn memory(idle: &Idle) -> f64 {
 }
 
 #[test]
-#[ignore = "thirteen Postgres servers on one machine: make thirteen"]
 fn thirteen_members_are_all_correct_and_cost_little_more_than_three() -> Result<()> {
     let _turn = take_machine()?;
     let few = idle(&mut start(3)?)?;

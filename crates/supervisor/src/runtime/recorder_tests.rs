@@ -70,7 +70,7 @@ fn what_changes_is_written_once_without_secrets_and_decided_the_same_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("decisions.jsonl");
     let recorder = recorder(&file);
-    let (state, instance, now) = (state(), Instance::Absent, Moment(1_000_000));
+    let (state, instance, now) = (state(), Instance::Unusable("hush".to_owned()), Moment(1_000_000));
     let view = member(&state, &instance);
     for _ in 0..3 {
         recorder.member(&view, now, decide::node(&view, now));
@@ -91,9 +91,9 @@ fn what_changes_is_written_once_without_secrets_and_decided_the_same_again() {
     assert_eq!(
         told,
         [
-            ("member".to_owned(), "not_founded", None),
+            ("member".to_owned(), "unusable", None),
             ("leader".to_owned(), "not_founded", None),
-            ("member".to_owned(), "serving", Some("rests (not_founded)".to_owned())),
+            ("member".to_owned(), "serving", Some("rests (unusable)".to_owned())),
         ]
     );
 }
@@ -132,7 +132,8 @@ fn a_file_goes_on_after_a_torn_line_and_is_never_larger_than_two() {
     let dropped = Arc::new(AtomicU64::new(3));
     let mut writer =
         Writer { path: path.clone(), begin, file: None, dropped: Arc::clone(&dropped), failing: false };
-    let (state, instance) = (state(), Instance::Unusable("x".repeat(100_000)));
+    let (mut state, instance) = (state(), Instance::Absent);
+    state.cluster = "x".repeat(100_000);
     let seen = MemberSeen::of(&member(&state, &instance));
     let decided = NodeDecision::Rest(Reason::Unusable);
     let line = Line::Member(Record { at: WallTime::from_ms(1), now: Moment(1), seen, decided });

@@ -1039,7 +1039,7 @@ impl World {
             let (at, now) = (rhone::civil::WallTime::from_ms(0), self.at());
             let seen = ClusterSeen::of(&view);
             self.decided = Some(decided.clone());
-            self.replay(&Line::Cluster(record::Record { at, now, seen, decided: decided.clone() }));
+            self.replay(&Line::Cluster(record::Record { at, now, seen, decided: record::recorded(&decided) }));
         }
         decided
     }
