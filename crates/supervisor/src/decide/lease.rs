@@ -69,12 +69,10 @@ impl Voter {
         self.membership
     }
 
-    /// Returns for how much longer the voter vouches for no silence and no age, in nanoseconds: after a start it has
-    /// forgotten whom it renewed. It renews all the same, which only makes it younger (decision 0003).
+    /// Returns for how much longer the voter vouches for no silence, in nanoseconds: after a start it has forgotten
+    /// whom it renewed, so that it is a whole lease until it vouches for an age, too. It renews all the same, which
+    /// only makes it younger (decision 0003).
     fn quarantine(&self, now: Moment) -> u64 {
-        if left_out(Rule::Quarantine) {
-            return 0;
-        }
         let Some(timing) = self.timing else { return Timing::default().aged_ns() };
         self.started.0.saturating_add(timing.aged_ns()).saturating_sub(now.0)
     }
@@ -97,6 +95,9 @@ impl Voter {
         self.membership = held.membership;
         self.log_timing = held.timing;
         match cause {
+            LogCause::Start if left_out(Rule::Quarantine) => {
+                (self.started, self.last) = (Moment(0), Moment(0));
+            }
             // Counts as a renewal of whoever owns: this voter may not have been asked before,
             // or has lost its memory of it (decision 0003).
             LogCause::Start | LogCause::MembershipAppend | LogCause::SnapshotInstall => self.last = now,

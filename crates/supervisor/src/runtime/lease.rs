@@ -335,6 +335,7 @@ impl Renewer {
             seq,
             flushed_lsn: flushed.get(),
             membership: target.membership.0,
+            to: node.0,
         };
         let epoch = target.epoch;
         let limit = Duration::from_millis(u64::from(target.timing.lease_ms));
