@@ -212,8 +212,7 @@ pub fn run(order: &Order) -> Result<Outcome> {
         }
     };
     if script.limits.calm {
-        violations.extend(noise::moved(&campaign.rounds));
-        violations.extend(noise::promoted(&history));
+        violations.extend(noise::judge(&campaign.rounds, &history));
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
     let rows = history.acknowledged().len() as f64;

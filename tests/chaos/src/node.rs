@@ -28,6 +28,7 @@ const MARK: &str = "CHAOS_NODE";
 
 /// What a node is given beyond processes and a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
 pub struct Extras {
     /// File systems of its own, so that power cuts and disk faults are real.
     pub disks: bool,

@@ -5,8 +5,13 @@ use std::collections::BTreeSet;
 use crate::campaign::Round;
 use crate::history::{Answer, History};
 
+/// Says whether somebody was promoted.
+pub fn judge(rounds: &[Round], history: &History) -> Vec<String> {
+    moved(rounds).into_iter().chain(promoted(history)).collect()
+}
+
 /// Names the rounds after which another member was primary.
-pub fn moved(rounds: &[Round]) -> Vec<String> {
+fn moved(rounds: &[Round]) -> Vec<String> {
     let moved = rounds.iter().filter(|round| round.whole.is_some() && round.primary[0] != round.primary[1]);
     moved
         .map(|Round { number, primary: [from, to], .. }| {
@@ -16,7 +21,7 @@ pub fn moved(rounds: &[Round]) -> Vec<String> {
 }
 
 /// Says when somebody was promoted, be it the same member: acknowledgements of more than one timeline.
-pub fn promoted(history: &History) -> Option<String> {
+fn promoted(history: &History) -> Option<String> {
     let timelines: BTreeSet<u32> = history
         .operations
         .iter()
