@@ -81,11 +81,11 @@ fix: ## formats, and applies what clippy can
 
 # Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies,
 # and everything else in asynchronous mode.
-chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=
+chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=, DEAD_MAN=1
 	@set -e; for scenario in $(or $(SCENARIO),quorum witness all); do \
 		echo "== $$scenario"; \
 		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(MINUTES)) \
-			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)); \
+			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(DEAD_MAN),--dead-man); \
 	done
 
 # PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.

@@ -108,6 +108,18 @@ pub struct Postgres {
     pub watchdog: Option<PathBuf>,
     /// After so many whole seconds without a word from the guardian it resets the machine.
     pub watchdog_timeout: Duration,
+    /// Whether the kernel is to keep in what Postgres sends when the lease has ended (decision 0056).
+    pub dead_man: DeadMan,
+}
+
+/// `postgres.dead-man`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeadMan {
+    /// `off`: processes alone fence.
+    #[default]
+    Off,
+    /// `nftables`: a table of the packet filter's, which needs `CAP_NET_ADMIN`.
+    Nftables,
 }
 
 /// `[tls]`.

@@ -226,6 +226,11 @@ fn each_bad_value_has_one_clear_message() {
     );
     with(
         "postgres",
+        "dead-man = \"iptables\"",
+        expect![[r#"error: rhone.toml:6: `postgres.dead-man`: "iptables" is neither "off" nor "nftables""#]],
+    );
+    with(
+        "postgres",
         "data_dir = \"/x\"",
         expect![[r#"
         error: rhone.toml:6: unknown key `data_dir` in [postgres]
