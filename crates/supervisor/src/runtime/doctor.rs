@@ -44,16 +44,12 @@ pub async fn examine(shared: &Shared) -> Exam {
     });
     let (room, libc) = looked.await.unwrap_or_default();
     let now = wall_time();
-    let days = |left: i64| left.div_euclid(86_400);
     Exam {
         clock_ms: now,
         libc,
         rhone: env!("CARGO_PKG_VERSION").to_owned(),
         room,
-        certificate_days: shared
-            .security
-            .as_deref()
-            .map(|s| days(s.own().seconds_left(WallTime::from_ms(now)))),
+        certificate_days: shared.security.as_deref().map(|s| s.own().days_left(WallTime::from_ms(now))),
         server,
     }
 }
