@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rhone_chaos::binary;
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT};
-use rhone_chaos::lock::take_machine;
+use rhone_chaos::lock::take_turn;
 use rhone_chaos::namespace::{Means, Place};
 use rhone_chaos::peers::launch;
 use rhone_chaos::peers::system::{Bed, System};
@@ -19,6 +19,9 @@ use rhone_chaos::process::{self, Signal};
 use rhone_chaos::scenario::{Verdict, member_gap, report};
 use rhone_chaos::sql::ask;
 use rhone_chaos::workload::Plan;
+
+/// Three members found a cluster and start one after the other, perhaps beside much else.
+const FOUNDING: Duration = Duration::from_secs(240);
 
 /// `patronictl` as a person types it on a node.
 fn patronictl(cluster: &Cluster, index: usize, words: &[&str]) -> Result<String> {
@@ -81,7 +84,7 @@ fn a_live_patroni_cluster_is_taken_over() -> Result<()> {
         report(&format!("skipped: {missing}"));
         return Ok(());
     }
-    let _turn = take_machine()?;
+    let _turn = take_turn()?;
     let mut bed = Bed::start(System::PatroniEtcd)?;
     let first = bed.wait_ready(Duration::from_secs(120))?;
     let cluster = &mut bed.cluster;
@@ -126,16 +129,15 @@ fn a_live_patroni_cluster_is_taken_over() -> Result<()> {
     for index in 0..cluster.members() {
         cluster.start_node(index)?;
     }
-    let primary = cluster.wait_up_to(LIMIT, "rhone has taken all servers over", || {
-        let (primary, _) =
-            cluster.roles().into_iter().find(|(_, role)| !role.standby).context("a primary")?;
-        for index in 0..cluster.members() {
-            ensure!(!cluster.node(index)?.guardians().is_empty(), "nobody guards member {}", index + 1);
+    // Patroni's servers are whole too: each has to have been started anew.
+    cluster.wait_up_to(FOUNDING, "rhone has taken all servers over", || {
+        for (index, (now, then)) in servers(cluster)?.into_iter().zip(&before).enumerate() {
+            ensure!(now.1 != then.1, "member {} runs as it did under Patroni", index + 1);
         }
-        Ok(primary)
+        Ok(())
     })?;
-    let whole = cluster.wait_whole()?;
-    ensure!((primary, whole) == (first, first), "another primary: {primary}, {whole}: {}", cluster.dump());
+    let primary = cluster.wait_whole_up_to(FOUNDING)?;
+    ensure!(primary == first, "another primary: {primary}: {}", cluster.dump());
     workload.wait_for(100, LIMIT)?;
     let gap = member_gap(&workload.so_far(), at)?;
     report(&format!("taken over from Patroni: {:.3} s without writes", gap.length.as_secs_f64()));

@@ -40,9 +40,7 @@ pub(super) fn usage(error: &clap::Error) -> CliError {
     for line in said.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
         if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
             hints.push(format!("hint: {tip}"));
-        } else if line.starts_with(MORE) {
-            continue;
-        } else {
+        } else if !line.starts_with(MORE) {
             if let Some(usage) = line.strip_prefix("Usage: ") {
                 // The words of the command, up to the first that stands for something.
                 let words = usage.split(' ').take_while(|word| !word.starts_with(['[', '<', '-']));

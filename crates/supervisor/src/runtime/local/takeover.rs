@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rhone_consensus::settings::SyncMode;
 use rhone_consensus::state::{ClusterState, Phase};
-use rhone_pgctl::datadir::{self, DataDir};
+use rhone_pgctl::datadir::{self, DataDir, PostmasterPid};
 use rhone_pgctl::process::Postmaster;
 use rhone_pgctl::settings::MANAGED_FILE;
 use rhone_pgctl::timeline::seen_timelines;
@@ -59,7 +59,7 @@ impl Local {
         if !ours || self.data_dir().join(MANAGED_FILE).exists() {
             return None;
         }
-        datadir::running_postmaster(self.data_dir()).ok().flatten().filter(|file| file.accepts())?;
+        datadir::running_postmaster(self.data_dir()).ok().flatten().filter(PostmasterPid::accepts)?;
         let inspected = datadir::inspect(self.data_dir(), &self.install, &self.user, PROGRAM_LIMIT).await;
         let Ok(DataDir::Present(present)) = inspected else { return None };
         let control = &present.control;
