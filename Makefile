@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim test-static: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients soak thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients soak thirteen takeover: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -36,7 +36,7 @@ RECORDS ?=
 # This machine's, as Debian names it.
 ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model static test-static image deb \
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen takeover sim soak test-all model static test-static image deb \
 	deps release fuzz mutants
 
 help: ## this list
@@ -120,6 +120,10 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 
 thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
 	$(CARGO) test -p rhone-chaos --test thirteen -- --nocapture
+
+takeover: release ## a live Patroni cluster taken over under a writer; Patroni and etcd come from PyPI and Debian
+	@deploy/install-peers.sh
+	$(CARGO) test -p rhone-chaos --test takeover -- --nocapture
 
 test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)

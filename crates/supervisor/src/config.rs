@@ -4,6 +4,7 @@
 //! [`inspect()`] looks at the machine as well, and starts and changes nothing either.
 
 mod address;
+mod advice;
 mod build;
 mod connecting;
 mod file;
@@ -28,6 +29,7 @@ use rhone_consensus::tags::Tags;
 use crate::tls::TlsFiles;
 
 pub use self::address::Address;
+pub use self::advice::{advice, unreadable_secrets};
 pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::hooks::{Hook, Hooks};
 pub use self::inspect::{find_bin_dir, inspect};

@@ -381,7 +381,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
+    let max_lag = entries.size("bootstrap.max-lag-on-failover");
     let postgres = parameters(entries);
     let weak = postgres.iter().find(|(name, value)| {
         name.eq_ignore_ascii_case("synchronous_commit") && !crate::settings::waits_for_flush(value)

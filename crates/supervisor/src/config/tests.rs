@@ -260,6 +260,22 @@ fn each_bad_value_has_one_clear_message() {
         "max-lag-on-failover = \"1 apple\"",
         expect!["error: rhone.toml:8: `bootstrap.max-lag-on-failover`: a size has a unit: 512kB, 10MB, 1GB"],
     );
+    for bare in ["1048576", "\"1048576\""] {
+        with(
+            "bootstrap",
+            &format!("max-lag-on-failover = {bare}"),
+            expect![[r#"
+                error: rhone.toml:8: `bootstrap.max-lag-on-failover`: a size has a unit: 512kB, 10MB, 1GB
+                hint: that many bytes are "1MB", with the quotes"#]],
+        );
+    }
+    with(
+        "proxy",
+        "ro-max-lag = 16777216",
+        expect![[r#"
+            error: rhone.toml:8: `proxy.ro-max-lag`: a size has a unit: 512kB, 10MB, 1GB
+            hint: that many bytes are "16MB", with the quotes"#]],
+    );
 }
 
 #[test]

@@ -48,16 +48,12 @@ pub async fn examine(shared: &Shared) -> Exam {
     let wanted = shared.config.postgres.as_ref().is_some_and(|p| p.dead_man == DeadMan::Nftables);
     let dead_man = if wanted { rehearse_dead_man().err().map(|error| error.to_string()) } else { None };
     let now = wall_time();
-    let days = |left: i64| left.div_euclid(86_400);
     Exam {
         clock_ms: now,
         libc,
         rhone: env!("CARGO_PKG_VERSION").to_owned(),
         room,
-        certificate_days: shared
-            .security
-            .as_deref()
-            .map(|s| days(s.own().seconds_left(WallTime::from_ms(now)))),
+        certificate_days: shared.security.as_deref().map(|s| s.own().days_left(WallTime::from_ms(now))),
         server,
         dead_man,
     }

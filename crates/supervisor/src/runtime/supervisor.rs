@@ -128,6 +128,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         strangers: Arc::new(AtomicU64::new(0)),
         proxy: crate::proxy::Counters::default(),
         pooler: crate::pooler::Handle::default(),
+        takeover: watch::Sender::new(None),
         asked: watch::Sender::new(crate::runtime::shared::Asked::default()),
         decided: watch::Sender::new((String::new(), String::new())),
         recorder: Recorder::start(&config, clock.into()),
