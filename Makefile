@@ -16,7 +16,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 	| awk -F/ '$$5 >= 15 {print $$5, $$0}' | sort -n | tail -n 1 | cut -d' ' -f2))
 
 # What tests, chaos and the benchmark use.
-tests verify sim test-static: export RHONE_PG_BIN := $(PG_BIN)
+tests verify sim test-static arm64: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
 chaos bench bench-proxy bench-clients: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
@@ -29,13 +29,15 @@ STATES ?=
 MUTANT ?=
 SHOWS ?=
 SECONDS ?=
-# This machine's, as Debian names it.
-ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
+# This machine's, as Debian names it, and the one that is asked for.
+OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
+ARCH ?= $(OWN)
+FOREIGN := $(filter-out $(OWN),$(ARCH))
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model static test-static image deb deps release
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model static test-static arm64 image deb deps release
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## three real Postgres servers on loopback; the primary is killed under a writer
 	@deploy/install-deps.sh run
@@ -100,26 +102,31 @@ sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=â€¦; SEED=â€
 soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
 	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
 
-test-all: test test-static ## `make test`, the static build, then half an hour of chaos and the benchmark
+test-all: test test-static arm64 ## `make test`, the static builds, then half an hour of chaos and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory bench
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
 
-static: ## rhone without any library, for Debian- and Alpine-based images
+static: ## rhone without any library, for every image: ARCH=arm64 for a Raspberry Pi's
 	@deploy/static.sh "$(ARCH)" "$(TARGET)"
 
 test-static: ## the static build on real Postgres
-	@tests/deploy/static.sh "$(TARGET)"
+	@tests/deploy/static.sh "$(ARCH)" "$(TARGET)"
 
-image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0
+arm64: ## the same for ARM64, where this machine is none: Rhone under qemu, Postgres native
+	@tests/deploy/static.sh arm64 "$(TARGET)"
+
+image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0 ARCH=arm64
 	@binary="$(IMAGE_BINARY)"; [ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
 	deploy/container/build.sh "$$binary" "$(IMAGE)"
 
-deb: ## the Debian package, in target/debian (DEB_BINARY= for another binary than the release build)
+deb: ## the Debian package, in target/debian: ARCH=arm64 for a Raspberry Pi, DEB_BINARY= for a binary of your own
 	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
-	@deploy/debian/build.sh "$(or $(DEB_BINARY),$(TARGET)/release/rhone)" "$(TARGET)/debian"
+	@binary="$(or $(DEB_BINARY),$(if $(FOREIGN),,$(TARGET)/release/rhone))"; \
+	[ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
+	deploy/debian/build.sh "$$binary" "$(TARGET)/debian" $(if $(DEB_BINARY),,"$(TARGET)/release/rhone")
 
 deps: ## installs what is missing for all of the above, as root or by sudo
 	@deploy/install-deps.sh test
