@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim test-static arm64: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients soak thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -29,12 +29,17 @@ STATES ?=
 MUTANT ?=
 SHOWS ?=
 SECONDS ?=
+PEERS ?=
+SYSTEMS ?=
+FAULTS ?=
+RECORDS ?=
 # This machine's, as Debian names it, and the one that is asked for.
 OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 ARCH ?= $(OWN)
 FOREIGN := $(filter-out $(OWN),$(ARCH))
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients sim soak test-all model static test-static arm64 image deb deps release
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model static test-static arm64 image deb \
+	deps release fuzz mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,8 +90,19 @@ chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|â€
 			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)); \
 	done
 
-bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20
+# PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.
+# RECORDS= names a file of an earlier run that is to be continued.
+bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20; PEERS=1 RUNS=10 with peers
+ifneq ($(PEERS),)
+	@deploy/install-deps.sh test
+	@deploy/install-peers.sh
+	$(if $(RECORDS),,rm -f "$(TARGET)/peers.jsonl")
+	"$(TARGET)/release/chaos" bench-peers --runs "$(if $(filter command line environment,$(origin RUNS)),$(RUNS),10)" \
+		$(if $(SYSTEMS),--systems "$(SYSTEMS)") $(if $(FAULTS),--faults "$(FAULTS)") $(if $(SECONDS),--cost "$(SECONDS)") \
+		--records "$(or $(RECORDS),$(TARGET)/peers.jsonl)" --page docs/benchmarks.md
+else
 	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
+endif
 
 bench-proxy: release ## pgbench direct, through Rhone's rw port and through HAProxy, in turns: ROUNDS=5 SECONDS=60
 	"$(TARGET)/release/chaos" bench-proxy --rounds "$(or $(ROUNDS),5)" --seconds "$(or $(SECONDS),60)"
@@ -99,15 +115,28 @@ sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=â€¦; SEED=â€
 	$(TARGET)/simulation/simulate $(if $(SEED),--seed "$(SEED)",--seconds "$(or $(SECONDS),60)" \
 		$(if $(filter command line environment,$(origin RUNS)),--runs "$(RUNS)")) $(if $(MUTANT),--mutant "$(MUTANT)") $(if $(SHOWS),--shows "$(SHOWS)")
 
-soak: ## eight hours of every fault: MINUTES=480 SCENARIO=all
-	@$(MAKE) --no-print-directory chaos SCENARIO=$(or $(SCENARIO),all) MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),480)
+soak: release ## an hour of harmless noise without a failover, then eight of every fault: MINUTES=480 SCENARIO=all; goes on where it was broken off
+	$(TARGET)/release/chaos run --scenario calm --minutes 60 --resume $(TARGET)/soak-calm.json
+	$(TARGET)/release/chaos run --scenario $(or $(SCENARIO),all) --resume $(TARGET)/soak.json \
+		--minutes $(if $(filter command line,$(origin MINUTES)),$(MINUTES),480) $(if $(SEED),--seed $(SEED))
 
-test-all: test test-static arm64 ## `make test`, the static builds, then half an hour of chaos and the benchmark
+thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
+	$(CARGO) test -p rhone-chaos --test thirteen -- --nocapture
+
+test-all: test test-static arm64 ## `make test`, the static builds, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
+	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)
+
+fuzz: ## what strangers send, longer than in `make test`: SECONDS=60 for each parser
+	RHONE_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --workspace --lib fuzz -- --nocapture --test-threads 2
+
+mutants: ## chaos against the supervisor with one rule left out, each in its turn: MUTANT=Cover for one
+	$(CARGO) build -p rhone -p rhone-chaos --features rhone/mutants --bin rhone-mutants --bin chaos
+	@RHONE_BIN="$(abspath $(TARGET))/debug/rhone-mutants" tests/chaos/mutants.sh "$(TARGET)/debug/chaos" $(MUTANT)
 
 static: ## rhone without any library, for every image: ARCH=arm64 for a Raspberry Pi's
 	@deploy/static.sh "$(ARCH)" "$(TARGET)"

@@ -24,6 +24,8 @@ def connect(hosts, **options):
                 target_session_attrs="read-write",
                 connect_timeout=2,
                 tcp_user_timeout=3000,
+                keepalives_idle=2,
+                keepalives_interval=1,
                 autocommit=True,
                 **options,
             )

@@ -37,7 +37,7 @@ for found in $(printf '%s' "$headers" | awk '$1 == "LOAD" {print $NF}'); do
 done
 
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'umount "$folder/root/proc" 2>/dev/null || true; rm -rf "$folder"' EXIT
 chmod 755 "$folder"
 mkdir -p "$folder/root/bin"
 cp "$binary" "$folder/root/bin/rhone"
@@ -85,8 +85,11 @@ if [ $emulated = yes ] && readelf -lW "$qemu" | grep -q INTERP; then
     run "$folder/root/bin/rhone" --version
     run "$folder/root/bin/rhone" inject "$folder/root/rhone"
 else
+    mkdir "$folder/root/proc"
+    mount --bind /proc "$folder/root/proc"
     run chroot "$folder/root" /bin/rhone --version
     run chroot "$folder/root" /bin/rhone inject /rhone
+    umount "$folder/root/proc"
 fi
 cmp "$binary" "$folder/root/rhone" || fail "inject made another program"
 

@@ -1,7 +1,7 @@
 //! What may be proposed to the log: decisions with their evidence, never measurements.
 //!
 //! Preconditions live in [`crate::state::ClusterState::apply`] and only there. Applying a
-//! `Prepare` never refuses it, because voters stop renewing when they append it (DESIGN 3).
+//! `Prepare` never refuses it, because voters stop renewing when they append it (docs/safety.md 3).
 
 use std::fmt;
 
@@ -225,7 +225,7 @@ pub enum ClusterCommand {
         /// When, for people.
         at: WallTime,
     },
-    /// Adds a policy of the granted epoch: its owner's Postgres may use it from here on (DESIGN 6, step 1).
+    /// Adds a policy of the granted epoch: its owner's Postgres may use it from here on (docs/safety.md 6, step 1).
     AddPolicy {
         /// The epoch.
         epoch: Epoch,

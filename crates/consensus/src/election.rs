@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::contact::Contacts;
 use crate::host::Moment;
 use crate::ids::NodeId;
+use crate::patience::Patience;
 use crate::raft::{PeerNode, RaftHandle, Timings};
 use crate::status::{self, RaftStatus, Role};
 use crate::transport::PreVoteRequest;
@@ -44,13 +45,24 @@ fn signature(status: &RaftStatus) -> Signature {
     (status.leader, status.term, status.leading, status.role, status.membership_index.0)
 }
 
+/// What became of a try to be elected.
+enum Campaign {
+    /// A leader was heard, or this member may not.
+    None,
+    /// No majority would vote for it.
+    NoLeave,
+    /// Votes were asked for.
+    Begun,
+}
+
 impl Election {
     /// Runs until Raft ends.
     pub(crate) async fn run(self) {
         let mut server = self.raft.server_metrics();
         let mut seen: Option<Signature> = None;
         let mut silent_since = self.contacts.now();
-        let mut patience = self.draw();
+        let mut patience = Patience::default();
+        let mut drawn = self.draw();
         let mut next_heartbeat = silent_since;
         loop {
             let status = self.status();
@@ -59,6 +71,7 @@ impl Election {
                 seen = Some(now);
                 self.changes.send_modify(|count| *count = count.wrapping_add(1));
             }
+            patience.sees(status.leader, status.term, self.contacts.now(), self.timings.election_max);
             let wait = match status.role {
                 Role::Leader => {
                     silent_since = self.contacts.now();
@@ -70,15 +83,19 @@ impl Election {
                 Role::Follower | Role::Candidate => {
                     let silent = self.silence(silent_since);
                     let extra = self.timings.election_max.saturating_mul(self.contacts.reluctance());
-                    let needed = patience.saturating_add(extra);
+                    let needed = drawn.saturating_mul(patience.factor()).saturating_add(extra);
                     if silent < needed {
                         // Looks again soon enough to notice that reluctance was lifted.
                         needed.saturating_sub(silent).min(self.timings.election_max)
                     } else {
-                        self.campaign(&status).await;
+                        match self.campaign(&status, patience).await {
+                            Campaign::Begun => patience.campaigned(),
+                            Campaign::NoLeave => patience.refused(),
+                            Campaign::None => {}
+                        }
                         // The next try is counted from now, with a new draw.
                         silent_since = self.contacts.now();
-                        patience = self.draw();
+                        drawn = self.draw();
                         Duration::ZERO
                     }
                 }
@@ -119,28 +136,31 @@ impl Election {
         min.saturating_add(Duration::from_micros(random % span))
     }
 
-    async fn campaign(&self, status: &RaftStatus) {
+    /// Asks for leave, then for votes.
+    async fn campaign(&self, status: &RaftStatus, patience: Patience) -> Campaign {
         if !status.voters.contains(&self.me) || self.contacts.muted() {
-            return;
+            return Campaign::None;
         }
-        let granted = self.ask(status).await;
+        let began = self.contacts.now();
+        let granted = self.ask(status, self.timings.election_min.saturating_mul(patience.factor())).await;
         if !majorities(&status.configs, &granted) {
             tracing::debug!(term = status.term, granted = granted.len(), "no leave to campaign");
-            return;
+            return Campaign::NoLeave;
         }
         // A leader may have been heard while asking.
-        let lease = self.timings.election_min;
+        let lease = self.timings.election_min.max(self.contacts.now().since(began));
         if self.contacts.leader_age().is_some_and(|age| age < lease) || self.status().role == Role::Leader {
-            return;
+            return Campaign::None;
         }
         tracing::info!(term = status.term, "no leader is heard: campaigning");
         if let Err(error) = self.raft.trigger().elect().await {
             tracing::debug!(%error, "raft has ended");
         }
+        Campaign::Begun
     }
 
-    /// Asks all voters at once; returns those that would vote for this member, itself included.
-    async fn ask(&self, status: &RaftStatus) -> BTreeSet<NodeId> {
+    /// Asks all voters at once, for `limit` at most; returns those that would vote for this member, itself included.
+    async fn ask(&self, status: &RaftStatus, limit: Duration) -> BTreeSet<NodeId> {
         let last_log = self.raft.data_metrics().borrow().last_log;
         let mut granted = BTreeSet::from([self.me]);
         let peers: BTreeMap<NodeId, PeerNode> = status
@@ -149,7 +169,6 @@ impl Election {
             .filter(|(id, _)| **id != self.me && status.voters.contains(id))
             .map(|(id, node)| (*id, node.clone()))
             .collect();
-        let limit = self.timings.election_min;
         let mut asked: FuturesUnordered<_> = peers
             .into_iter()
             .map(|(id, node)| {

@@ -24,7 +24,7 @@ pub struct ThisHost;
 
 impl Host for ThisHost {
     /// Reads `CLOCK_BOOTTIME`, so that time spent suspended counts: a leader that wakes up has
-    /// lost its quorum's ear (DESIGN 3).
+    /// lost its quorum's ear (docs/safety.md 3).
     fn now(&self) -> Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
@@ -38,7 +38,7 @@ impl Host for ThisHost {
 }
 
 /// A point in time of a [`Host`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(Duration);
 
 impl Moment {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A Raft node's number: drawn at random when its store is made, and never used again.
 ///
 /// A wiped store draws a new one, so that a voter that forgot its vote is a stranger
-/// (DESIGN 11). Printed as 16 hexadecimal digits.
+/// (docs/safety.md 11). Printed as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
 
@@ -70,7 +70,7 @@ impl FromStr for Incarnation {
 /// The random number of one data directory's life: drawn by initdb, each clone and each rewind.
 ///
 /// What was flushed into a directory is known only as long as it is the same one: emptied, copied
-/// or restored it is another (DESIGN 6). Zero is no directory. Printed as 16 hexadecimal digits.
+/// or restored it is another (docs/safety.md 6). Zero is no directory. Printed as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DataId(pub u64);
 

@@ -1,5 +1,5 @@
 //! The ledger of timelines: which epoch made which timeline, and where it left its parent
-//! (DESIGN 10).
+//! (docs/safety.md 10).
 //!
 //! Pure. Timeline numbers collide when two servers promote without knowing of each other, so a
 //! number means something only when it stands here.

@@ -16,6 +16,8 @@ pub mod command;
 mod contact;
 mod election;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod handle;
 pub mod host;
 pub mod identity;
@@ -23,6 +25,7 @@ pub mod ids;
 pub mod ledger;
 mod loss;
 pub mod observer;
+mod patience;
 pub mod policy;
 mod propose;
 pub mod proto;

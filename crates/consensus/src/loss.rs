@@ -1,5 +1,5 @@
 //! What a former primary left behind: an estimate when it is replaced, exact once it is back
-//! (DESIGN 7).
+//! (docs/safety.md 7).
 //!
 //! Pure.
 

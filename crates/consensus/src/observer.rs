@@ -37,7 +37,7 @@ pub enum LogCause {
 ///
 /// Called on the storage thread after the data survives a power cut and *before* it is
 /// acknowledged to anybody: what the observer does is in force when the leader counts this
-/// voter (DESIGN 3: no renewal after Prepare is held). Must not block for long.
+/// voter (docs/safety.md 3: no renewal after Prepare is held). Must not block for long.
 pub trait LogObserver: Send + Sync + Debug {
     /// Hears that the log changed.
     fn log_changed(&self, held: LogHeld, cause: LogCause);

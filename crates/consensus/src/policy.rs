@@ -1,5 +1,5 @@
 //! Under which conditions a commit of an epoch may have been acknowledged, and which
-//! revoked members prove that all such commits are seen (DESIGN 6).
+//! revoked members prove that all such commits are seen (docs/safety.md 6).
 //!
 //! Pure.
 
@@ -60,7 +60,7 @@ impl Policy {
     /// Returns whether the revoked replicas, whose reports count, hold every commit acknowledged
     /// under this policy and have ended it, so that no more can follow.
     ///
-    /// `leases_aged` stands for the owner's end in asynchronous mode only (DESIGN 7); it never
+    /// `leases_aged` stands for the owner's end in asynchronous mode only (docs/safety.md 7); it never
     /// replaces evidence under the other kinds.
     pub fn covered(&self, revoked: &BTreeSet<Replica>, leases_aged: bool) -> bool {
         if revoked.contains(&self.owner) {

@@ -51,8 +51,8 @@ pub(crate) type SnapshotResponse = openraft::raft::InstallSnapshotResponse<NodeI
 /// How fast Raft notices and decides. All members should use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// How often a leader is heard; also the limit of one append call. Above round trip plus
-    /// the fsync that is usual.
+    /// How often a leader is heard; also the limit of an append call to a peer that answers in time.
+    /// Above round trip plus the fsync that is usual.
     pub heartbeat: Duration,
     /// The leader's lease: a voter that heard one this recently votes for nobody else, and a
     /// leader that a majority answered this recently leads.
@@ -70,7 +70,7 @@ impl Timings {
 }
 
 impl Default for Timings {
-    /// For a wired LAN; 100 ms above an SD card's usual fsync (PITFALLS: 95 ms).
+    /// For a wired LAN; 100 ms above an SD card's usual fsync, 95 ms.
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(100),

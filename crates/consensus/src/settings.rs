@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::WallTime;
 
-/// The timings of the lease (DESIGN 3), in milliseconds; the drift in parts per thousand.
+/// The timings of the lease (docs/safety.md 3), in milliseconds; the drift in parts per thousand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Timing {
     /// How often the primary renews its lease.
@@ -24,7 +24,7 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// A wired LAN of small boards (DESIGN 3).
+    /// A wired LAN of small boards (docs/safety.md 3).
     fn default() -> Self {
         Self { renewal_ms: 100, suspicion_ms: 500, lease_ms: 1500, drift_permille: 10, guard_ms: 150 }
     }
@@ -34,14 +34,14 @@ impl Timing {
     /// Returns for how long after its sending a renewal lets the primary serve, in nanoseconds.
     pub fn serve_ns(&self) -> u64 {
         let lease = u64::from(self.lease_ms) * 1_000_000;
-        let drift = lease / 1000 * u64::from(self.drift_permille);
+        let drift = (lease / 1000).saturating_mul(u64::from(self.drift_permille));
         lease.saturating_sub(drift).saturating_sub(u64::from(self.guard_ms) * 1_000_000)
     }
 
     /// Returns after how long a silence a voter counts as aged, in nanoseconds.
     pub fn aged_ns(&self) -> u64 {
         let lease = u64::from(self.lease_ms) * 1_000_000;
-        lease + lease / 1000 * u64::from(self.drift_permille)
+        lease.saturating_add((lease / 1000).saturating_mul(u64::from(self.drift_permille)))
     }
 
     /// Returns what an owner goes by that must be safe under both: the one that serves for less, renewed as
@@ -61,7 +61,7 @@ impl Timing {
     }
 }
 
-/// How commits wait for standbys (DESIGN 6).
+/// How commits wait for standbys (docs/safety.md 6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncMode {
     /// For none.

@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Group, LIMIT, Member, eventually};
@@ -355,6 +356,51 @@ async fn a_leader_can_be_removed() {
     let status = group.members[next].raft().status();
     assert_eq!((status.voters, status.configs.len()), (voters, 1));
     group.propose_from(next, note("without it")).await;
+}
+
+/// Its leader is gone between the two entries of a change; whoever leads then asks for the same voters once more, as the
+/// supervisor does.
+#[tokio::test]
+async fn a_change_of_voters_that_lost_its_leader_is_completed_by_the_next() {
+    let mut group = Group::founded(5, 3).await;
+    let first = group.leader_among(&[0, 1, 2]).await;
+    let raft = group.members[first].shared();
+    for new in [3, 4] {
+        raft.add_learner(group.members[new].id, group.members[new].node(), LIMIT).await.expect("add");
+    }
+    let known = raft.status().last_log;
+    group.applied_by_all(known).await;
+    // The new voters' majority is out of reach, so that the joint entry is in the log and not committed.
+    group.cut(3, false);
+    group.cut(4, false);
+    let voters: BTreeSet<NodeId> = [first, 3, 4].iter().map(|m| group.members[*m].id).collect();
+    let asked = tokio::spawn({
+        let (raft, voters) = (Arc::clone(&raft), voters.clone());
+        async move { raft.change_voters(voters, true, LIMIT).await }
+    });
+    let joint = |member: &Member| (member.raft().status().configs.len() == 2).then_some(());
+    for old in 0..3 {
+        eventually("the change has begun", || joint(&group.members[old])).await;
+    }
+    asked.abort();
+    drop(asked.await);
+    drop(raft);
+    group.members[first].stop().await;
+    group.cut(3, true);
+    group.cut(4, true);
+    let others: Vec<usize> = (0..5).filter(|m| *m != first).collect();
+    let next = group.leader_among(&others).await;
+    let raft = group.members[next].raft();
+    let status = raft.status();
+    assert_eq!(status.configs.last(), Some(&voters));
+    // Refused for as long as the first entry is not committed.
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while let Err(error) = raft.change_voters(voters.clone(), true, LIMIT).await {
+        assert!(tokio::time::Instant::now() < deadline, "not completed: {error}");
+        tokio::task::yield_now().await;
+    }
+    let status = group.members[next].raft().status();
+    assert_eq!((status.voters, status.configs.len()), (voters, 1));
 }
 
 #[tokio::test]

@@ -192,11 +192,11 @@ pub async fn read_control(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// As Postgres 15 prints it; the lines that are read are the same from 13 to 18.
-    const FIFTEEN: &str = "\
+    pub(crate) const FIFTEEN: &str = "\
 pg_control version number:            1300
 Catalog version number:               202209061
 Database system identifier:           7423474350493388827

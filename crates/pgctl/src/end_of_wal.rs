@@ -217,3 +217,8 @@ fn sums_up(record: &[u8]) -> bool {
     crc.update(head);
     crc.finish() == wanted
 }
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "a test over small segments")]
+#[path = "end_of_wal_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -20,6 +20,8 @@ pub mod end_of_wal;
 pub mod error;
 pub mod file;
 pub mod forked;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod hba;
 pub mod hba_line;
 pub mod initdb;

@@ -67,7 +67,7 @@ pub struct ManagedSettings {
 /// How long replay sleeps between two looks for WAL while in a hurry.
 pub(crate) const HURRIED_INTERVAL: &str = "3ms";
 
-/// What Rhone sets unless the user sets it (THEORY 5.13).
+/// What Rhone sets unless the user sets it.
 const DEFAULTS: &[(&str, &str)] = &[
     ("max_connections", "100"),
     ("max_locks_per_transaction", "64"),

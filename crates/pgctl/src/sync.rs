@@ -4,7 +4,7 @@
 //! Each walsender releases waiting commits by its own copy of the setting, and takes a new one over
 //! at the top of its loop (`WalSndLoop`), before it reads what its standby has flushed. So a walsender
 //! that reports a flush past a record that was written after the postmaster had passed the reload on
-//! uses the new value (THEORY 2.5).
+//! uses the new value (docs/safety.md 6).
 
 use std::time::Duration;
 

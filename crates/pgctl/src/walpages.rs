@@ -219,7 +219,8 @@ impl Header {
 }
 
 fn segment_name(timeline: Timeline, number: u64, segment_size: u64) -> String {
-    let per_id = 0x1_0000_0000 / segment_size;
+    // A damaged control file may name any size.
+    let per_id = (0x1_0000_0000 / segment_size).max(1);
     format!("{:08X}{:08X}{:08X}", timeline.get(), number / per_id, number % per_id)
 }
 

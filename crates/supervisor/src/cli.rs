@@ -21,6 +21,7 @@ mod operate;
 mod psql;
 mod recover;
 mod reinit;
+mod replay;
 mod restart;
 mod schedule;
 mod serve;
@@ -28,10 +29,11 @@ mod settings;
 mod status;
 mod table;
 pub mod terminal;
+mod words;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use self::args::{Cli, Command};
 pub use self::exit::{CliError, Exit};
@@ -42,7 +44,8 @@ use self::terminal::Terminal;
 pub fn main() -> ExitCode {
     crate::footprint::begin();
     let mut terminal = Terminal::of_process();
-    let cli = match Cli::try_parse() {
+    let hosts = std::env::var("RHONE_HOST").ok();
+    let cli = match words::read(std::env::args_os(), hosts.as_deref()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are data, a usage error is talk; clap knows which is which.
@@ -96,6 +99,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Check => check::check(&global, terminal),
         Command::Status { watch } => status::run(&global, watch, terminal).await,
         Command::Explain => explain::run(&global, terminal).await,
+        Command::Replay { files } => replay::run(&global, &files, terminal),
         Command::History { limit } => history::run(&global, limit, terminal).await,
         Command::Switchover { cancel: true, .. } => schedule::cancel(&global, terminal).await,
         Command::Switchover { to, at: Some(at), .. } => schedule::at(&global, to, &at, terminal).await,

@@ -15,9 +15,11 @@ mod problem;
 mod tags;
 pub mod timing;
 pub mod units;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
@@ -32,6 +34,7 @@ pub use self::inspect::{find_bin_dir, inspect};
 pub(crate) use self::nearest::nearest;
 pub use self::problem::{ConfigErrors, Problem};
 pub use self::timing::Timing;
+pub use self::variables::misspelled;
 
 /// Where the file is when no flag names it.
 pub const DEFAULT_PATH: &str = "/etc/rhone/rhone.toml";
@@ -76,6 +79,8 @@ pub struct Node {
     pub peers: Vec<Address>,
     /// What it is left out of, and labels that checks and people may ask for.
     pub tags: Tags,
+    /// Where changed decisions are written with what they were taken from; none: nowhere.
+    pub recorder: Option<PathBuf>,
 }
 
 /// `[postgres]`: the local instance.
@@ -99,6 +104,10 @@ pub struct Postgres {
     pub replication_password_file: Option<PathBuf>,
     /// Breaks ties between equal WAL; 0: never promote.
     pub priority: u32,
+    /// The machine's watchdog, `/dev/watchdog`; none: not used.
+    pub watchdog: Option<PathBuf>,
+    /// After so many whole seconds without a word from the guardian it resets the machine.
+    pub watchdog_timeout: Duration,
 }
 
 /// `[tls]`.

@@ -11,12 +11,19 @@ pub mod decide;
 pub mod demo;
 pub mod doctor;
 pub mod footprint;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod guardian;
 pub mod import;
 pub mod init;
+#[cfg(feature = "mutants")]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 pub mod notify;
 pub mod pooler;
 pub mod proxy;
+pub mod record;
 pub mod recover;
 pub mod run;
 pub mod runtime;

@@ -205,13 +205,19 @@ pub fn as_toml(values: &std::collections::BTreeMap<String, String>) -> String {
             toml::Value::String(value.clone())
         };
         let name = match key.strip_prefix(POSTGRES) {
-            Some(name) if name.contains('.') => format!("postgres.\"{name}\""),
+            // A dot would begin a table, and a `$` is no part of a bare key.
+            Some(name) if !bare(name) => format!("postgres.\"{name}\""),
             Some(_) | None => key.clone(),
         };
         // Writing to a String cannot fail.
         writeln!(text, "{name} = {value}").ok();
     }
     text
+}
+
+/// Says whether TOML takes a key without quotes.
+fn bare(key: &str) -> bool {
+    !key.is_empty() && key.chars().all(|char| char.is_ascii_alphanumeric() || matches!(char, '_' | '-'))
 }
 
 /// Reads what [`as_toml`] wrote and a person edited; numbers and booleans may be bare.
@@ -354,6 +360,7 @@ mod tests {
         for (key, value) in [
             ("postgres.log_line_prefix", "%m \"x\" "),
             ("postgres.pg_stat_statements.max", "100"),
+            ("postgres.plv8$x.y", "1"),
             ("pg-hba", "a\nb"),
         ] {
             change(&mut settings, key, Some(value)).expect("a good change");

@@ -10,7 +10,7 @@ use rhone_pgctl::wal::{Lsn, SystemId, Timeline, WalPosition};
 use serde::{Deserialize, Serialize};
 
 /// A moment of a clock that never jumps and counts suspend (`CLOCK_BOOTTIME`), in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Moment(pub u64);
 
 impl Moment {
@@ -226,7 +226,7 @@ pub enum Activity {
 }
 
 /// A report and when it came in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Received {
     /// When, by this node's clock.
     pub at: Moment,
@@ -234,7 +234,7 @@ pub struct Received {
     pub report: Report,
 }
 
-/// A member's answer to Revoke (DESIGN 5.2).
+/// A member's answer to Revoke (docs/safety.md 5.2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoked {
     /// The epoch that it promised.
@@ -266,7 +266,7 @@ pub struct ClusterView<'a> {
 }
 
 /// Members other than the primary that this one is tagged to receive from, while they can give.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sources {
     /// The standby to follow: it streams from the owner of the newest epoch itself.
     pub upstream: Option<NodeId>,
@@ -275,7 +275,7 @@ pub struct Sources {
 }
 
 /// What is due besides: it is done when nothing else is, and never to the owner of an epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Chores {
     /// The settings are newer than the files here, or a reload was asked for; also for the owner.
@@ -311,7 +311,7 @@ pub struct NodeView<'a> {
     pub stranger: bool,
     /// The policy that the instance's settings name.
     pub policy: Option<LogIndex>,
-    /// The policy that is known to be in force (DESIGN 6, steps 2 to 4 done).
+    /// The policy that is known to be in force (docs/safety.md 6, steps 2 to 4 done).
     pub secured: Option<LogIndex>,
     /// A Revoke that was asked for and is not answered yet.
     pub revoke: Option<Epoch>,

@@ -160,6 +160,24 @@ fn the_mode_may_change_at_any_time() {
     println!("{what}");
 }
 
+/// The recorder leaves out what no decision looks at, and JSON changes nothing.
+#[test]
+fn what_is_recorded_is_decided_the_same_again() {
+    let mut replayed = 0;
+    for mode in [SyncMode::Off, SyncMode::Quorum, SyncMode::Strict] {
+        for seed in 1..6 {
+            let mut world = World::with(mode, Mutant::None, Some(seed));
+            world.recording = true;
+            match walk_through(world, |_| {}) {
+                Ok((world, _)) => replayed += world.replayed,
+                Err((what, trace)) => panic!("SEED={seed}: {what}\n{}", trace.join("\n")),
+            }
+        }
+    }
+    assert!(replayed > 500, "only {replayed} decisions were recorded");
+    println!("{replayed} decisions");
+}
+
 #[test]
 fn each_rule_left_out_is_noticed() {
     let mut unnoticed = Vec::new();

@@ -13,13 +13,15 @@
 
 mod guardian_harness;
 
+use std::io::Read;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use guardian_harness::{Rig, children_of, eventually, has_cgroups, process_state, send_signal};
 use rhone::guardian::{
     Backend, Cause, Event, ExitReport, FenceChoice, GuardState, Guardian, GuardianError, Lease,
-    PostmasterSignal, Refusal, StartStage, emergency,
+    PostmasterSignal, Refusal, StartStage, WatchdogState, emergency,
 };
 use rhone::runtime::clock::{BootTime, Clock};
 use rustix::process::Signal;
@@ -533,6 +535,81 @@ async fn signals_do_not_end_a_guardian_that_has_an_instance() {
     }
     assert_eq!(guardian.page().postmaster(), Some(postmaster));
     guardian.kill().await.expect("kill");
+}
+
+/// A device as the kernel's softdog is one: it fires when nothing was written for a while, unless it was closed with
+/// a V.
+struct Softdog {
+    /// How many bytes, and when the last of them was written while it was armed.
+    said: Arc<Mutex<(u64, Option<BootTime>)>>,
+}
+
+impl Softdog {
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    fn watch(mut device: std::fs::File) -> Self {
+        let said: Arc<Mutex<(u64, Option<BootTime>)>> = Arc::default();
+        let written = Arc::clone(&said);
+        std::thread::spawn(move || {
+            let mut word = [0_u8; 64];
+            while let Ok(read) = device.read(&mut word) {
+                let mut said = written.lock().expect("lock");
+                said.0 += read as u64;
+                said.1 = (word.get(read - 1) != Some(&b'V')).then(|| Clock.now());
+            }
+        });
+        Self { said }
+    }
+
+    fn words(&self) -> u64 {
+        self.said.lock().expect("lock").0
+    }
+
+    fn armed(&self) -> bool {
+        self.said.lock().expect("lock").1.is_some()
+    }
+
+    /// Whether the machine would be reset now.
+    fn fires(&self) -> bool {
+        self.said
+            .lock()
+            .expect("lock")
+            .1
+            .is_some_and(|last| Clock.now().saturating_since(last) > Self::PATIENCE)
+    }
+}
+
+#[tokio::test]
+async fn a_watchdog_is_armed_for_a_primary_and_resets_the_machine_of_a_guardian_that_is_stopped() {
+    let Some(mut rig) = Rig::new(FenceChoice::Auto) else { return };
+    let device = Softdog::watch(rig.use_watchdog());
+    let guardian = rig.guardian().await;
+    let page = guardian.page();
+    assert_eq!(page.watchdog(), WatchdogState::AtRest);
+    // A standby needs none: a timer that an earlier guardian left is taken over, and ended.
+    page.clear_lease();
+    rig.start(&guardian).await;
+    eventually("it is disarmed", || page.watchdog() == WatchdogState::AtRest && device.words() > 0).await;
+    assert!(!device.armed());
+    // A primary needs one.
+    rig.renew(&guardian, 7, Duration::from_secs(600));
+    guardian.kick().await.expect("kick");
+    eventually("it is armed", || page.watchdog() == WatchdogState::Armed && device.armed()).await;
+    let words = device.words();
+    eventually("it is written to", || device.words() > words + 3).await;
+    // Stopped, with the lease still running: nobody would freeze this instance at its end.
+    send_signal(guardian.pid(), Signal::STOP);
+    eventually("the machine would be reset", || device.fires()).await;
+    send_signal(guardian.pid(), Signal::CONT);
+    eventually("it is written to again", || !device.fires()).await;
+    // Frozen for certain is as good as a lease.
+    rig.renew(&guardian, 7, Duration::from_millis(1));
+    eventually("it is frozen", || page.state() == GuardState::Frozen).await;
+    let words = device.words();
+    eventually("it is written to", || device.words() > words + 3 || page.state() != GuardState::Frozen).await;
+    guardian.kill().await.expect("kill");
+    eventually("it is disarmed at the end", || !device.armed()).await;
+    assert_eq!(page.watchdog(), WatchdogState::AtRest);
 }
 
 #[tokio::test]

@@ -200,7 +200,8 @@ fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Durat
         Fault::PostmasterKilled => cluster.node(primary)?.kill_postmaster()?,
         Fault::Switchover => cluster.switchover((primary + 1) % cluster.data_members())?,
     }
-    wait_for_both(&workload, at).with_context(|| cluster.dump())?;
+    // Counted from when it is done: on a busy machine many rows are written until then.
+    wait_for_both(&workload, Moment::now(), LIMIT).with_context(|| cluster.dump())?;
     let down = matches!(fault, Fault::PowerLossResets | Fault::PowerLossBlackHole);
     // The clients end before the lost node returns: what it costs to rejoin is not this gap.
     let history = workload.stop()?;
@@ -224,7 +225,7 @@ fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Durat
 }
 
 /// Waits until both kinds of clients have written 50 rows in a row after the fault.
-fn wait_for_both(workload: &Workload, at: Moment) -> Result<()> {
+pub(crate) fn wait_for_both(workload: &Workload, at: Moment, limit: Duration) -> Result<()> {
     loop {
         let history = workload.so_far();
         let back = |kind| {
@@ -235,19 +236,20 @@ fn wait_for_both(workload: &Workload, at: Moment) -> Result<()> {
         if back(ClientKind::Member) && back(ClientKind::MultiHost) {
             return Ok(());
         }
-        if at.elapsed() > LIMIT {
-            bail!("writes did not come back within {LIMIT:?}");
+        if at.elapsed() > limit {
+            bail!("writes did not come back within {limit:?}");
         }
         hold(Duration::from_millis(50));
     }
 }
 
-pub(crate) fn load() -> f64 {
+/// Returns the 1-minute load average of the machine.
+pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let processor = read("/proc/cpuinfo");
     let model = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
@@ -260,7 +262,7 @@ fn machine() -> String {
     )
 }
 
-fn versions() -> Result<Vec<String>> {
+pub(crate) fn versions() -> Result<Vec<String>> {
     let rhone = binary::rhone()?;
     let postgres = binary::postgres_folder()?.join("postgres");
     let version =

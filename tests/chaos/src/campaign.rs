@@ -18,6 +18,7 @@ use crate::cluster::{Cluster, LIMIT, Sync};
 use crate::fault::Fault;
 use crate::leak;
 use crate::random::Random;
+use crate::resume::Resume;
 use crate::scenario::{Excuse, Verdict, hold, report};
 use crate::script::{Blow, Script, Target};
 use crate::sql::ask;
@@ -49,6 +50,8 @@ pub struct Order {
     pub strict: bool,
     /// Only these rounds' faults, when a failure is reduced: indices of `mix`.
     pub only: Vec<Fault>,
+    /// Where a long run keeps what it has behind it.
+    pub resume: Option<Resume>,
 }
 
 /// One round, as it went.
@@ -87,6 +90,8 @@ pub struct Outcome {
     pub rounds: Vec<Round>,
     /// Acknowledged rows a second over the whole run.
     pub rate: f64,
+    /// Acknowledged rows a second, without each round's longest time without writes.
+    pub rate_of_writing: f64,
     /// Loss, phantoms, two primaries, differences.
     pub loss: String,
     /// What was violated, one sentence each; empty when nothing was.
@@ -125,7 +130,11 @@ impl fmt::Display for Outcome {
         };
         writeln!(f, "whole after healing: {}", worst(|round| round.whole))?;
         writeln!(f, "longest time without writes per round: {}", worst(|round| Some(round.gap)))?;
-        writeln!(f, "{:.0} rows/s acknowledged over the run, faults included", self.rate)?;
+        writeln!(
+            f,
+            "{:.0} rows/s acknowledged over the run, faults included; {:.0} without those times",
+            self.rate, self.rate_of_writing
+        )?;
         writeln!(f, "{}", self.loss)?;
         for violation in &self.violations {
             writeln!(f, "VIOLATED: {violation}")?;
@@ -155,6 +164,16 @@ impl fmt::Display for Round {
         let [before, after] = &self.primary;
         write!(f, ", {:.1} s without writes, {before} -> {after}, load {:.0}", self.gap, self.load)
     }
+}
+
+/// Names the rounds after which another member was primary.
+fn moved_in_noise(rounds: &[Round]) -> Vec<String> {
+    let moved = rounds.iter().filter(|round| round.whole.is_some() && round.primary[0] != round.primary[1]);
+    moved
+        .map(|Round { number, primary: [from, to], .. }| {
+            format!("round {number}: the primary moved in noise, {from} -> {to}")
+        })
+        .collect()
 }
 
 fn load() -> f64 {
@@ -200,11 +219,12 @@ pub fn run(order: &Order) -> Result<Outcome> {
             format!("{proofs} proofs of two primaries")
         }
     };
-    if script.limits.calm && campaign.moved {
-        violations.push("the primary moved in noise".to_owned());
+    if script.limits.calm {
+        violations.extend(moved_in_noise(&campaign.rounds));
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
-    let rate = history.acknowledged().len() as f64 / elapsed;
+    let rows = history.acknowledged().len() as f64;
+    let gaps: f64 = campaign.rounds.iter().map(|round| round.gap).sum();
     if order.strict
         && let Some(limit) = &script.limits.whole
     {
@@ -216,6 +236,11 @@ pub fn run(order: &Order) -> Result<Outcome> {
             ));
         }
     }
+    match &order.resume {
+        Some(resume) if violations.is_empty() => resume.finish(),
+        Some(resume) => resume.keep(campaign.start.elapsed(), campaign.rounds.len(), &violations)?,
+        None => {}
+    }
     let logs = (!violations.is_empty()).then(|| cluster.kept_logs().display().to_string());
     Ok(Outcome {
         command: order.command(),
@@ -223,7 +248,8 @@ pub fn run(order: &Order) -> Result<Outcome> {
         faults: campaign.faults,
         skipped: campaign.skipped,
         rounds: campaign.rounds,
-        rate,
+        rate: rows / elapsed,
+        rate_of_writing: rows / (elapsed - gaps).max(1.0),
         loss,
         violations,
         logs,
@@ -332,7 +358,6 @@ struct Campaign<'a> {
     excuses: Vec<Excuse>,
     undo: Undo,
     start: Moment,
-    moved: bool,
 }
 
 impl<'a> Campaign<'a> {
@@ -346,14 +371,16 @@ impl<'a> Campaign<'a> {
             if !blow.strikes.iter().all(|strike| wanted(&strike.fault)) {
                 continue;
             }
-            let why = blow.strikes.iter().find_map(|s| Some((s.fault, s.fault.impossible(means)?)));
+            let missing = |fault: Fault| fault.impossible(means).or_else(|| fault.too_few(cluster.members()));
+            let why = blow.strikes.iter().find_map(|s| Some((s.fault, missing(s.fault)?)));
             match why {
                 Some((fault, why)) => drop(skipped.insert(fault, why.to_owned())),
                 None => possible.push(index),
             }
         }
         for strike in script.step.iter().flat_map(|blow| &blow.strikes) {
-            if let Some(why) = strike.fault.impossible(means) {
+            let why = strike.fault.impossible(means).or_else(|| strike.fault.too_few(cluster.members()));
+            if let Some(why) = why {
                 bail!("{:?} cannot be done here: {why}", strike.fault);
             }
         }
@@ -370,8 +397,12 @@ impl<'a> Campaign<'a> {
             excuses: Vec::new(),
             undo: Undo::default(),
             start: Moment::now(),
-            moved: false,
         })
+    }
+
+    /// How long the rounds went, those of the runs before this one included.
+    fn gone(&self) -> Duration {
+        self.start.elapsed() + self.order.resume.as_ref().map_or(Duration::ZERO, Resume::before)
     }
 
     fn over(&self) -> bool {
@@ -379,12 +410,12 @@ impl<'a> Campaign<'a> {
         let done = self.rounds.len();
         match (self.order.rounds, self.order.time) {
             (Some(rounds), _) => done >= usize::try_from(rounds).unwrap_or(usize::MAX),
-            (None, Some(time)) => self.start.elapsed() >= time,
+            (None, Some(time)) => self.gone() >= time,
             (None, None) => {
                 let rounds = schedule.rounds.and_then(|rounds| usize::try_from(rounds).ok());
                 let minutes = schedule.minutes.map(|minutes| Duration::from_secs(minutes * 60));
                 rounds.is_some_and(|rounds| done >= rounds)
-                    || minutes.is_some_and(|minutes| self.start.elapsed() >= minutes)
+                    || minutes.is_some_and(|minutes| self.gone() >= minutes)
             }
         }
     }
@@ -396,6 +427,9 @@ impl<'a> Campaign<'a> {
                 return Ok(());
             };
             self.round(cluster, workload, &blow)?;
+            if let Some(resume) = &self.order.resume {
+                resume.keep(self.start.elapsed(), self.rounds.len(), &[])?;
+            }
         }
         Ok(())
     }
@@ -430,7 +464,6 @@ impl<'a> Campaign<'a> {
         if let Ok(now) = &whole {
             round.whole = Some(healed.elapsed().as_secs_f64());
             round.primary[1] = cluster.node(*now)?.name();
-            self.moved |= *now != primary;
         }
         let back = whole.and_then(|_| workload.wait_for(30, LIMIT));
         let history = workload.so_far();
@@ -540,5 +573,30 @@ impl Drawn {
             Target::Any => vec![self.any],
             Target::All => (0..cluster.members()).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_primary_that_moves_in_noise_is_caught() {
+        let round = |number, whole, primary: [&str; 2]| Round {
+            number,
+            at: 0.0,
+            faults: Vec::new(),
+            held: 0.1,
+            gap: 0.1,
+            whole,
+            primary: primary.map(str::to_owned),
+            load: 1.0,
+        };
+        let mut rounds = vec![round(1, Some(0.1), ["n1", "n1"]), round(2, Some(0.2), ["n1", "n1"])];
+        assert_eq!(moved_in_noise(&rounds), Vec::<String>::new());
+        rounds.push(round(3, Some(0.1), ["n1", "n2"]));
+        // Never whole is a violation of its own.
+        rounds.push(round(4, None, ["n2", "?"]));
+        assert_eq!(moved_in_noise(&rounds), ["round 3: the primary moved in noise, n1 -> n2"]);
     }
 }

@@ -70,11 +70,13 @@ pub fn note_shared_memory(id: &str, folder: &Path) {
 
 /// Removes a cluster's traces; its files too unless `keep_files`.
 pub fn remove(id: &str, keep_files: bool) {
-    let Some(mut leftovers) = registered().remove(id) else { return };
+    // It stays registered until it is gone: a signal meanwhile finds it, and erasing twice does no harm.
+    let Some(mut leftovers) = registered().get(id).cloned() else { return };
     let (files, ids) = shared_memory(&leftovers.folder);
     leftovers.shared_files.extend(files);
     leftovers.shared_ids.extend(ids);
     erase(&leftovers, keep_files);
+    registered().remove(id);
 }
 
 fn erase(leftovers: &Leftovers, keep_files: bool) {

@@ -88,15 +88,25 @@ impl Disk {
         run_ok(Command::new("mount").args(["-o", options]).arg(&self.image).arg(&self.at)).map(drop)
     }
 
+    /// Where a mount namespace made meanwhile has a copy of the mount, the file system that lost its power lives on
+    /// and would be mounted again: then a copy of its image takes its place.
     fn unmount(&self) -> Result<()> {
         let start = Moment::now();
         loop {
             match run_ok(Command::new("umount").arg(&self.at)) {
-                Ok(_) => return Ok(()),
+                Ok(_) => break,
                 Err(error) if start.elapsed() > Duration::from_secs(10) => return Err(error),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         }
+        let attached =
+            process::run(Command::new("losetup").arg("-j").arg(&self.image), Duration::from_secs(60))?;
+        if !attached.stdout.trim().is_empty() {
+            let copy = self.image.with_extension("copy");
+            run_ok(Command::new("cp").arg("--sparse=always").arg(&self.image).arg(&copy))?;
+            fs::rename(&copy, &self.image).context("put the copy of the image in its place")?;
+        }
+        Ok(())
     }
 
     /// Mounts it again, as a machine does that starts. Nobody may use it meanwhile.

@@ -68,6 +68,10 @@ pub enum Fault {
     Reinit,
     /// The supervisor replaced by another copy of the program, without a word to the others.
     Upgrade,
+    /// The same, every member one after the other.
+    RollingUpgrade,
+    /// `rhone member demote`: it votes no more, until it heals.
+    Demote,
     /// Cut off from everybody.
     Cut,
     /// It hears the other members and is not heard by them.
@@ -84,6 +88,9 @@ pub enum Fault {
     RaftPort,
     /// No traffic of Postgres from and to it.
     PostgresPort,
+    /// The members form a ring, whoever it is done to: each reaches its two neighbours, which with itself are a
+    /// majority of five, and no two members reach the same ones.
+    Ring,
     /// Cut off and back, again and again.
     Flap,
     /// A third of its frames is lost.
@@ -114,6 +121,8 @@ pub enum Fault {
     ReadOnlyState,
     /// Each fsync of Postgres takes half a second longer.
     SlowSync,
+    /// Each fsync of Postgres takes a minute: none comes back while the fault lasts.
+    StalledSync,
     /// Power lost, and the Raft store is gone.
     WipedState,
     /// Power lost, and the data directory is gone.
@@ -146,6 +155,7 @@ impl Fault {
             | Self::Island
             | Self::LinkDown
             | Self::LeaderLink
+            | Self::Ring
             | Self::RaftPort
             | Self::PostgresPort
             | Self::Loss
@@ -154,7 +164,9 @@ impl Fault {
             Self::Latency if means == Means::Filter => latency::impossible(),
             Self::Latency => means.missing(),
             Self::FreezeNode if crate::cgroup::root().is_none() => Some("no cgroup v2 here"),
-            Self::SlowSync if binary::program("strace").is_none() => Some("no strace here"),
+            Self::SlowSync | Self::StalledSync if binary::program("strace").is_none() => {
+                Some("no strace here")
+            }
             _ => {
                 let extras = self.extras();
                 let missing = |wanted: bool, why: Option<&'static str>| why.filter(|_| wanted);
@@ -163,6 +175,11 @@ impl Fault {
                     .or_else(|| missing(extras.clock, walltime::impossible()))
             }
         }
+    }
+
+    /// Why it cannot be done to a cluster of so many members, `None` when it can.
+    pub fn too_few(self, members: usize) -> Option<&'static str> {
+        (self == Self::Ring && members < 5).then_some("a ring of which nobody reaches all takes five members")
     }
 
     /// What a node must have been given for it.
@@ -220,7 +237,9 @@ impl Fault {
             | Self::KillSupervisor
             | Self::Starved
             | Self::StopReplication
-            | Self::SlowSync => Harm::Lease,
+            | Self::Ring
+            | Self::SlowSync
+            | Self::StalledSync => Harm::Lease,
             Self::KillPostmaster
             | Self::KillBackend
             | Self::KillCheckpointer
@@ -235,6 +254,8 @@ impl Fault {
             | Self::RollingRestart
             | Self::Reinit
             | Self::Upgrade
+            | Self::RollingUpgrade
+            | Self::Demote
             | Self::LinkDown
             | Self::LeaderLink
             | Self::ClockAhead

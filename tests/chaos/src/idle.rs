@@ -15,6 +15,7 @@ use crate::bench::load;
 use crate::binary;
 use crate::clock::Moment;
 use crate::cluster::{Cluster, Spec};
+use crate::namespace::Means;
 use crate::process::{self, Owned, Signal};
 use crate::scenario::hold;
 use crate::stats::table;
@@ -43,6 +44,8 @@ pub struct Idle {
     pub wakeups: f64,
     /// Bytes both sent to the disk.
     pub write_bytes: u64,
+    /// Bytes that the member's network namespace sent a second, Postgres's too; `None` without namespaces.
+    pub sent_bytes: Option<f64>,
     /// fsync, fdatasync, `sync_file_range`, `msync` and `syncfs` calls of both; `None` without strace.
     pub syncs: Option<u64>,
     /// The machine's 1-minute load average before and after.
@@ -51,28 +54,42 @@ pub struct Idle {
 
 /// What the kernel has counted for a member's processes.
 #[derive(Clone, Copy)]
-struct Counted {
-    ticks: u64,
-    switches: u64,
-    bytes: u64,
+pub(crate) struct Counted {
+    pub(crate) ticks: u64,
+    pub(crate) switches: u64,
+    pub(crate) bytes: u64,
+    pub(crate) sent: u64,
 }
 
 impl Counted {
-    fn of(pids: &[u32]) -> Self {
+    pub(crate) fn of(pids: &[u32]) -> Self {
         let sum = |read: fn(u32) -> u64| pids.iter().map(|&pid| read(pid)).sum::<u64>();
-        Self { ticks: sum(ticks), switches: sum(switches), bytes: sum(write_bytes) }
+        let sent = pids.first().map_or(0, |&pid| sent_bytes(pid));
+        Self { ticks: sum(ticks), switches: sum(switches), bytes: sum(write_bytes), sent }
     }
 }
 
 /// Watches an idle cluster: memory, CPU and bytes first, then system calls, since strace costs CPU.
 pub fn watch(spec: &Spec, time: Duration, skipped: &mut Vec<String>) -> Result<Vec<Idle>> {
     let mut cluster = Cluster::start(spec)?;
-    let primary = cluster.wait_whole()?;
+    cluster.wait_whole()?;
     hold(SETTLED);
-    let leader = cluster.raft_leader().ok();
-    let members = cluster.members();
+    let mut found = measure(&mut cluster, time)?;
+    if binary::program("strace").is_none() {
+        skipped.push("fsync count: no strace here; the bytes written come from /proc/PID/io".to_owned());
+        return Ok(found);
+    }
+    let counts = count_syncs(&processes(&mut cluster)?, time, cluster.folder())?;
+    for (idle, count) in found.iter_mut().zip(counts) {
+        idle.syncs = Some(count);
+    }
+    Ok(found)
+}
+
+/// The supervisor of each member, then its guardian.
+fn processes(cluster: &mut Cluster) -> Result<Vec<Vec<u32>>> {
     let mut pids = Vec::new();
-    for index in 0..members {
+    for index in 0..cluster.members() {
         let node = cluster.node_mut(index)?;
         let supervisor = node.supervisor().with_context(|| format!("{} has no supervisor", node.name()))?;
         let guardians = node.guardians();
@@ -81,6 +98,15 @@ pub fn watch(spec: &Spec, time: Duration, skipped: &mut Vec<String>) -> Result<V
         }
         pids.push([vec![supervisor], guardians].concat());
     }
+    Ok(pids)
+}
+
+/// Watches a cluster that is whole and idle, and counts no system calls.
+pub fn measure(cluster: &mut Cluster, time: Duration) -> Result<Vec<Idle>> {
+    let primary = cluster.wait_whole()?;
+    let leader = cluster.raft_leader().ok();
+    let pids = processes(cluster)?;
+    let separate = cluster.network().means() != Means::Loopback;
     let before: Vec<Counted> = pids.iter().map(|pair| Counted::of(pair)).collect();
     let load_before = load();
     let start = Moment::now();
@@ -93,8 +119,11 @@ pub fn watch(spec: &Spec, time: Duration, skipped: &mut Vec<String>) -> Result<V
         let used = after.ticks.saturating_sub(before.ticks);
         let switches = after.switches.saturating_sub(before.switches);
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-        let (seconds_used, switches) =
-            (used as f64 / rustix::param::clock_ticks_per_second() as f64, switches as f64);
+        let (seconds_used, switches, sent) = (
+            used as f64 / rustix::param::clock_ticks_per_second() as f64,
+            switches as f64,
+            after.sent.saturating_sub(before.sent) as f64,
+        );
         let role = match (index == primary, cluster.node(index)?.is_witness()) {
             (true, _) => "primary",
             (false, true) => "witness",
@@ -111,23 +140,16 @@ pub fn watch(spec: &Spec, time: Duration, skipped: &mut Vec<String>) -> Result<V
             cpu_percent: seconds_used / elapsed * 100.0,
             wakeups: switches / elapsed,
             write_bytes: after.bytes.saturating_sub(before.bytes),
+            sent_bytes: separate.then_some(sent / elapsed),
             syncs: None,
             load: [load_before, load()],
         });
-    }
-    if binary::program("strace").is_none() {
-        skipped.push("fsync count: no strace here; the bytes written come from /proc/PID/io".to_owned());
-        return Ok(found);
-    }
-    let counts = count_syncs(&pids, time, cluster.folder())?;
-    for (idle, count) in found.iter_mut().zip(counts) {
-        idle.syncs = Some(count);
     }
     Ok(found)
 }
 
 /// Attaches strace to each pair of processes for `time` and counts their sync calls.
-fn count_syncs(pids: &[Vec<u32>], time: Duration, folder: &Path) -> Result<Vec<u64>> {
+pub(crate) fn count_syncs(pids: &[Vec<u32>], time: Duration, folder: &Path) -> Result<Vec<u64>> {
     let mut tracers = Vec::new();
     for (index, pair) in pids.iter().enumerate() {
         let file = folder.join(format!("strace-{index}"));
@@ -170,16 +192,25 @@ fn switches(pid: u32) -> u64 {
     threads.map(|thread| of(&thread.path().join("status"))).sum()
 }
 
-fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     memory(pid, "status", "VmRSS:")
 }
 
-fn memory(pid: u32, file: &str, field: &str) -> u64 {
+pub(crate) fn memory(pid: u32, file: &str, field: &str) -> u64 {
     number_after(&fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default(), field)
 }
 
 fn write_bytes(pid: u32) -> u64 {
     number_after(&fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default(), "write_bytes:")
+}
+
+/// What all interfaces of the process's network namespace have sent, but the loopback.
+fn sent_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    let interfaces = text.lines().filter_map(|line| line.split_once(':'));
+    let others = interfaces.filter(|(name, _)| name.trim() != "lo");
+    // Eight columns of what was received come first.
+    others.filter_map(|(_, counts)| counts.split_whitespace().nth(8)?.parse::<u64>().ok()).sum()
 }
 
 pub(crate) fn number_after(text: &str, field: &str) -> u64 {
@@ -202,6 +233,7 @@ pub fn text(rows: &[Idle], seconds: u64) -> String {
         "CPU %",
         "WAKE-UPS/s",
         "WRITTEN B",
+        "SENT B/s",
         "SYNCS",
     ];
     let mebibytes = |kib: u64| format!("{}.{}", kib / 1024, kib % 1024 * 10 / 1024);
@@ -216,13 +248,14 @@ pub fn text(rows: &[Idle], seconds: u64) -> String {
             format!("{:.2}", idle.cpu_percent),
             format!("{:.0}", idle.wakeups),
             idle.write_bytes.to_string(),
+            idle.sent_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{bytes:.0}")),
             idle.syncs.map_or_else(|| "-".to_owned(), |count| count.to_string()),
         ]
     });
     let rows: Vec<Vec<String>> = [head.map(str::to_owned).to_vec()].into_iter().chain(body).collect();
     format!(
         "\nan idle member over {seconds} s, at a load of {least:.1} to {most:.1}\n{}\
-         SUPERVISOR, GUARDIAN: resident; NO FILE: of both, anonymous; all else is of both together\n",
+         SUPERVISOR, GUARDIAN: resident; NO FILE: of both, anonymous; SENT: Postgres's too; all else is of both together\n",
         table(&rows)
     )
 }

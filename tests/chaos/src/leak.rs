@@ -30,7 +30,7 @@ pub struct Holdings {
 
 /// Open files of a member that has been running for long: a few connections to each peer and operator.
 const FILES: usize = 200;
-/// Far above what a supervisor and a guardian need (DESIGN: some ten MiB).
+/// Far above what a supervisor and a guardian need (some ten MiB).
 const RSS_KIB: u64 = 150 << 10;
 /// Far above `max_wal_size` and what slots of absent members may keep in a test.
 const WAL: u64 = 2 << 30;

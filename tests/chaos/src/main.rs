@@ -1,6 +1,7 @@
 //! `chaos bench` measures; `chaos run` tries to break.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rhone_chaos::bench::{self, Fault};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
+use rhone_chaos::resume::Resume;
 use rhone_chaos::script::Script;
-use rhone_chaos::{bench_clients, bench_proxy, campaign, cleanup, clock, fault};
+use rhone_chaos::{bench_clients, bench_proxy, campaign, cleanup, clock, fault, peers};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -28,6 +30,8 @@ enum Action {
     BenchProxy(BenchProxy),
     /// Count what clients notice of switchovers behind PgBouncer and of failovers behind the rw ports.
     BenchClients(BenchClients),
+    /// Measure Rhone and its peers under the same faults, and write the page of it.
+    BenchPeers(BenchPeers),
     /// Run random faults under clients and judge what the clients saw.
     Run(Run),
 }
@@ -93,6 +97,28 @@ struct BenchClients {
 }
 
 #[derive(Args)]
+struct BenchPeers {
+    /// Runs of each fault on each system.
+    #[arg(long, default_value_t = 10)]
+    runs: u32,
+    /// Which systems; all when absent.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    systems: Vec<peers::System>,
+    /// Which faults; all when absent.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    faults: Vec<peers::fault::Fault>,
+    /// Seconds to watch each system's cost: idle, and half as long busy; 0 for not at all.
+    #[arg(long, default_value_t = 120)]
+    cost: u64,
+    /// The records: what is in this file already stays, and counts.
+    #[arg(long)]
+    records: PathBuf,
+    /// The page whose part between the markers is written.
+    #[arg(long)]
+    page: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct Run {
     /// A scenario that comes with the harness, or a TOML file.
     #[arg(long, default_value = "all")]
@@ -112,6 +138,9 @@ struct Run {
     /// Two data members and a witness, instead of what the scenario says.
     #[arg(long)]
     witness: bool,
+    /// Keep what is behind in this file, and go on from there when the run was broken off.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
     /// Only rounds of these faults.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<fault::Fault>,
@@ -167,12 +196,15 @@ fn act(cli: &Cli) -> Result<bool> {
     cleanup::prepare();
     let _turn = match &cli.command {
         Action::Run(_) => take_turn(),
-        Action::Bench(_) | Action::BenchProxy(_) | Action::BenchClients(_) => take_machine(),
+        Action::Bench(_) | Action::BenchProxy(_) | Action::BenchClients(_) | Action::BenchPeers(_) => {
+            take_machine()
+        }
     }?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
         Action::BenchProxy(asked) => measure_proxy(asked),
         Action::BenchClients(asked) => measure_clients(asked),
+        Action::BenchPeers(asked) => measure_peers(asked),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
             let mut script = Script::load(&run.scenario)?;
@@ -190,6 +222,7 @@ fn act(cli: &Cli) -> Result<bool> {
                 time: run.minutes.map(|minutes| Duration::from_secs(minutes * 60)),
                 strict: run.strict,
                 only: run.only.clone(),
+                resume: run.resume.as_deref().map(|path| Resume::open(path, &run.scenario)).transpose()?,
             })
             .with_context(|| format!("seed {seed}"))?;
             match run.output {
@@ -235,6 +268,23 @@ fn measure_clients(asked: &BenchClients) -> Result<bool> {
         Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
     }
     Ok(findings.passed())
+}
+
+fn measure_peers(asked: &BenchPeers) -> Result<bool> {
+    let all = |chosen: &[peers::fault::Fault]| {
+        if chosen.is_empty() { peers::fault::Fault::ALL.to_vec() } else { chosen.to_vec() }
+    };
+    let systems = if asked.systems.is_empty() { peers::System::ALL.to_vec() } else { asked.systems.clone() };
+    let text = peers::run(&peers::Order {
+        runs: asked.runs,
+        systems,
+        faults: all(&asked.faults),
+        cost: Duration::from_secs(asked.cost),
+        records: asked.records.clone(),
+        page: asked.page.clone(),
+    })?;
+    print(&text)?;
+    Ok(true)
 }
 
 fn print(text: &str) -> Result<()> {

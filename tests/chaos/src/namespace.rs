@@ -170,6 +170,21 @@ impl Network {
         }
     }
 
+    /// Finds out whether every place still has its link: something else on the machine may have taken it away.
+    pub fn intact(&self) -> Result<()> {
+        if self.means == Means::Loopback {
+            return Ok(());
+        }
+        self.places().into_iter().try_for_each(|place| {
+            let (name, address) = (self.namespace(place), self.address(place).to_string());
+            let said = run_ok(Command::new("ip").args(["-n", &name, "address", "show", "dev", "eth0"]))?;
+            if !said.contains(&address) {
+                bail!("{name} has lost its address");
+            }
+            Ok(())
+        })
+    }
+
     /// How faults are made here.
     pub fn means(&self) -> Means {
         self.means

@@ -16,7 +16,7 @@ use crate::workload::Workload;
 /// benchmark's; here a loaded machine must not fail a run that is right.
 pub const GAP_LIMIT: Duration = Duration::from_secs(15);
 
-/// The default lease (DESIGN 3) and as much again for a loaded machine's late timers.
+/// The default lease (docs/safety.md 3) and as much again for a loaded machine's late timers.
 pub const LEASE: Duration = Duration::from_millis(3000);
 
 /// Acknowledged on the old primary and not yet streamed: a standby is rarely further behind.

@@ -193,6 +193,8 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("clock", include_str!("../scenarios/clock.toml")),
     ("wiped", include_str!("../scenarios/wiped.toml")),
     ("calm", include_str!("../scenarios/calm.toml")),
+    ("ring", include_str!("../scenarios/ring.toml")),
+    ("changes", include_str!("../scenarios/changes.toml")),
 ];
 
 impl Script {

@@ -21,6 +21,8 @@ use crate::scenario::hold;
 
 /// How much longer each fsync takes.
 const SLOW_SYNC_US: u64 = 500_000;
+/// The same, where none comes back.
+const STALLED_SYNC_US: u64 = 60_000_000;
 /// What a narrow link carries, kB/s.
 const NARROW: u32 = 60;
 /// Percent of one core that a starved node has.
@@ -42,6 +44,8 @@ pub struct Undo {
     leaving: Vec<usize>,
     /// Nodes whose disks lost what was not fsynced.
     cut: Vec<usize>,
+    /// Nodes that are kept from voting.
+    mute: Vec<usize>,
 }
 
 impl Undo {
@@ -106,6 +110,7 @@ fn strike_one(
         | Fault::Island
         | Fault::LinkDown
         | Fault::LeaderLink
+        | Fault::Ring
         | Fault::Flap => links(cluster, random, fault, member, lasts),
         Fault::RaftPort => cluster.network().cut_port(place, GRPC_PORT),
         Fault::PostgresPort => cluster.network().cut_port(place, POSTGRES_PORT),
@@ -122,19 +127,19 @@ fn strike_one(
         | Fault::HungState
         | Fault::ReadOnlyData
         | Fault::ReadOnlyState
-        | Fault::SlowSync => disks(cluster, undo, fault, member),
+        | Fault::SlowSync
+        | Fault::StalledSync => disks(cluster, undo, fault, member),
         Fault::ClockAhead => cluster.node(member)?.clock()?.set(600),
         Fault::ClockBack => cluster.node(member)?.clock()?.set(-600),
         Fault::ClockSteps => steps(cluster, random, member, lasts),
         Fault::Starved => cluster.node(member)?.limits().starve(STARVED),
         Fault::OutOfMemory => cluster.node(member)?.limits().squeeze(SPARE),
-        Fault::Switchover => cluster.switchover(member),
-        Fault::RollingRestart => cluster.operate(member, &["restart", "--rolling"]),
-        Fault::Reinit => {
-            let name = cluster.node(member)?.name();
-            cluster.operate(member, &["reinit", &name, "--yes"])
-        }
-        Fault::Upgrade => upgrade(cluster, member),
+        Fault::Switchover
+        | Fault::RollingRestart
+        | Fault::Reinit
+        | Fault::Upgrade
+        | Fault::RollingUpgrade
+        | Fault::Demote => operations(cluster, undo, random, fault, member),
         Fault::KillPostmaster
         | Fault::KillBackend
         | Fault::KillCheckpointer
@@ -154,6 +159,36 @@ fn strike_one(
         | Fault::StopEverything
         | Fault::FreezeNode
         | Fault::Terminate => processes(cluster, undo, fault, member),
+    }
+}
+
+/// What operators do.
+fn operations(
+    cluster: &mut Cluster,
+    undo: &mut Undo,
+    random: &mut Random,
+    fault: Fault,
+    member: usize,
+) -> Result<()> {
+    match fault {
+        Fault::Switchover => cluster.switchover(member),
+        Fault::RollingRestart => cluster.operate(member, &["restart", "--rolling"]),
+        Fault::Reinit => {
+            let name = cluster.node(member)?.name();
+            cluster.operate(member, &["reinit", &name, "--yes"])
+        }
+        Fault::Upgrade => upgrade(cluster, member),
+        Fault::RollingUpgrade => (0..cluster.members()).try_for_each(|member| {
+            upgrade(cluster, member)?;
+            hold(millis(random, 1000, 4000));
+            Ok(())
+        }),
+        Fault::Demote => {
+            let name = cluster.node(member)?.name();
+            undo.mute.push(member);
+            cluster.operate(member, &["member", "demote", &name])
+        }
+        other => bail!("{other:?} is no operator's work"),
     }
 }
 
@@ -222,6 +257,12 @@ fn links(cluster: &Cluster, random: &mut Random, fault: Fault, member: usize, la
             ensure!(leader != member, "it leads Raft itself");
             network.cut_between(place, Place::Node(leader))
         }
+        Fault::Ring => {
+            let count = cluster.members();
+            let pairs = (0..count).flat_map(|one| (one + 2..count).map(move |other| (one, other)));
+            let mut far = pairs.filter(|&(one, other)| !(one == 0 && other == count - 1));
+            far.try_for_each(|(one, other)| network.cut_between(Place::Node(one), Place::Node(other)))
+        }
         Fault::Flap => {
             let start = Moment::now();
             while start.elapsed() < lasts {
@@ -253,14 +294,15 @@ fn steps(cluster: &Cluster, random: &mut Random, member: usize, lasts: Duration)
 
 fn disks(cluster: &Cluster, undo: &mut Undo, fault: Fault, member: usize) -> Result<()> {
     let node = cluster.node(member)?;
-    if fault == Fault::SlowSync {
+    if matches!(fault, Fault::SlowSync | Fault::StalledSync) {
+        let longer = if fault == Fault::SlowSync { SLOW_SYNC_US } else { STALLED_SYNC_US };
         let postmaster = node.postmaster().context("a postmaster")?;
         let mut pids = node.servers("");
         pids.retain(|&pid| pid != postmaster);
         let mut command = Command::new("strace");
         command
             .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync", "-e"])
-            .arg(format!("inject=fdatasync,fsync:delay_enter={SLOW_SYNC_US}"))
+            .arg(format!("inject=fdatasync,fsync:delay_enter={longer}"))
             .args([postmaster].iter().chain(&pids).flat_map(|pid| ["-p".to_owned(), pid.to_string()]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -356,6 +398,9 @@ pub fn heal(cluster: &mut Cluster, undo: &mut Undo) -> Result<()> {
     for index in 0..cluster.members() {
         restore(cluster, undo, index)?;
     }
+    for member in std::mem::take(&mut undo.mute) {
+        vote_again(cluster, member)?;
+    }
     undo.dark.clear();
     undo.leaving.clear();
     undo.cut.clear();
@@ -387,4 +432,16 @@ fn restore(cluster: &mut Cluster, undo: &Undo, index: usize) -> Result<()> {
         cluster.start_node(index)?;
     }
     Ok(())
+}
+
+/// Lets a member vote again; asked until the cluster can decide it.
+fn vote_again(cluster: &Cluster, member: usize) -> Result<()> {
+    let (name, start) = (cluster.node(member)?.name(), Moment::now());
+    loop {
+        match cluster.operate(member, &["member", "promote", &name]) {
+            Ok(()) => return Ok(()),
+            Err(error) if start.elapsed() > LEAVING => return Err(error.context(format!("let {name} vote"))),
+            Err(_) => hold(Duration::from_millis(500)),
+        }
+    }
 }

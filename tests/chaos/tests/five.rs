@@ -1,10 +1,12 @@
 //! Five members: two nodes may be lost, one after the other.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
 use rhone_chaos::lock::take_turn;
-use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap};
+use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, report};
 use rhone_chaos::workload::Plan;
 
 #[test]
@@ -30,5 +32,25 @@ fn five_members_survive_the_primary_and_then_the_next() -> Result<()> {
     }
     cluster.wait_whole()?;
     workload.wait_for(100, LIMIT)?;
+    replays(&cluster)?;
     Verdict::of(&cluster, &workload.stop()?, &excuses)?.check(&cluster)
+}
+
+/// What every member recorded of the failovers is decided the same again, and the promotions are among it.
+fn replays(cluster: &Cluster) -> Result<()> {
+    let (mut decisions, mut promotions) = (0, 0);
+    for index in 0..cluster.members() {
+        let file = cluster.node(index)?.state().join("decisions.jsonl");
+        let file = file.to_str().context("a path in UTF-8")?;
+        let said = cluster.rhone(index, &["replay", file, "-o", "json"], Duration::from_secs(60))?;
+        // One that differs, or a file without any, is another status than 0.
+        ensure!(said.code == Some(0), "{file}: {}", said.stderr);
+        let replay: serde_json::Value = serde_json::from_str(&said.stdout)?;
+        let told = replay["decisions"].as_array().context("a list of decisions")?;
+        decisions += told.len();
+        promotions += told.iter().filter(|decision| decision["reason"] == "owner_promotes").count();
+    }
+    report(&format!("{decisions} decisions are taken the same again, {promotions} of them to promote"));
+    ensure!(promotions >= 3, "only {promotions} of the three promotions are recorded");
+    Ok(())
 }

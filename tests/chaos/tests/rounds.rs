@@ -19,6 +19,7 @@ fn rounds(name: &str, script: Script, seed: u64, rounds: u32) -> Result<Outcome>
         time: None,
         strict: false,
         only: Vec::new(),
+        resume: None,
     })?;
     outcome.command = "cargo test -p rhone-chaos --test rounds -- --nocapture".to_owned();
     report(&outcome.to_string());

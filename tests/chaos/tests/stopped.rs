@@ -11,7 +11,7 @@ use rhone_chaos::process::Signal;
 use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap};
 use rhone_chaos::workload::Plan;
 
-/// A Postgres without progress is given ten seconds before it counts as hung (DESIGN 9).
+/// A Postgres without progress is given ten seconds before it counts as hung (docs/safety.md 9).
 const HUNG: Duration = Duration::from_secs(10);
 
 #[test]

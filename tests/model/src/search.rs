@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// A broken property: its name, and what happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
-    /// The property, as THEORY 3 numbers it.
+    /// The property, as docs/safety.md 13 numbers it.
     pub property: &'static str,
     /// What happened.
     pub what: String,

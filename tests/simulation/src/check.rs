@@ -1,5 +1,5 @@
 //! What must hold, judged by what clients were told and by the WAL; never by what Rhone says of
-//! itself. The names are THEORY 3's.
+//! itself. The names are those of docs/safety.md 13.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -287,6 +287,7 @@ async fn run(
         pooler: rhone::pooler::Handle::default(),
         asked: watch::Sender::default(),
         decided: watch::Sender::new((String::new(), String::new())),
+        recorder: rhone::runtime::recorder::Recorder::default(),
     });
     lying.back.store(0, Ordering::Relaxed);
     let agent = AgentServer::new(AgentService::new(Arc::clone(&shared)));

@@ -12,7 +12,7 @@ impl ClusterState {
     /// Replaces the settings by the next version.
     ///
     /// What commits wait for does not follow from the settings but from the policies: those stay, and the
-    /// leader adds and drops them one step at a time as ever (DESIGN 6, decision 0027).
+    /// leader adds and drops them one step at a time as ever (docs/safety.md 6, decision 0027).
     pub(super) fn change_settings(
         &mut self,
         index: LogIndex,

@@ -218,6 +218,12 @@ impl Disk {
         Self::run("mount", &["-o", "loop", &self.path("image"), &self.path("m")])
     }
 
+    /// Whether a loop device holds the image.
+    fn attached(&self) -> bool {
+        let output = Command::new("losetup").args(["-j", &self.path("image")]).output();
+        output.is_ok_and(|output| !output.stdout.is_empty())
+    }
+
     /// Everything not synced is lost, and each later call fails.
     fn cut_power(&self) {
         const EXT4_IOC_SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
@@ -231,9 +237,16 @@ impl Disk {
         result.expect("cut the power");
     }
 
+    /// Where a mount namespace made meanwhile has a copy of the mount, the file system that lost its power lives on
+    /// and would be mounted again: then a copy of its image is what the next start finds.
     fn reboot(&self) {
         for _ in 0..500 {
             if Self::run("umount", &[&self.path("m")]) {
+                if self.attached() {
+                    let (image, copy) = (self.path("image"), self.path("copy"));
+                    assert!(Self::run("cp", &["--sparse=always", &image, &copy]), "copy the image");
+                    std::fs::rename(copy, image).expect("rename");
+                }
                 assert!(self.mount(), "mount again");
                 return;
             }

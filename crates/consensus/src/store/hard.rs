@@ -1,7 +1,7 @@
 //! The hard state: what this member must remember whatever becomes of its Raft store.
 //!
 //! One file of two slots, written in turn with a sequence number and a checksum: a write
-//! torn by a power cut leaves the other slot (DESIGN 12). It is also the guard that tells a
+//! torn by a power cut leaves the other slot (docs/safety.md 12). It is also the guard that tells a
 //! store that silently went back in time: vote and last log id are noted here *after* the
 //! store has them and *before* anybody is told.
 

@@ -21,6 +21,10 @@ type Failure<E> = RPCError<NodeId, PeerNode, E>;
 type AppendFailure = Failure<RaftError<NodeId>>;
 type SnapshotFailure = Failure<RaftError<NodeId, openraft::error::InstallSnapshotError>>;
 
+/// By how much less an append call may take than openraft waits for it: what openraft gives up is dropped here, and
+/// nobody learns that it failed.
+const BELOW_OPENRAFT: Duration = Duration::from_millis(20);
+
 /// Pauses between tries to reach a peer that does not answer.
 const BACKOFF: [u64; 4] = [20, 50, 100, 200];
 
@@ -83,9 +87,11 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         if let Some(muted) = self.muted() {
             return Err(RPCError::Unreachable(muted));
         }
+        let limit = self.pool.append_limit(self.target, option.hard_ttl().saturating_sub(BELOW_OPENRAFT));
         let sent = self.pool.contacts().now();
-        let answer: Result<AppendResponse, RaftError<NodeId>> =
-            self.call(Call::Append, &request, option.hard_ttl().min(self.pool.append_limit())).await?;
+        let called = self.call(Call::Append, &request, limit).await;
+        self.pool.appended(self.target, limit, self.pool.contacts().now().since(sent), called.is_ok());
+        let answer: Result<AppendResponse, RaftError<NodeId>> = called?;
         let answer = answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))?;
         match &answer {
             AppendResponse::Success | AppendResponse::PartialSuccess(_) | AppendResponse::Conflict => {

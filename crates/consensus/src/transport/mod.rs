@@ -3,6 +3,7 @@
 mod batched;
 pub(crate) mod client;
 pub(crate) mod guard;
+mod limit;
 pub(crate) mod pool;
 pub(crate) mod server;
 mod wire;

@@ -13,6 +13,7 @@ use tower::{ServiceExt, service_fn};
 
 use super::batched::Batched;
 use super::guard::Guard;
+use super::limit::AppendLimit;
 use super::wire::Wire;
 use super::{AddressBook, MESSAGE_LIMIT};
 use crate::contact::Contacts;
@@ -85,6 +86,7 @@ struct Peer {
     client: RaftClient<Wire>,
     failures: u32,
     complaint: Option<String>,
+    append: AppendLimit,
 }
 
 /// The connections of this member.
@@ -99,7 +101,7 @@ struct Inner {
     contacts: Arc<Contacts>,
     book: AddressBook,
     connector: Arc<dyn Connector>,
-    append_limit: Duration,
+    heartbeat: Duration,
     peers: Mutex<BTreeMap<NodeId, Peer>>,
 }
 
@@ -118,15 +120,29 @@ impl Pool {
         contacts: Arc<Contacts>,
         book: AddressBook,
         connector: Arc<dyn Connector>,
-        append_limit: Duration,
+        heartbeat: Duration,
     ) -> Self {
         let peers = Mutex::default();
-        Self { inner: Arc::new(Inner { guard, contacts, book, connector, append_limit, peers }) }
+        Self { inner: Arc::new(Inner { guard, contacts, book, connector, heartbeat, peers }) }
     }
 
-    /// The limit of one append call.
-    pub(crate) fn append_limit(&self) -> Duration {
-        self.inner.append_limit
+    /// The limit of the next append call to `to`, at most `most`.
+    pub(crate) fn append_limit(&self, to: NodeId, most: Duration) -> Duration {
+        let peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        // One whose connection is about to be made anew begins again.
+        let peer = peers.get(&to).filter(|peer| peer.failures < REBUILD_AFTER);
+        peer.map_or(self.inner.heartbeat, |peer| peer.append.get()).min(most)
+    }
+
+    /// Notes that an append call that had `limit` took so long, and whether it was answered.
+    pub(crate) fn appended(&self, to: NodeId, limit: Duration, took: Duration, answered: bool) {
+        let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(peer) = peers.get_mut(&to) else { return };
+        if answered {
+            peer.append.answered(took);
+        } else if took >= limit {
+            peer.append.missed(limit);
+        }
     }
 
     pub(crate) fn contacts(&self) -> &Contacts {
@@ -143,7 +159,8 @@ impl Pool {
         let client = RaftClient::new(self.inner.connector.channel(&addr)?)
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
-        peers.insert(to, Peer { addr, client: client.clone(), failures: 0, complaint });
+        let append = AppendLimit::new(self.inner.heartbeat);
+        peers.insert(to, Peer { addr, client: client.clone(), failures: 0, complaint, append });
         Ok(client)
     }
 

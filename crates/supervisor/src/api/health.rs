@@ -270,3 +270,7 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 #[path = "health_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "health_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
+use crate::guardian::WatchdogState;
 use crate::status::{LocalView, Role, State};
 
 /// Collects samples as text.
@@ -128,6 +129,12 @@ fn own(page: &mut Page, view: &LocalView, now: Duration) {
 
 fn counters(page: &mut Page, view: &LocalView) {
     let c = view.counters;
+    if view.watchdog != WatchdogState::Off {
+        let armed = view.watchdog == WatchdogState::Armed;
+        page.flag("rhone_watchdog_armed", "The machine is reset if the guardian falls silent.", armed);
+        let failed = view.watchdog == WatchdogState::Failed;
+        page.flag("rhone_watchdog_failed", "The device cannot be opened, set or written to.", failed);
+    }
     page.counter("rhone_lease_renewals_total", "Lease renewals that got a majority.", c.renewals);
     page.counter("rhone_lease_renewals_failed_total", "Lease renewals that did not.", c.renewals_failed);
     page.counter("rhone_freezes_total", "Freezes of the local instance.", c.freezes);

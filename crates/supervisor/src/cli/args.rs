@@ -22,8 +22,12 @@ use crate::tls::TlsFiles;
     propagate_version = false,
     disable_help_subcommand = true
 )]
-#[command(after_help = "Exit status: 0 done; 1 failed; 2 usage; 3 refused for safety, nothing changed; \
-    4 no quorum or nobody reachable; 5 outcome unknown.")]
+#[command(
+    after_help = "`rhone help COMMAND` says more. For hands used to patronictl: list, topology, show-config and edit-config are \
+    here; switchover, failover, pause, resume, restart, reload, reinit and history do what they do there.\n\n\
+    Exit status: 0 done; 1 failed; 2 usage; 3 refused for safety, nothing changed; \
+    4 no quorum or nobody reachable; 5 outcome unknown."
+)]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
@@ -33,20 +37,23 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Where `--help` shows what every command takes.
+const EVERY: &str = "Options of every command";
+
 /// Flags of every command.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Global {
     /// Configuration of the member on this machine [default: /etc/rhone/rhone.toml]
-    #[arg(short, long, global = true, value_name = "FILE", env = "RHONE_CONFIG")]
+    #[arg(short, long, global = true, value_name = "FILE", env = "RHONE_CONFIG", help_heading = EVERY)]
     pub config: Option<PathBuf>,
-    /// Members to ask instead, HOST or HOST:PORT (7400), the first that answers
-    #[arg(long = "host", global = true, value_name = "HOST", env = "RHONE_HOST", value_delimiter = ',')]
+    /// Members to ask instead, HOST or HOST:PORT (7400), the first that answers [env: RHONE_HOST]; of `certs issue`: where the member is reached
+    #[arg(long = "host", global = true, value_name = "HOST", value_delimiter = ',', help_heading = EVERY)]
     pub hosts: Vec<String>,
     /// How to print data
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t, help_heading = EVERY)]
     pub output: Output,
     /// The same as `-o json`
-    #[arg(long = "json", global = true)]
+    #[arg(long = "json", global = true, help_heading = EVERY)]
     pub as_json: bool,
     /// The certificate for other machines.
     #[command(flatten)]
@@ -64,13 +71,13 @@ impl Global {
 #[derive(Clone, Debug, Default, Args)]
 pub struct TlsFlags {
     /// The CAs that members' certificates are signed by [default: that of the configuration]
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CA", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CA", help_heading = EVERY)]
     pub ca: Option<PathBuf>,
     /// The certificate to show to members [default: that of the configuration]
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CERT", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CERT", help_heading = EVERY)]
     pub cert: Option<PathBuf>,
     /// Its private key
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_KEY", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_KEY", help_heading = EVERY)]
     pub key: Option<PathBuf>,
 }
 
@@ -115,7 +122,7 @@ pub enum Command {
     /// Says all that is wrong with a configuration; starts nothing
     Check,
     /// Shows the cluster at a glance, and what a failover now would lose
-    #[command(aliases = ["list", "topology"])]
+    #[command(visible_aliases = ["list", "topology"])]
     Status {
         /// Show it again every second until Ctrl-C
         #[arg(short, long)]
@@ -123,6 +130,12 @@ pub enum Command {
     },
     /// Says what would be decided now, by whom, and why
     Explain,
+    /// Decides again from what the recorder wrote, and says where that differs
+    Replay {
+        /// decisions.jsonl from a member's state directory; more than one, the older first
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Lists every change of primary
     History {
         /// Show only so many, the newest
@@ -299,8 +312,10 @@ pub enum Command {
         role: DsnRole,
     },
     /// Runs psql at the primary
+    ///
+    /// All that follows is psql's: `rhone psql -d app -c 'SELECT 1'`. Flags of rhone itself come before the command.
     Psql {
-        /// psql's own arguments, after `--` where they begin with a dash
+        /// psql's own arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
     },

@@ -159,7 +159,7 @@ fn order(global: &Global, cluster: &str, name: &str, role: Role, days: u32) -> R
     let identity = Identity { cluster: cluster.to_owned(), role, name: name.to_owned() };
     if Identity::parse(&identity.to_string()).as_ref() != Some(&identity) {
         let text = format!("\"{name}\" is not a name: use up to 63 letters, digits, `-`, `_` and `.`");
-        return Err(CliError::new(Exit::Usage, text));
+        return Err(CliError::new(Exit::Usage, text).hint("it is the member's `node.name`, or a person's"));
     }
     // Nobody connects to a person.
     let mut hosts = if role == Role::Member { global.hosts.clone() } else { Vec::new() };
@@ -178,7 +178,10 @@ fn order(global: &Global, cluster: &str, name: &str, role: Role, days: u32) -> R
 }
 
 fn shown(file: &Path, now: WallTime) -> Result<Vec<Shown>, CliError> {
-    let certificates = certificates_of(file).map_err(|error| CliError::failed(error.to_string()))?;
+    let certificates = certificates_of(file).map_err(|error| {
+        CliError::failed(error.to_string())
+            .hint("name certificates in PEM: `rhone certs show ca.crt pg-1.crt`")
+    })?;
     Ok(certificates
         .into_iter()
         .map(|certificate| {

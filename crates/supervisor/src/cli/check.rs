@@ -9,7 +9,9 @@ use crate::config::{self, Config, ConfigErrors};
 /// Reads the configuration as `rhone run` would, and looks at the machine; starts nothing.
 pub(super) fn check(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
     let path = global.config.clone().unwrap_or_else(|| config::DEFAULT_PATH.into());
-    let (exit, errors) = match Config::load(&path, &config::environment()) {
+    let environment = config::environment();
+    warn(&environment, |warning| terminal.talk(&format!("warning: {warning}")));
+    let (exit, errors) = match Config::load(&path, &environment) {
         Err(errors) => (Exit::Usage, errors),
         Ok(config) => {
             let problems = config::inspect(&config);
@@ -28,6 +30,13 @@ pub(super) fn check(global: &Global, terminal: &mut Terminal) -> Result<(), CliE
         print_json(terminal, &serde_json::json!({"file": errors.path, "sound": false, "problems": list}))?;
     }
     Err(CliError { exit, ..errors.into() })
+}
+
+/// Tells which variables may be meant for Rhone and are not read.
+pub(super) fn warn(environment: &config::Environment, mut tell: impl FnMut(&str)) {
+    for (name, near) in config::misspelled(environment) {
+        tell(&format!("nobody reads ${name}: did you mean {near}?"));
+    }
 }
 
 fn sound(global: &Global, config: &Config, terminal: &mut Terminal) -> Result<(), CliError> {

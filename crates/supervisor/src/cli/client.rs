@@ -57,6 +57,31 @@ impl Target {
         }
     }
 
+    /// Takes what a person typed.
+    fn typed(host: &str) -> Result<Self, CliError> {
+        let host = host.trim();
+        let bad = |why: &str| {
+            Err(CliError::new(Exit::Usage, format!("`--host`: \"{host}\" {why}"))
+                .hint("`--host 10.0.0.11`, `--host pg-1.lan:7400` or `--host [fd00::11]:7400`"))
+        };
+        let bare_v6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !bare_v6 && !host.ends_with(']') => (name, Some(port)),
+            Some(_) | None => (host, None),
+        };
+        let bracketed = name.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+        let named =
+            |name: &str| name.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char));
+        if port.is_some_and(|port| port.parse::<u16>().ok().is_none_or(|port| port == 0)) {
+            return bad("has no port between 1 and 65535 after its colon");
+        }
+        match bracketed {
+            Some(inner) if inner.parse::<std::net::Ipv6Addr>().is_ok() => Ok(Self::of(host)),
+            None if bare_v6 || (!name.is_empty() && named(name)) => Ok(Self::of(host)),
+            Some(_) | None => bad("is no host"),
+        }
+    }
+
     fn shown(&self) -> String {
         match self {
             Self::Local(dir) => dir.join(socket::SOCKET_NAME).display().to_string(),
@@ -157,12 +182,12 @@ pub(super) fn addresses(global: &Global) -> Result<Vec<String>, CliError> {
 
 fn targets(global: &Global) -> Result<Vec<Target>, CliError> {
     if !global.hosts.is_empty() {
-        return Ok(global.hosts.iter().map(|host| Target::of(host.trim())).collect());
+        return global.hosts.iter().map(|host| Target::typed(host)).collect();
     }
     if global.config.is_none() && !PathBuf::from(config::DEFAULT_PATH).exists() {
         let message = format!("no member to ask: there is no {}", config::DEFAULT_PATH);
         return Err(CliError::new(Exit::Usage, message)
-            .hint("name a member with `--host HOST`, or its configuration with `-c FILE`"));
+            .hint("name a member with `--host HOST`, or its configuration with `-c FILE`, before the verb"));
     }
     let config = load_config(global)?;
     let own = Target::Local(config.node.state_dir.clone());

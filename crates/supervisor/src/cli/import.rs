@@ -16,8 +16,10 @@ pub(super) fn run(
     choices: &Choices,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
-    let text = read(file)
-        .map_err(|error| CliError::new(Exit::Usage, format!("read {}: {error}", file.display())))?;
+    let text = read(file).map_err(|error| {
+        CliError::new(Exit::Usage, format!("read {}: {error}", file.display()))
+            .hint("this takes the YAML file that patroni is started with; `-` reads stdin")
+    })?;
     let translation = translate(&text, choices).map_err(|why| {
         CliError::new(Exit::Usage, format!("{}: {why}", file.display()))
             .hint("this takes the YAML file that patroni is started with")

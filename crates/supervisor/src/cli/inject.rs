@@ -2,6 +2,7 @@
 //!
 //! The image of `deploy/container` holds this program and nothing else, so that there is no `cp` in it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rhone_pgctl::file;
@@ -16,6 +17,9 @@ pub(super) fn run(target: &Path, terminal: &mut Terminal) -> Result<(), CliError
         .map_err(|error| CliError::failed(format!("read this program: {error}")))?;
     let changed = file::replace(target, &own, &OsUser::current(), 0o755)
         .map_err(|error| CliError::failed(error.to_string()))?;
+    // A file that was there keeps its mode.
+    std::fs::set_permissions(target, std::fs::Permissions::from_mode(0o755))
+        .map_err(|error| CliError::failed(format!("let others run {}: {error}", target.display())))?;
     let what = if changed { "is now this program" } else { "is this program already" };
     terminal.talk(&format!("{} {what}", target.display()));
     Ok(())
@@ -23,8 +27,6 @@ pub(super) fn run(target: &Path, terminal: &mut Terminal) -> Result<(), CliError
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

@@ -12,6 +12,7 @@ pub(super) async fn run(global: &Global, format: LogFormat) -> Result<(), CliErr
     let filter = std::env::var("RHONE_LOG").ok();
     telemetry::init(format, filter.as_deref())
         .map_err(|error| CliError::new(Exit::Usage, format!("{error:#}")))?;
+    check::warn(&crate::config::environment(), |warning| tracing::warn!("{warning}"));
     crate::run::run(config).await.map_err(|error| {
         // systemd starts again what ends otherwise.
         let needs_a_person = error.downcast_ref::<Superseded>().is_some();

@@ -1,11 +1,10 @@
 use std::sync::Arc;
 
-use clap::Parser;
 use expect_test::{Expect, expect};
 
 use super::args::Cli;
 use super::terminal::Terminal;
-use super::{Exit, execute, finish};
+use super::{Exit, execute, finish, words};
 use crate::api::{admin_service, socket};
 use crate::status::OperatorError;
 use crate::status::fake::FakeOperator;
@@ -38,9 +37,9 @@ impl Member {
     /// Runs a command line; gives what a terminal would show.
     async fn run(&self, line: &str) -> (Exit, String, String) {
         let config = self.folder.path().join("rhone.toml");
-        let words = ["rhone", "-c", config.to_str().expect("UTF-8")].into_iter().chain(line.split(' '));
+        let typed = ["rhone", "-c", config.to_str().expect("UTF-8")].into_iter().chain(line.split(' '));
         let (mut terminal, out, err) = Terminal::captured();
-        let cli = Cli::try_parse_from(words).expect("a good command line");
+        let cli = words::read(typed.map(Into::into), None).expect("a good command line");
         let outcome = execute(cli, &mut terminal).await;
         let exit = finish(&mut terminal, outcome);
         (exit, out.text(), err.text().replace(&self.folder.path().display().to_string(), "DIR"))
@@ -153,6 +152,28 @@ async fn a_switchover_is_told_and_carries_the_epoch_that_was_seen() {
     let (exit, _, err) = member.run("switchover").await;
     assert_eq!(exit, Exit::Done);
     assert_eq!(err, "switched over from pg-1 to pg-2, 0.34 s without a primary; nothing was lost\n");
+}
+
+#[tokio::test]
+async fn a_host_that_is_none_is_a_usage_error_and_one_that_is_away_is_not() {
+    let member = Member::start(FakeOperator::default());
+    check(
+        member.run("--host pg-1:74000 status").await,
+        expect![[r#"
+            ---- stderr
+            error: `--host`: "pg-1:74000" has no port between 1 and 65535 after its colon
+            hint: `--host 10.0.0.11`, `--host pg-1.lan:7400` or `--host [fd00::11]:7400`
+            ---- Usage
+        "#]],
+    );
+    for none in ["http://pg-1:7400", "pg-1/x", "[pg-1]:7400", "pg-1:", ":7400"] {
+        let (exit, _, err) = member.run(&format!("--host {none} status")).await;
+        assert_eq!(exit, Exit::Usage, "{none}: {err}");
+    }
+    for away in ["127.0.0.1:1", "[::1]:1"] {
+        let (exit, _, err) = member.run(&format!("--host {away} status")).await;
+        assert_eq!(exit, Exit::NoQuorum, "{away}: {err}");
+    }
 }
 
 #[tokio::test]
@@ -575,7 +596,7 @@ async fn every_command_has_a_manual_page() {
     let folder = member.folder.path().join("man");
     let (exit, _, err) = member.run(&format!("man {}", folder.display())).await;
     assert_eq!(exit, Exit::Done, "{err}");
-    for verb in Cli::command().get_subcommands() {
+    for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
         assert!(folder.join(format!("rhone-{}.1", verb.get_name())).is_file(), "{}", verb.get_name());
     }
     let set = std::fs::read_to_string(folder.join("rhone-settings-set.1")).expect("a page");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rhone_consensus::command::MemberKind;
 use rhone_consensus::settings::SyncMode;
@@ -137,6 +138,7 @@ fn node(entries: &mut Entries) -> Option<Node> {
     let advertise = reachable(entries, "node.advertise", advertise, listen.as_ref(), 7400);
     let http = http.or_else(|| default_address(entries, "node.http", 8008));
     let state_dir = state_dir.or_else(|| default_path(entries, "node.state-dir", "/var/lib/rhone"));
+    let recorder = recorder(entries, state_dir.as_deref());
     Some(Node {
         name: name?,
         state_dir: state_dir?,
@@ -145,7 +147,31 @@ fn node(entries: &mut Entries) -> Option<Node> {
         http: http?,
         peers: peers?,
         tags,
+        recorder,
     })
+}
+
+/// Above the default lease, and long enough for a guardian without real-time priority on a busy machine.
+const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whole seconds, as the kernel counts them; most devices take no more than 15 or 60.
+fn watchdog_timeout(text: &str) -> Result<Duration, String> {
+    let time = units::parse_duration(text)?;
+    if time.subsec_nanos() == 0 && (2..=60).contains(&time.as_secs()) {
+        Ok(time)
+    } else {
+        Err(format!("\"{text}\" is not in whole seconds from 2s to 60s"))
+    }
+}
+
+/// A file, or `off`; by default beside the Raft store.
+fn recorder(entries: &mut Entries, state_dir: Option<&Path>) -> Option<PathBuf> {
+    let given = entries.parsed("node.recorder", |text| match text {
+        "off" => Ok(None),
+        text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
+        _ => Err(format!("\"{text}\" is neither \"off\" nor an absolute path")),
+    });
+    given.unwrap_or_else(|| state_dir.map(|dir| dir.join("decisions.jsonl")))
 }
 
 fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
@@ -166,10 +192,13 @@ fn peers(entries: &mut Entries) -> Option<Vec<Address>> {
     for text in texts.unwrap_or_default() {
         match text.parse::<Address>() {
             Ok(peer) if peers.contains(&peer) => {
-                entries.complain("node.peers", format!("`node.peers` names {peer} twice"), None);
+                let hint = "name each founding member once";
+                entries.complain("node.peers", format!("`node.peers` names {peer} twice"), Some(hint));
             }
             Ok(peer) if peer.is_wildcard() => {
-                entries.complain("node.peers", format!("`node.peers`: {peer} cannot be reached"), None);
+                let hint = "write the address that the other machines use for that one";
+                let message = format!("`node.peers`: {peer} cannot be reached");
+                entries.complain("node.peers", message, Some(hint));
             }
             Ok(peer) => peers.push(peer),
             Err(why) => entries.complain("node.peers", format!("`node.peers`: {why}"), None),
@@ -229,6 +258,9 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
     let user = entries.text("postgres.user");
     let replication_password_file = path(entries, "postgres.replication-password-file");
     let priority = entries.integer("postgres.priority", 0..1001).unwrap_or(50);
+    let watchdog = path(entries, "postgres.watchdog");
+    let watchdog_timeout = entries.parsed("postgres.watchdog-timeout", watchdog_timeout);
+    let watchdog_timeout = watchdog_timeout.unwrap_or(WATCHDOG_TIMEOUT);
     Some(Postgres {
         bin_dir,
         data_dir: data_dir?,
@@ -239,6 +271,8 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
         user,
         replication_password_file,
         priority,
+        watchdog,
+        watchdog_timeout,
     })
 }
 
@@ -321,7 +355,7 @@ fn refuse_equal_ports(entries: &mut Entries, config: &Config) {
                 entries.complain(
                     key,
                     format!("`{key}` and `{other}` both listen on port {}", address.port),
-                    None,
+                    Some("give one of them another port"),
                 );
             }
         }
@@ -357,10 +391,22 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
         sync,
         sync_required: required,
-        pg_hba: entries.list("bootstrap.pg-hba").unwrap_or_default(),
+        pg_hba: pg_hba(entries),
         database: database(entries),
         postgres,
     }
+}
+
+/// A line that Postgres does not take would keep the first primary from starting.
+fn pg_hba(entries: &mut Entries) -> Vec<String> {
+    let lines = entries.list("bootstrap.pg-hba").unwrap_or_default();
+    for line in &lines {
+        if let Some(why) = rhone_pgctl::hba_line::trouble(line) {
+            let hint = "as in pg_hba.conf: \"host all all 10.0.0.0/24 scram-sha-256\"";
+            entries.complain("bootstrap.pg-hba", format!("the line `{line}` {why}"), Some(hint));
+        }
+    }
+    lines
 }
 
 fn timing(entries: &mut Entries) -> Timing {
@@ -412,7 +458,9 @@ fn parameters(entries: &mut Entries) -> BTreeMap<String, String> {
         let key = format!("bootstrap.postgres.{name}");
         let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if !name.chars().all(good) {
-            entries.complain(&key, format!("\"{name}\" is not the name of a Postgres parameter"), None);
+            let hint = "a name as in postgresql.conf: work_mem = \"16MB\"";
+            let message = format!("\"{name}\" is not the name of a Postgres parameter");
+            entries.complain(&key, message, Some(hint));
         } else if keys::MANAGED.contains(&name.to_lowercase().as_str()) {
             let hint = "remove it; [postgres] says where this member listens";
             entries.complain(&key, format!("Rhone sets `{name}` itself"), Some(hint));

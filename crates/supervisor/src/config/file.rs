@@ -74,7 +74,10 @@ impl Entries {
                 line,
                 variable: None,
                 message: error.message().to_owned(),
-                hint: None,
+                hint: Some(
+                    "strings and sizes need quotes: name = \"pg-1\"; a table is [node] on a line of its own"
+                        .to_owned(),
+                ),
             });
         }
         entries.flatten(text, "", table.get_ref());
@@ -200,7 +203,7 @@ impl Entries {
     pub(super) fn parsed<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         match self.values.remove(key)? {
             Value::Text(text) if text.trim().is_empty() => {
-                self.complain(key, format!("`{key}` is empty"), None);
+                self.complain(key, format!("`{key}` is empty"), Some("write a value, or remove the line"));
                 None
             }
             Value::Text(text) => match parse(text.trim()) {

@@ -93,7 +93,15 @@ fn check_certificates(config: &Config, say: &mut impl FnMut(String, &str)) {
         format!("`rhone certs issue {name} --host {}` makes what is needed", config.node.advertise.host);
     let own = match files.check() {
         Ok(own) => own,
-        Err(error) => return say(format!("[tls]: {error}"), &hint),
+        Err(error) => {
+            let kind = std::fs::File::open(&error.file).err().map(|error| error.kind());
+            let hint = if kind == Some(std::io::ErrorKind::PermissionDenied) {
+                format!("chown {} to the user that runs rhone", error.file.display())
+            } else {
+                hint
+            };
+            return say(format!("[tls]: {error}"), &hint);
+        }
     };
     let wanted = Identity { cluster: cluster.clone(), role: Role::Member, name: name.clone() };
     match own.identity {

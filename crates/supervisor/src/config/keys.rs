@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 68] = [
+pub(super) const KEYS: [&str; 71] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -10,6 +10,7 @@ pub(super) const KEYS: [&str; 68] = [
     "node.advertise",
     "node.http",
     "node.peers",
+    "node.recorder",
     "postgres.bin-dir",
     "postgres.data-dir",
     "postgres.listen",
@@ -19,6 +20,8 @@ pub(super) const KEYS: [&str; 68] = [
     "postgres.user",
     "postgres.replication-password-file",
     "postgres.priority",
+    "postgres.watchdog",
+    "postgres.watchdog-timeout",
     "proxy.rw",
     "proxy.ro",
     "proxy.any",

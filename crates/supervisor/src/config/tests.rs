@@ -109,6 +109,40 @@ fn the_example_is_sound() {
 }
 
 #[test]
+fn decisions_are_recorded_beside_the_store_unless_it_is_said_otherwise() {
+    let recorder = |line: &str| {
+        let text = SOUND.replace("[node]\n", &format!("[node]\nstate-dir = \"/state\"\n{line}\n"));
+        load(&text, &[]).map(|config| config.node.recorder)
+    };
+    assert_eq!(recorder(""), Ok(Some("/state/decisions.jsonl".into())));
+    assert_eq!(recorder("recorder = \"off\""), Ok(None));
+    assert_eq!(recorder("recorder = \"/run/rhone/d\""), Ok(Some("/run/rhone/d".into())));
+    with(
+        "node",
+        "recorder = \"on\"",
+        expect![[r#"error: rhone.toml:3: `node.recorder`: "on" is neither "off" nor an absolute path"#]],
+    );
+}
+
+#[test]
+fn what_would_keep_the_first_primary_from_starting_is_refused() {
+    with(
+        "bootstrap",
+        "pg-hba = [\"host all all 10.0.0.0/24 md5\", \"host all all 10.0.0.1 trust\"]",
+        expect![[r#"
+            error: rhone.toml:8: the line `host all all 10.0.0.1 trust` needs a prefix length, as in 10.0.0.1/32
+            hint: as in pg_hba.conf: "host all all 10.0.0.0/24 scram-sha-256""#]],
+    );
+    with(
+        "bootstrap.postgres",
+        "Primary_ConnInfo = \"host=x\"",
+        expect![[r#"
+            error: rhone.toml:8: Rhone sets `Primary_ConnInfo` itself
+            hint: remove it; [postgres] says where this member listens"#]],
+    );
+}
+
+#[test]
 fn the_environment_overrides_each_key() {
     let env = [
         ("RHONE_NODE_NAME", "pg-7"),
@@ -176,7 +210,9 @@ fn each_bad_value_has_one_clear_message() {
     with(
         "node",
         "http = \"127.0.0.1:7400\"",
-        expect!["error: rhone.toml:3: `node.http` and `node.listen` both listen on port 7400"],
+        expect![[r#"
+            error: rhone.toml:3: `node.http` and `node.listen` both listen on port 7400
+            hint: give one of them another port"#]],
     );
     with(
         "postgres",
@@ -313,6 +349,7 @@ fn the_ports_for_clients_are_checked() {
         "rw = \"0.0.0.0:5432\"\nwait = \"10\"\nmax-connection = 5",
         expect![[r#"
             error: rhone.toml:8: `proxy.rw` and `postgres.listen` both listen on port 5432
+            hint: give one of them another port
             error: rhone.toml:9: `proxy.wait`: a duration has a unit: 500ms, 1.5s, 2min, 1h
             error: rhone.toml:10: unknown key `max-connection` in [proxy]
             hint: did you mean `max-connections`?"#]],

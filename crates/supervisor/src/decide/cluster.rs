@@ -11,6 +11,7 @@ use rhone_consensus::state::Phase;
 use super::decision::{ClusterDecision, Wait};
 use super::elect::{Election, elect};
 use super::quorum;
+use crate::mutant::{Rule, left_out};
 use crate::view::{ClusterView, Instance, Moment, Report, Revoked};
 
 /// A voter's report older than this is no longer its word on the lease. Reports come twice a
@@ -72,7 +73,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
     let wait = match (&fence, elect(view, now, fence.is_ok())) {
         (Ok(()), Election::Grant(grant)) => return ClusterDecision::Propose(ClusterCommand::Grant(*grant)),
         (Ok(()), Election::Wait(wait)) => wait,
-        // Evidence alone is enough where no policy is asynchronous (DESIGN 6).
+        // Evidence alone is enough where no policy is asynchronous (docs/safety.md 6).
         (Err(_), Election::Grant(grant)) if !needs_fence(view) => {
             return ClusterDecision::Propose(ClusterCommand::Grant(*grant));
         }
@@ -80,7 +81,7 @@ fn preparing(view: &ClusterView<'_>, now: Moment, reason: &PrepareReason) -> Clu
         (Err(wait), Election::Grant(_) | Election::Wait(_)) => wait.clone(),
     };
     // While the last owner may still be acknowledging, what streams from it is saved: cutting the
-    // standbys early would lose it (DESIGN 7). Its own word that it is over frees them at once.
+    // standbys early would lose it (docs/safety.md 7). Its own word that it is over frees them at once.
     let everybody = fence.is_ok()
         || !any_async(view)
         || match reason {
@@ -137,7 +138,7 @@ fn fence_of_last_owner(view: &ClusterView<'_>) -> Result<(), Wait> {
             .iter()
             .filter(|voter| view.reports.get(voter).is_some_and(|r| r.report.voter.aged_for == Some(epoch)))
             .count();
-        if aged < needed {
+        if aged < needed && !left_out(Rule::LeaseAge) {
             return Err(Wait::LeaseNotAged { aged, needed });
         }
     }
@@ -296,6 +297,7 @@ enum Silence {
 /// Voters count from the last renewal of whoever owned before, so silence is held against an owner
 /// only from its own Grant on.
 fn silence(view: &ClusterView<'_>, now: Moment, limit_ms: u64) -> Silence {
+    let limit_ms = if left_out(Rule::Patience) { 1 } else { limit_ms };
     let renewal_ms = u64::from(view.state.ageing().renewal_ms);
     let granted_ms = view.granted_since.map_or(0, |since| now.millis_since(since));
     let silent_for = |voter: &NodeId| {
@@ -347,5 +349,5 @@ fn unless_paused(
     decision: ClusterDecision,
     instead: &'static str,
 ) -> ClusterDecision {
-    if view.state.paused { ClusterDecision::Wait(Wait::Paused { instead }) } else { decision }
+    if view.state.paused { ClusterDecision::Wait(Wait::Paused { instead: instead.into() }) } else { decision }
 }

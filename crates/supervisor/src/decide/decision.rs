@@ -1,5 +1,6 @@
 //! The closed vocabulary of what may be decided.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -9,7 +10,7 @@ use rhone_pgctl::wal::WalPosition;
 use serde::{Deserialize, Serialize};
 
 /// What the Raft leader decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterDecision {
     /// To propose a command.
     Propose(ClusterCommand),
@@ -44,7 +45,7 @@ pub enum Effect {
     /// Makes the standby primary.
     Promote,
     /// Sets the primary's newest policy, and sees to it that no process uses an older one and that what
-    /// was acknowledged before is flushed under it (DESIGN 6, steps 2 to 4).
+    /// was acknowledged before is flushed under it (docs/safety.md 6, steps 2 to 4).
     SetPolicy,
     /// Writes the epoch's marker and lets clients in once it is durable.
     OpenGate,
@@ -81,7 +82,7 @@ impl Effect {
 }
 
 /// What a member decides for itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeDecision {
     /// To do this in that epoch, for a reason.
     Act(Effect, Epoch, Reason),
@@ -90,7 +91,7 @@ pub enum NodeDecision {
 }
 
 /// Why a member does what it does: the same code in log, metric, history and status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The cluster is not founded yet.
     NotFounded,
@@ -226,7 +227,7 @@ impl fmt::Display for Reason {
 }
 
 /// What the Raft leader waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wait {
     /// Nobody founded the cluster yet.
     NotFounded,
@@ -239,7 +240,7 @@ pub enum Wait {
     /// Automatic failover is off.
     Paused {
         /// What would be done otherwise.
-        instead: &'static str,
+        instead: Cow<'static, str>,
     },
     /// Some voters hear no renewal; not a majority of them for long enough.
     SomeSilence {

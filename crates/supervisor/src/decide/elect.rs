@@ -1,4 +1,4 @@
-//! Who is promoted, and whether anybody may be yet (DESIGN 5.3, 6, 7).
+//! Who is promoted, and whether anybody may be yet (docs/safety.md 5.3, 6, 7).
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -12,10 +12,11 @@ use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
 
 use super::decision::Wait;
 use super::quorum;
+use crate::mutant::{Rule, left_out};
 use crate::view::{ClusterView, Heard, Moment, Revoked};
 
 /// For how long members that have not answered are waited for in asynchronous mode, counted from
-/// the first answer: every answer can only make the loss smaller (DESIGN 7). A healthy member
+/// the first answer: every answer can only make the loss smaller (docs/safety.md 7). A healthy member
 /// answers in 10 to 40 ms.
 pub const ELECTION_WINDOW_MS: u64 = 250;
 
@@ -67,17 +68,21 @@ pub fn elect(view: &ClusterView<'_>, now: Moment, fenced: bool) -> Election {
         .map(|(node, (_, answer))| Replica { node: *node, data: answer.data })
         .collect();
     // Who accepts a loss accepts what nobody proves; that the last owner has ended is still required.
-    let accepted = view.state.accepted_loss().is_some() && fenced;
+    let accepted = view.state.accepted_loss().is_some() && fenced || left_out(Rule::Cover);
     if let Some(policy) = view.state.policies.iter().find(|p| !p.covered(&counted, fenced) && !accepted) {
         return Election::Wait(Wait::CommitsMayBeUnseen { epoch: policy.epoch, revoked: counted.len() });
     }
-    let candidates: Vec<Candidate<'_>> = answers()
+    let mut candidates: Vec<Candidate<'_>> = answers()
         .filter(|(node, _)| !founding || view.state.founder == Some(**node))
         .filter_map(|(node, (_, answer))| {
             let position = answer.position?;
             rank(position).map(|rank| Candidate { node: *node, position, rank, answer })
         })
         .collect();
+    if left_out(Rule::MostWal) {
+        candidates.sort_by_key(|c| c.rank);
+        candidates.truncate(1);
+    }
     let Some(first) = candidates.iter().max_by_key(|c| c.rank) else {
         return Election::Wait(Wait::NoCandidate);
     };
@@ -198,7 +203,7 @@ fn wanted(view: &ClusterView<'_>) -> Option<NodeId> {
 }
 
 /// Returns whether the candidates that end no later than this one cover every policy without the others: then it
-/// holds every acknowledged commit (DESIGN 6), whatever others have besides.
+/// holds every acknowledged commit (docs/safety.md 6), whatever others have besides.
 ///
 /// False where commits may have been acknowledged asynchronously: there more is always better.
 fn enough(view: &ClusterView<'_>, best: &Candidate<'_>, candidates: &[Candidate<'_>]) -> bool {
@@ -315,7 +320,11 @@ fn loss(
         }
     }
     let bytes = range.map_or(0, |(from, to)| to.bytes_since(from));
-    if bytes > limit { Err(Wait::LagTooLarge { bytes, limit }) } else { Ok(range) }
+    if bytes > limit && !left_out(Rule::LagGate) {
+        Err(Wait::LagTooLarge { bytes, limit })
+    } else {
+        Ok(range)
+    }
 }
 
 /// Returns what of the history that ends in `end` a member at `position` lacks.

@@ -1,5 +1,5 @@
 //! The arithmetic of the lease, both halves: what a voter may grant and vouch for, and until when
-//! the owner may serve (DESIGN 3).
+//! the owner may serve (docs/safety.md 3).
 //!
 //! Pure: moments go in. The thread, the sockets and the lock are in `runtime/lease.rs` and
 //! `runtime/voter.rs`; the model checker drives this very code.
@@ -12,6 +12,7 @@ use rhone_consensus::settings::Timing;
 use rhone_consensus::state::ClusterState;
 use rhone_pgctl::wal::Lsn;
 
+use crate::mutant::{Rule, left_out};
 use crate::view::{Heard, Moment, VoterReport};
 
 /// How many renewals are remembered for late answers.
@@ -78,6 +79,9 @@ impl Voter {
 
     /// Returns for how much longer the voter neither renews nor counts as aged, in nanoseconds.
     fn quarantine(&self, now: Moment) -> u64 {
+        if left_out(Rule::Quarantine) {
+            return 0;
+        }
         let Some(timing) = self.timing else { return Timing::default().aged_ns() };
         self.started.0.saturating_add(timing.aged_ns()).saturating_sub(now.0)
     }
@@ -118,7 +122,7 @@ impl Voter {
         lsn: Lsn,
         membership: LogIndex,
     ) -> Result<(), RenewRefusal> {
-        if self.held() > epoch {
+        if self.held() > epoch && !left_out(Rule::RefusesOlder) {
             return Err(RenewRefusal::HigherEpoch(self.held()));
         }
         if self.held() < epoch {

@@ -15,8 +15,10 @@ mod mixture;
 mod node;
 pub mod quorum;
 pub mod schedule;
+mod words;
 
 pub use cluster::cluster;
 pub use decision::{ClusterDecision, Effect, NodeDecision, Reason, Wait};
 pub use elect::{ELECTION_WINDOW_MS, Election, elect};
 pub use node::{down, node};
+pub use words::command_in_words;

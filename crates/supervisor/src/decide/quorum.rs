@@ -1,4 +1,4 @@
-//! Which policy the primary is to have, and the safe order in which one follows another (DESIGN 6,
+//! Which policy the primary is to have, and the safe order in which one follows another (docs/safety.md 6,
 //! decision 0011).
 //!
 //! Every step is decided anew from the state and the reports, so that a change may be cut after

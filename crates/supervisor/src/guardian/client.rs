@@ -49,6 +49,9 @@ pub struct GuardianOptions {
     pub name: String,
     /// Whether it may use a cgroup.
     pub fence: FenceChoice,
+    /// The machine's watchdog, and after how many seconds without a word it resets the machine. Read when a guardian
+    /// is started: one that is adopted keeps what it was started with.
+    pub watchdog: Option<(PathBuf, u32)>,
 }
 
 /// How a guardian is told to freeze and kill.
@@ -389,7 +392,11 @@ async fn spawn(options: &GuardianOptions) -> Result<bool, GuardianError> {
     let failed = |reason: String| GuardianError::Spawn { state_dir: options.state_dir.clone(), reason };
     let mut command = tokio::process::Command::new(&options.exe);
     command.arg("guardian").arg("--state-dir").arg(&options.state_dir).arg("--name").arg(&options.name);
-    command.arg("--fence").arg(options.fence.as_str()).arg("--detach");
+    command.arg("--fence").arg(options.fence.as_str());
+    if let Some((device, seconds)) = &options.watchdog {
+        command.arg("--watchdog").arg(device).arg(seconds.to_string());
+    }
+    command.arg("--detach");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     for variable in crate::notify::VARIABLES {
         command.env_remove(variable);

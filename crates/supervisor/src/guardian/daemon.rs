@@ -17,13 +17,14 @@ use super::client::FenceChoice;
 use super::instance::Unprotected;
 use super::page::GuardPage;
 use super::server::{Outfit, Server, Wakers};
+use super::watchdog::Watchdog;
 use super::wire::{MemoryLock, Priority};
 use super::{cgroup, control, sys};
 
 /// Exit status: another guardian holds the lock.
 pub(super) const ANOTHER_ONE: u8 = 3;
 
-const USAGE: &str = "usage: rhone guardian --state-dir DIR [--name NAME] [--fence auto|signals] [--detach]";
+const USAGE: &str = "usage: rhone guardian --state-dir DIR [--name NAME] [--fence auto|signals] [--watchdog DEVICE SECONDS] [--detach]";
 const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
 /// Runs a guardian: `rhone guardian --state-dir DIR …`, with the arguments after `guardian`.
@@ -47,23 +48,28 @@ struct Options {
     state_dir: PathBuf,
     name: String,
     fence: FenceChoice,
+    watchdog: Option<(PathBuf, u32)>,
     detach: bool,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Option<Self> {
         let (mut state_dir, mut name) = (None, String::from("rhone"));
-        let (mut fence, mut detach) = (FenceChoice::Auto, false);
+        let (mut fence, mut watchdog, mut detach) = (FenceChoice::Auto, None, false);
         while let Some(arg) = args.next() {
             match arg.to_str()? {
                 "--state-dir" => state_dir = Some(PathBuf::from(args.next()?)),
                 "--name" => name = args.next()?.into_string().ok()?,
                 "--fence" => fence = FenceChoice::parse(args.next()?.to_str()?)?,
+                "--watchdog" => {
+                    let device = PathBuf::from(args.next()?);
+                    watchdog = Some((device, args.next()?.to_str()?.parse().ok()?));
+                }
                 "--detach" => detach = true,
                 _ => return None,
             }
         }
-        Some(Self { state_dir: state_dir?, name, fence, detach })
+        Some(Self { state_dir: state_dir?, name, fence, watchdog, detach })
     }
 }
 
@@ -184,6 +190,10 @@ fn prepare(options: &Options, dir: &OwnedFd) -> io::Result<Server> {
         priority,
         oom_score_adj,
         unprotected,
+        watchdog: match options.watchdog.clone() {
+            Some((device, seconds)) => Watchdog::new(Some(device), seconds),
+            None => Watchdog::new(None, 0),
+        },
     };
     Ok(Server::new(outfit, Wakers { timer, signals, listener, memfd }, page))
 }

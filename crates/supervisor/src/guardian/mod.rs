@@ -15,7 +15,8 @@
 //! - An instance that ever had a lease keeps needing one until it is gone (or [`Guardian::release`]).
 //! - If the guardian dies, the kernel kills the postmaster. A busy backend may go on for seconds: the
 //!   supervisor sees [`Guardian::died`] and calls [`emergency::kill_instance`]. If both die at the same
-//!   moment nothing stops that backend: a stated limit.
+//!   moment nothing stops that backend, and if both are stopped nothing stops the instance, but the machine's
+//!   watchdog where there is one ([`GuardianOptions::watchdog`]).
 //!
 //! # What it asks of its surroundings
 //! It stays in the cgroup of the supervisor that started it, so that whoever kills or freezes that one
@@ -33,18 +34,21 @@ mod daemon;
 pub mod emergency;
 mod family;
 mod fence;
+#[cfg(test)]
+mod fuzz_tests;
 mod instance;
 mod page;
 mod proc;
 mod server;
 mod stand_in;
 pub(crate) mod sys;
+mod watchdog;
 mod wire;
 
 pub(crate) use cgroup::of_process;
 pub use client::{FenceChoice, Guardian, GuardianError, GuardianOptions};
 pub use daemon::main;
-pub use page::{GuardState, Lease, SharedPage};
+pub use page::{GuardState, Lease, SharedPage, WatchdogState};
 pub use stand_in::StandIn;
 pub use wire::{
     Backend, Cause, Event, ExitReport, FrozenReport, LeaseReport, MemoryLock, PostmasterSignal, Priority,
@@ -53,5 +57,5 @@ pub use wire::{
 
 use std::time::Duration;
 
-/// How long an instance may stay frozen before it is killed (DESIGN 4).
+/// How long an instance may stay frozen before it is killed (docs/safety.md 4).
 pub const FROZEN_LIMIT: Duration = Duration::from_secs(10);

@@ -42,6 +42,7 @@ pub(super) enum Word {
     Postmaster = 19,
     Fences = 20,
     LateFenceMax = 21,
+    Watchdog = 22,
 }
 
 /// The lease that an instance runs under.
@@ -74,7 +75,7 @@ impl Lease {
 
     /// Returns whether this lease lets an instance go on that was frozen at `frozen_at` under the
     /// lease of that epoch: only a live one that a majority renewed by a request *sent* since then,
-    /// and of the same epoch (DESIGN 4).
+    /// and of the same epoch (docs/safety.md 4).
     pub fn thaws(self, frozen_at: BootTime, frozen_epoch: Option<u64>, now: BootTime) -> bool {
         match self {
             Self::NotNeeded => frozen_epoch.is_none(),
@@ -118,6 +119,32 @@ pub enum GuardState {
     Killing = 5,
     /// The last instance is gone, with every process of it.
     Dead = 6,
+}
+
+/// What became of the machine's watchdog.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u64)]
+pub enum WatchdogState {
+    /// None is configured.
+    #[default]
+    Off = 0,
+    /// It is not needed: the instance is no primary.
+    AtRest = 1,
+    /// It resets the machine if the guardian falls silent.
+    Armed = 2,
+    /// The device could not be opened, set or written to.
+    Failed = 3,
+}
+
+impl WatchdogState {
+    fn from_word(word: u64) -> Self {
+        match word {
+            1 => Self::AtRest,
+            2 => Self::Armed,
+            3 => Self::Failed,
+            _ => Self::Off,
+        }
+    }
 }
 
 impl GuardState {
@@ -238,6 +265,11 @@ impl SharedPage {
     /// Returns how often this guardian froze an instance because a lease ended.
     pub fn fences(&self) -> u64 {
         self.load(Word::Fences)
+    }
+
+    /// Returns what became of the machine's watchdog.
+    pub fn watchdog(&self) -> WatchdogState {
+        WatchdogState::from_word(self.load(Word::Watchdog))
     }
 
     /// Returns the longest time from the end of a lease until the instance was known to be frozen.

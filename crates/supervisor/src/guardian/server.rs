@@ -17,10 +17,12 @@ use super::control::{CONNECTIONS, Connections};
 use super::instance::{Frozen, Instance, Killing, Unprotected};
 use super::page::{GuardPage, GuardState, Lease, Word};
 use super::sys;
+use super::watchdog::{Watchdog, Watched};
 use super::wire::{
     self, Answer, Cause, Event, ExitReport, FrozenReport, Kind, MemoryLock, Priority, Refusal, Reply,
     Request, StartStage, Unreadable,
 };
+use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::{BootTime, Clock};
 
 /// How often the guardian says that it is alive, and looks at the page even if no deadline is near.
@@ -45,6 +47,7 @@ pub(super) struct Outfit {
     pub(super) priority: Priority,
     pub(super) oom_score_adj: i32,
     pub(super) unprotected: Unprotected,
+    pub(super) watchdog: Watchdog,
 }
 
 /// What the loop waits for.
@@ -162,7 +165,13 @@ impl Server {
     fn tick(&mut self) {
         let now = Clock.now();
         self.take_lease(now);
-        let Some(instance) = &self.instance else { return self.stamp() };
+        self.look(now);
+        self.stamp();
+        self.tend_watchdog();
+    }
+
+    fn look(&mut self, now: BootTime) {
+        let Some(instance) = &self.instance else { return };
         if instance.killing.is_some() {
             self.go_on_killing();
         } else if let Some(frozen) = &instance.frozen {
@@ -174,10 +183,23 @@ impl Server {
             } else {
                 self.verify();
             }
-        } else if self.lease.expired(now) {
+        } else if self.lease.expired(now) && !left_out(Rule::Freeze) {
             self.freeze(Cause::LeaseEnded);
         }
-        self.stamp();
+    }
+
+    /// After the fence had its turn: what comes here is a word that somebody fences.
+    fn tend_watchdog(&mut self) {
+        let now = Clock.now();
+        let needed = self.instance.as_ref().is_some_and(|instance| instance.epoch.is_some());
+        let fenced = !self.lease.expired(now) || self.state() == GuardState::Frozen;
+        let watched = match (needed, fenced) {
+            (false, _) => Watched::Nothing,
+            (true, true) => Watched::Fenced,
+            (true, false) => Watched::Loose,
+        };
+        self.outfit.watchdog.tend(watched, now);
+        self.page.set(Word::Watchdog, self.outfit.watchdog.state() as u64);
     }
 
     /// Takes the lease from the page, if it is a new one that may count.

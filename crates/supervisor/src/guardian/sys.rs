@@ -153,6 +153,17 @@ pub(super) fn real_time() -> io::Result<()> {
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sets after how many seconds without a word a watchdog resets the machine. A driver may round up.
+pub(super) fn set_watchdog(device: &OwnedFd, seconds: u32) -> io::Result<()> {
+    // WDIOC_SETTIMEOUT, linux/watchdog.h: _IOWR('W', 6, int).
+    const SET_TIMEOUT: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<libc::c_int>(b'W', 6);
+    let mut seconds = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the driver reads and writes that one int.
+    let call = unsafe { rustix::ioctl::Updater::<SET_TIMEOUT, libc::c_int>::new(&mut seconds) };
+    // SAFETY: as above; a file of another kind refuses the number.
+    Ok(unsafe { rustix::ioctl::ioctl(device, call) }?)
+}
+
 /// All that a child needs to become a postmaster; made before the fork, so that it allocates nothing.
 #[derive(Debug)]
 pub(super) struct SpawnPlan {

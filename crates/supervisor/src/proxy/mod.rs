@@ -13,6 +13,8 @@
 mod cancel;
 mod context;
 pub mod counters;
+#[cfg(test)]
+mod fuzz_tests;
 mod opening;
 mod packet;
 mod relay;

@@ -1,4 +1,4 @@
-//! Founding (DESIGN 11): all founding members agree on one founder before anything exists, and a
+//! Founding (docs/safety.md 11): all founding members agree on one founder before anything exists, and a
 //! member whose store is empty never founds a second cluster beside one that is there.
 
 use std::cmp::Reverse;

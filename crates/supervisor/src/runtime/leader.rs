@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
-use crate::decide::{ClusterDecision, lease, members};
+use crate::decide::{ClusterDecision, command_in_words, lease, members};
 use crate::runtime::handover::Clockwork;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::about;
@@ -170,7 +170,9 @@ impl Leader {
                 revoked: &self.revoked,
                 granted_since: (granted > Epoch(0)).then_some(self.granted_seen.1.max(self.led_since)),
             };
-            (self.decide)(&view, now)
+            let decision = (self.decide)(&view, now);
+            self.shared.recorder.cluster(&view, now, &decision);
+            decision
         };
         self.tell(&decision);
         let cared = members::are_cared_for(&decision, now.millis_since(self.asked_since));
@@ -239,14 +241,7 @@ impl Leader {
 
     /// Publishes the decision, and logs it when it changed.
     fn tell(&self, decision: &ClusterDecision) {
-        let (code, words) = match decision {
-            ClusterDecision::Propose(command) => ("propose".to_owned(), command_in_words(command)),
-            ClusterDecision::Revoke { epoch, members, wait } => (
-                wait.code().to_owned(),
-                format!("asks {} members to promise epoch {epoch}; {wait}", members.len()),
-            ),
-            ClusterDecision::Wait(wait) => (wait.code().to_owned(), wait.to_string()),
-        };
+        let (code, words) = (decision.code().to_owned(), decision.to_string());
         let changed = self.shared.decided.send_if_modified(|known| {
             let changed = known.0 != code;
             *known = (code.clone(), words.clone());
@@ -600,55 +595,4 @@ fn tell_left(state: &ClusterState, command: &ClusterCommand) -> Option<(String, 
     let ClusterCommand::RecordLeft { node, end } = command else { return None };
     let (_, (from, to)) = state.waits_for_left(*node, *end)?;
     Some((state.members.get(node)?.name.clone(), from, to))
-}
-
-fn command_in_words(command: &ClusterCommand) -> String {
-    match command {
-        ClusterCommand::Found { .. } => "found the cluster".to_owned(),
-        ClusterCommand::Admit(member) => format!("admit {}", member.name),
-        ClusterCommand::Remove(node) => format!("remove {node}"),
-        ClusterCommand::SetSystemId(system_id) => format!("this is system {system_id}"),
-        ClusterCommand::Prepare { reason, .. } => format!("open an epoch: {reason}"),
-        ClusterCommand::Grant(grant) => {
-            format!(
-                "grant epoch {} to {} at {}, timeline {}",
-                grant.epoch, grant.owner, grant.base, grant.timeline
-            )
-        }
-        ClusterCommand::Established { epoch, timeline, .. } => {
-            format!("epoch {epoch} is established on timeline {timeline}")
-        }
-        ClusterCommand::AddPolicy { epoch, kind } => {
-            format!("epoch {epoch} may also acknowledge a commit {kind}")
-        }
-        ClusterCommand::NarrowPolicies { epoch, number } => {
-            format!("epoch {epoch} acknowledges by policy {number} only")
-        }
-        ClusterCommand::AcceptLoss(accepted) => {
-            format!("epoch {} may lose acknowledged commits, says {}", accepted.epoch, accepted.by)
-        }
-        ClusterCommand::SetHandover(Some(_)) => "hand over".to_owned(),
-        ClusterCommand::SetHandover(None) => "end the handover".to_owned(),
-        ClusterCommand::RecordLeft { node, end } => format!("{node} left behind what it held up to {end}"),
-        ClusterCommand::Schedule(Some(scheduled)) => {
-            format!("hand over at {}, says {}", super::handover::shown(scheduled.at), scheduled.by)
-        }
-        ClusterCommand::Schedule(None) => "take the scheduled switchover off".to_owned(),
-        ClusterCommand::BeginScheduled { at } => {
-            format!("hand over, as scheduled for {}", super::handover::shown(*at))
-        }
-        ClusterCommand::DropScheduled { why, .. } => format!("drop the scheduled switchover: {why}"),
-        ClusterCommand::SettleTiming { epoch, .. } => {
-            format!("the owner of epoch {epoch} counts by the timings that were set")
-        }
-        ClusterCommand::SetPaused(true) => "pause".to_owned(),
-        ClusterCommand::SetPaused(false) => "resume".to_owned(),
-        ClusterCommand::SetFenced { node, fenced: true } => format!("fence {node}"),
-        ClusterCommand::SetFenced { node, fenced: false } => format!("unfence {node}"),
-        ClusterCommand::ChangeSettings { expected, by, .. } => {
-            format!("change version {expected} of the settings, says {by}")
-        }
-        ClusterCommand::SetLearner { node, learner: true } => format!("keep {node} from voting"),
-        ClusterCommand::SetLearner { node, learner: false } => format!("let {node} vote"),
-    }
 }

@@ -1,4 +1,4 @@
-//! The primary's half of the lease: renews it with the voters and writes the guardian's page (DESIGN 3).
+//! The primary's half of the lease: renews it with the voters and writes the guardian's page (docs/safety.md 3).
 //!
 //! A thread of its own with its own runtime and its own connections, so that nothing the rest of
 //! the supervisor does can hold it up. It touches no disk. A renewal counts from its *sending*, and
@@ -22,6 +22,7 @@ use crate::api::proto::v1::agent_client::AgentClient;
 use crate::api::proto::v1::{RenewReply, RenewRequest};
 use crate::decide::lease::Rounds;
 use crate::guardian::SharedPage;
+use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::shared::moment;
 use crate::runtime::ticker::Ticker;
@@ -34,7 +35,7 @@ use rhone_consensus::proto::Identity;
 /// It stamps its page every 200 ms, and every 500 ms while no lease is needed.
 pub const GUARDIAN_SILENT: Duration = Duration::from_secs(1);
 
-/// A node's loop that has not gone round for this long hangs, on a disk most likely (DESIGN 9, `T_stall`).
+/// A node's loop that has not gone round for this long hangs, on a disk most likely (docs/safety.md 9, `T_stall`).
 const LOOP_SILENT: Duration = Duration::from_secs(5);
 
 /// How many renewals to one voter may be unanswered; more would only queue behind a dead peer.
@@ -366,6 +367,11 @@ impl Renewer {
         let counted = self.rounds.granted(answer.seq, answer.node, &target.voters, target.timing);
         let Some((sent, until)) = counted.map(|(sent, until)| (boot_time(sent), boot_time(until))) else {
             return;
+        };
+        let until = if left_out(Rule::FromSending) {
+            self.context.clock.now().saturating_add(until.saturating_since(sent))
+        } else {
+            until
         };
         let known = *self.context.tell.borrow();
         if known.epoch == target.epoch && known.sent >= sent {

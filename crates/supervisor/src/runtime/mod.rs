@@ -5,6 +5,7 @@
 //! - `witness`: a member without Postgres.
 //! - [`lease`] and [`voter`]: the two halves of the lease.
 //! - [`local`] and [`effects`]: what is done to Postgres.
+//! - [`recorder`]: writes changed decisions with what they were taken from.
 
 pub mod chores;
 pub mod clock;
@@ -25,6 +26,7 @@ mod operator;
 mod outlook;
 pub mod peers;
 mod publish;
+pub mod recorder;
 pub mod rehearse;
 pub mod report;
 pub mod secret;

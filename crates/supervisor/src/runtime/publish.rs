@@ -12,6 +12,7 @@ use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
 
 use crate::civil::WallTime;
+use crate::guardian::WatchdogState;
 use crate::runtime::clock::{BootTime, wall_time};
 use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
@@ -381,6 +382,7 @@ struct Here {
     lease: LeaseStatus,
     frozen: bool,
     fences: u64,
+    watchdog: WatchdogState,
 }
 
 impl Here {
@@ -390,6 +392,7 @@ impl Here {
             lease: local.lease.status(),
             frozen: local.frozen(),
             fences: local.guardian.page().fences(),
+            watchdog: local.guardian.page().watchdog(),
         })
     }
 }
@@ -443,6 +446,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         proxy: shared
             .proxy
             .snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
+        watchdog: here.watchdog,
         counters: Counters {
             fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::decide::lease;
 use crate::runtime::clock::{BootTime, Timepiece};
 use crate::runtime::peers::Peers;
+use crate::runtime::recorder::Recorder;
 use crate::runtime::secret::Secret;
 use crate::runtime::voter::VoterLease;
 use crate::tls::Security;
@@ -98,6 +99,8 @@ pub struct Shared {
     pub asked: watch::Sender<Asked>,
     /// What the leader's loop decided last, in words, with its code.
     pub decided: watch::Sender<(String, String)>,
+    /// Where changed decisions are written with what they were taken from.
+    pub recorder: Recorder,
 }
 
 impl Shared {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -34,6 +35,7 @@ use crate::runtime::local::Local;
 use crate::runtime::node::Ended;
 use crate::runtime::operator::RuntimeOperator;
 use crate::runtime::peers::Peers;
+use crate::runtime::recorder::Recorder;
 use crate::runtime::secret::Secret;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::Ticker;
@@ -120,6 +122,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         pooler: crate::pooler::Handle::default(),
         asked: watch::Sender::new(crate::runtime::shared::Asked::default()),
         decided: watch::Sender::new((String::new(), String::new())),
+        recorder: Recorder::start(&config, clock.into()),
         config,
     });
     Ok((shared, asked))
@@ -185,6 +188,7 @@ async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<
         state_dir: config.node.state_dir.clone(),
         name: config.node.name.clone(),
         fence: crate::guardian::FenceChoice::default(),
+        watchdog: watchdog(postgres),
     };
     let guardian = match Guardian::connect_or_spawn(options.clone()).await {
         Err(GuardianError::Hung { pid, .. }) => {
@@ -199,6 +203,16 @@ async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<
             oom_score_adj = status.oom_score_adj, "how the guardian fences");
     }
     Ok(guardian)
+}
+
+/// The device that is configured, and a warning when it cannot be used.
+fn watchdog(postgres: &Postgres) -> Option<(PathBuf, u32)> {
+    let device = postgres.watchdog.clone()?;
+    if let Err(error) = rustix::fs::access(&device, rustix::fs::Access::WRITE_OK) {
+        tracing::warn!(device = %device.display(), %error,
+            "the watchdog cannot be written to: give the device to the user that runs rhone, or remove postgres.watchdog");
+    }
+    Some((device, u32::try_from(postgres.watchdog_timeout.as_secs()).unwrap_or(u32::MAX)))
 }
 
 /// A guardian that does not run fences nobody: what it guards is killed, then it is replaced.
@@ -252,7 +266,7 @@ async fn start_consensus(
     let mut again = identity.clone();
     match Consensus::start(options(identity)).await {
         Err(ConsensusError::StoreLost { store }) => {
-            // Its votes are forgotten: it joins as another voter, and never under the old id (DESIGN 11).
+            // Its votes are forgotten: it joins as another voter, and never under the old id (docs/safety.md 11).
             let renewed = hard.renew()?;
             tracing::warn!(store = %store.display(), node = %renewed.node_id,
                 "the raft store is gone: this member rejoins under a new id");

@@ -1,4 +1,4 @@
-//! The voter's half of the lease: whom it renewed last, and whether it still may (DESIGN 3).
+//! The voter's half of the lease: whom it renewed last, and whether it still may (docs/safety.md 3).
 //!
 //! One lock covers the check and the note, so that no renewal slips in beside a Prepare: the log
 //! tells of a Prepare under the same lock before the append is acknowledged. Nothing here touches

@@ -8,6 +8,7 @@ use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 
 use super::{HistoryEntry, MemberStatus, Role, State, SyncStatus};
 use crate::civil::WallTime;
+use crate::guardian::WatchdogState;
 
 /// A walsender of the local Postgres, from `pg_stat_replication`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -140,6 +141,8 @@ pub struct LocalView {
     pub history: Vec<HistoryEntry>,
     /// Counters for `/metrics`.
     pub counters: Counters,
+    /// What became of the machine's watchdog.
+    pub watchdog: WatchdogState,
     /// What the proxy ports that are open count.
     pub proxy: Vec<crate::proxy::counters::PortFigures>,
     /// The certificates of `[tls]`; none without TLS.

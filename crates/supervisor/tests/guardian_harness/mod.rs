@@ -98,6 +98,7 @@ pub(crate) struct Rig {
     exe: PathBuf,
     state_dir: PathBuf,
     fence: FenceChoice,
+    watchdog: Option<(PathBuf, u32)>,
     owned: bool,
 }
 
@@ -126,7 +127,7 @@ impl Rig {
 
     fn at(base: PathBuf, bin: PathBuf, fence: FenceChoice, owned: bool) -> Self {
         let state_dir = base.join("state");
-        Self { base, bin, exe: env!("CARGO_BIN_EXE_rhone").into(), state_dir, fence, owned }
+        Self { base, bin, exe: env!("CARGO_BIN_EXE_rhone").into(), state_dir, fence, watchdog: None, owned }
     }
 
     pub(crate) fn fence(&self) -> FenceChoice {
@@ -158,12 +159,23 @@ impl Rig {
         self.exe = copy;
     }
 
+    /// Gives the guardian a pipe for a watchdog; returns what reads it.
+    pub(crate) fn use_watchdog(&mut self) -> File {
+        let path = self.base.join("watchdog");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .expect("make a pipe");
+        let reader = fs::OpenOptions::new().read(true).write(true).open(&path).expect("open the pipe");
+        self.watchdog = Some((path, 10));
+        reader
+    }
+
     pub(crate) async fn guardian(&self) -> Guardian {
         let options = GuardianOptions {
             exe: self.exe.clone(),
             state_dir: self.state_dir.clone(),
             name: "test".to_owned(),
             fence: self.fence,
+            watchdog: self.watchdog.clone(),
         };
         Guardian::connect_or_spawn(options).await.expect("a guardian")
     }

@@ -276,7 +276,7 @@ impl<const N: usize> DataWorld<N> {
         out.push((Step::End(node + 1, Effect::OpenGate), next));
     }
 
-    /// Settles, then passes the barrier (DESIGN 6, steps 3 and 4).
+    /// Settles, then passes the barrier (docs/safety.md 6, steps 3 and 4).
     fn end_set_policy(&mut self, state: &State<N>, node: usize, out: &mut Vec<(Step, State<N>)>) {
         let here = state.nodes[node];
         if !matches!(here.pg, Pg::Primary(..)) {

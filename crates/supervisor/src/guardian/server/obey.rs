@@ -90,6 +90,7 @@ impl Server {
         self.page.set(Word::Postmaster, u64::from(instance.postmaster.as_raw_pid().unsigned_abs()));
         self.instance = Some(instance);
         self.stamp();
+        self.outfit.watchdog.take_over(now);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Making the data directory: initdb, clone, rewind (DESIGN 10). Nothing is removed before its
+//! Making the data directory: initdb, clone, rewind (docs/safety.md 10). Nothing is removed before its
 //! replacement is complete.
 
 use std::time::Duration;
@@ -193,7 +193,7 @@ impl Local {
             Ok(RewindOutcome::NotNeeded) if self.still_forked().await => {
                 // It takes the source's timeline from a control file that says the old one until the
                 // first checkpoint after a promotion: that is worth waiting for. Else it compared
-                // numbers, which collide; the ledger knows better (DESIGN 10).
+                // numbers, which collide; the ledger knows better (docs/safety.md 10).
                 let mut facts = self.facts();
                 facts.no_fork_seen = facts.no_fork_seen.saturating_add(1);
                 if facts.no_fork_seen >= NO_FORK_SEEN {
@@ -256,7 +256,7 @@ impl Local {
         if control.state == DbState::InArchiveRecovery {
             let kind = self.shared.hard.get().sentinel.map(|sentinel| sentinel.kind);
             if matches!(kind, Some(SentinelKind::Rewind | SentinelKind::Rewound)) {
-                // A rewind was cut short: such a directory is never started (DESIGN 10). And one that was
+                // A rewind was cut short: such a directory is never started (docs/safety.md 10). And one that was
                 // not is not whole without its source's WAL.
                 self.facts().rewinds_failed = u32::MAX;
                 return Err(LocalError::Stale(

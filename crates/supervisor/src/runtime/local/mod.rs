@@ -37,6 +37,7 @@ use rhone_pgctl::wal::{SystemId, Timeline, WalPosition};
 
 use crate::config::Postgres;
 use crate::guardian::{Guardian, GuardianError};
+use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::BootTime;
 use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
@@ -290,7 +291,7 @@ impl Local {
         let promise = self.shared.hard.get().promise;
         let applied = self.shared.consensus.state().borrow().state.epoch;
         let newest = held.max(promise).max(applied);
-        if newest > epoch {
+        if newest > epoch && !left_out(Rule::Recheck) {
             return Err(LocalError::Stale(format!("epoch {newest} is known, this was for {epoch}")));
         }
         Ok(())
@@ -351,7 +352,7 @@ impl Local {
             primary_conninfo,
             minimums,
             // A standby waits for one that does not exist: should it become primary, no commit is
-            // acknowledged before its policy is set (DESIGN 6).
+            // acknowledged before its policy is set (docs/safety.md 6).
             synchronous_standby_names: synchronous_standby_names(1, [""; 0]),
             ..ManagedSettings::default()
         })

@@ -19,7 +19,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// And how many probes in a row must have got none.
 const HUNG_PROBES: u32 = 3;
 
-/// After how long without any answer an instance that had answered counts as hung (DESIGN 9).
+/// After how long without any answer an instance that had answered counts as hung (docs/safety.md 9).
 const HUNG: Duration = Duration::from_secs(10);
 
 impl Local {
@@ -139,7 +139,7 @@ impl Local {
     }
 
     /// Returns the end of a standby's WAL. While it streams the walreceiver's own figure is right;
-    /// else only `IDENTIFY_SYSTEM` is (PITFALLS: `pg_last_wal_receive_lsn()` may be too low).
+    /// else only `IDENTIFY_SYSTEM` is (`pg_last_wal_receive_lsn()` may be too low).
     async fn standby_position(&self, standby: &StandbyFacts, streaming: bool) -> Option<WalPosition> {
         if streaming && let Some(receiver) = &standby.receiver {
             let lsn = receiver.flushed.max(standby.replayed)?;

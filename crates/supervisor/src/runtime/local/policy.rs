@@ -1,4 +1,4 @@
-//! The owner's half of a policy change: sets Postgres, settles, passes the barrier (DESIGN 6, steps 2
+//! The owner's half of a policy change: sets Postgres, settles, passes the barrier (docs/safety.md 6, steps 2
 //! to 4, decision 0011). Idempotent, and cut anywhere it is begun again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,7 @@ use rhone_pgctl::wal::Lsn;
 
 use super::streams::Word;
 use super::{Local, LocalError};
+use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::BootTime;
 
 /// How long a quick statement may take.
@@ -64,6 +65,7 @@ fn data_of(name: &str) -> Option<DataId> {
 /// acknowledged under this policy; empty where the policy allows to go on alone.
 pub(super) fn names_of(kind: &PolicyKind, members: &BTreeMap<NodeId, Member>) -> String {
     match kind {
+        PolicyKind::Quorum { .. } if left_out(Rule::Names) => String::new(),
         PolicyKind::Alone | PolicyKind::Async { .. } => String::new(),
         // A member that was removed has no name any more: to wait for one fewer of the others is safe.
         PolicyKind::Quorum { required, standbys } => synchronous_standby_names(
@@ -236,7 +238,8 @@ impl Local {
                 .iter()
                 .filter(|s| before.iter().any(|old| old.is(s)) && s.flushed < Some(mark))
                 .collect();
-            if waits_for.is_empty() && flushed_by_policy(&policy.kind, &senders, mark) {
+            let settled = waits_for.is_empty() && flushed_by_policy(&policy.kind, &senders, mark);
+            if settled || left_out(Rule::Settle) {
                 tracing::info!(%epoch, policy = %policy.number, %mark, "the policy is in force");
                 self.facts().secured = Some(policy.number);
                 return Ok(());
@@ -282,7 +285,10 @@ impl Local {
             });
             let senders = sync::senders(session, SQL_LIMIT).await?;
             // Before the first epoch nothing was acknowledged, and standbys are made from its primary.
-            if first || policies.iter().any(|policy| flushed_by_policy(&policy.kind, &senders, lsn)) {
+            if first
+                || left_out(Rule::Marker)
+                || policies.iter().any(|policy| flushed_by_policy(&policy.kind, &senders, lsn))
+            {
                 return Ok(true);
             }
             if self.shared.clock.now().saturating_since(begun) > ATTEMPT {

@@ -1,4 +1,4 @@
-//! Promising, promoting, letting clients in, handing over (DESIGN 5, 8).
+//! Promising, promoting, letting clients in, handing over (docs/safety.md 5, 8).
 
 use std::time::Duration;
 
@@ -16,11 +16,12 @@ use rhone_pgctl::{marker, roles, slots, standby, sync, timeline};
 
 use super::{Local, LocalError, REPLICATOR, REWINDER, Seen};
 use crate::guardian::{GuardState, Lease as PageLease};
+use crate::mutant::{Rule, left_out};
 use crate::runtime::lease::LeaseTarget;
 use crate::view::{Instance, Revoked};
 
 /// How long a standby may take to let go of its upstream before it is killed and read from disk: a
-/// healthy one takes 10 to 40 ms (PITFALLS).
+/// healthy one takes 10 to 40 ms, measured.
 const CUT_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a majority may take to grant the first renewal of an epoch.
@@ -53,7 +54,7 @@ impl Local {
         self.claim_first().await?;
         let position = self.frozen_position().await?;
         let hard = self.shared.hard.get();
-        let unfinished = hard.unfinished().is_some();
+        let unfinished = hard.unfinished().is_some() && !left_out(Rule::Floor);
         let above_floor = self.above_floor(hard.floor, position);
         let data = match self.look_at_identity()? {
             Seen::Ours(data) => Some(data),
@@ -70,6 +71,7 @@ impl Local {
     }
 
     fn above_floor(&self, floor: Option<WalPosition>, position: Option<WalPosition>) -> bool {
+        let floor = floor.filter(|_| !left_out(Rule::Floor));
         let (Some(floor), Some(position)) = (floor, position) else { return true };
         self.state(|state| {
             let ledger = &state.ledger;
@@ -95,6 +97,8 @@ impl Local {
                     Ok(()) => return Ok(None),
                     Err(error) => tracing::warn!(%error, "the standby does not let go: it is killed"),
                 }
+            } else if standby && left_out(Rule::CutsUpstream) {
+                return Ok(self.observe().await.position());
             } else if standby {
                 match self.cut().await {
                     Ok(position) => return Ok(Some(position)),

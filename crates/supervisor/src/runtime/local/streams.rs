@@ -1,6 +1,6 @@
 //! Who streams from this primary, as its own server says it.
 //!
-//! The Raft leader lets commits go on alone when nobody streams (DESIGN 6). So nothing here may make a primary
+//! The Raft leader lets commits go on alone when nobody streams (docs/safety.md 6). So nothing here may make a primary
 //! that is dying, silent or just back look like one whose standbys have left.
 
 use std::collections::BTreeMap;

@@ -288,7 +288,7 @@ impl NodeLoop {
     }
 
     /// A guardian that is stopped fences nobody: where this member may be primary it counts as gone
-    /// before another member can be granted (DESIGN 4: the two watch each other).
+    /// before another member can be granted (docs/safety.md 4: the two watch each other).
     ///
     /// The lease thread stops renewing at [`GUARDIAN_SILENT`]; the lease before it ends at most
     /// `serve` later, and another grant comes no earlier than `aged` after that renewal.
@@ -381,7 +381,9 @@ impl NodeLoop {
             start_failed: start_failed.as_deref(),
             behind: self.behind(),
         };
-        let decision = decide::node(&self.view(state, &facts), now);
+        let view = self.view(state, &facts);
+        let decision = decide::node(&view, now);
+        self.shared.recorder.member(&view, now, decision);
         match decision {
             NodeDecision::Rest(reason) => self.say(reason, None),
             NodeDecision::Act(effect, epoch, reason) => {
@@ -517,7 +519,7 @@ impl NodeLoop {
     fn keep_lease(&self, state: &ClusterState) {
         let epoch = match self.instance {
             Instance::Primary { epoch, .. } | Instance::Frozen { epoch } => epoch,
-            // Nothing runs: an explicit end of the lease lets another take over at once (DESIGN 9).
+            // Nothing runs: an explicit end of the lease lets another take over at once (docs/safety.md 9).
             Instance::Absent | Instance::Unusable(_) | Instance::Stopped { .. } if self.running.is_none() => {
                 self.local.lease.set_target(None);
                 return;
