@@ -16,7 +16,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 	| awk -F/ '$$5 >= 15 {print $$5, $$0}' | sort -n | tail -n 1 | cut -d' ' -f2))
 
 # What tests, chaos and the benchmark use.
-tests verify sim test-static arm64: export RHONE_PG_BIN := $(PG_BIN)
+tests verify sim test-static test-arm64: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
 chaos bench bench-proxy bench-clients soak thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
@@ -38,7 +38,7 @@ OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 ARCH ?= $(OWN)
 FOREIGN := $(filter-out $(OWN),$(ARCH))
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model static test-static arm64 image deb \
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model static test-static arm64 test-arm64 image deb \
 	deps release fuzz mutants
 
 help: ## this list
@@ -123,7 +123,7 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
 	$(CARGO) test -p rhone-chaos --test thirteen -- --nocapture
 
-test-all: test test-static arm64 ## `make test`, the static builds, then half an hour of chaos, thirteen members, and the benchmark
+test-all: test test-static test-arm64 ## `make test`, the static builds, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
@@ -144,7 +144,10 @@ static: ## rhone without any library, for every image: ARCH=arm64 for a Raspberr
 test-static: ## the static build on real Postgres
 	@tests/deploy/static.sh "$(ARCH)" "$(TARGET)"
 
-arm64: ## the same for ARM64, where this machine is none: Rhone under qemu, Postgres native
+arm64: ## the program and its Debian package for a Raspberry Pi, built on a PC
+	@$(MAKE) --no-print-directory deb ARCH=arm64
+
+test-arm64: ## the static build for ARM64 on real Postgres: Rhone under qemu where this machine is none, Postgres native
 	@tests/deploy/static.sh arm64 "$(TARGET)"
 
 image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0 ARCH=arm64
@@ -152,10 +155,10 @@ image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE
 	deploy/container/build.sh "$$binary" "$(IMAGE)"
 
 deb: ## the Debian package, in target/debian: ARCH=arm64 for a Raspberry Pi, DEB_BINARY= for a binary of your own
-	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
+	$(if $(DEB_BINARY)$(FOREIGN),,$(CARGO) build --release -p rhone)
 	@binary="$(or $(DEB_BINARY),$(if $(FOREIGN),,$(TARGET)/release/rhone))"; \
 	[ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
-	deploy/debian/build.sh "$$binary" "$(TARGET)/debian" $(if $(DEB_BINARY),,"$(TARGET)/release/rhone")
+	deploy/debian/build.sh "$$binary" "$(TARGET)/debian"
 
 deps: ## installs what is missing for all of the above, as root or by sudo
 	@deploy/install-deps.sh test

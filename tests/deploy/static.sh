@@ -37,15 +37,18 @@ for found in $(printf '%s' "$headers" | awk '$1 == "LOAD" {print $NF}'); do
 done
 
 folder=$(mktemp -d)
-trap 'umount "$folder/root/proc" 2>/dev/null || true; rm -rf "$folder"' EXIT
+trap 'rm -rf "$folder"' EXIT
 chmod 755 "$folder"
-mkdir -p "$folder/root/bin"
+mkdir -p "$folder/root/bin" "$folder/root/proc"
 cp "$binary" "$folder/root/bin/rhone"
 
-# What runs within: first the kernel is told of qemu, if need be.
+# What runs in mounts of its own: network namespaces are named where nobody else sees them, and the kernel is told of
+# qemu, if need be.
 cat >"$folder/within" <<'END'
 #!/bin/sh
 set -eu
+mkdir -p /run/netns
+mount -t tmpfs tmpfs /run/netns
 if [ -n "$1" ]; then
     mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
     f='\xff\xff\xff\xff'
@@ -58,11 +61,11 @@ exec "$@"
 END
 chmod 755 "$folder/within"
 run() {
-    if [ $emulated = no ]; then "$folder/within" "" "" "$@"; return; fi
+    if [ $emulated = no ]; then unshare --mount --propagation private "$folder/within" "" "" "$@"; return; fi
     mkfifo "$folder/mapped"
-    # With all of this machine's ids, a network and mounts of its own: what is made there is gone with it.
+    # With all of this machine's ids, and a network of its own: what is made there is gone with it.
     # shellcheck disable=SC2016 # the inner shell's
-    unshare --user --mount --net sh -c 'read -r _ <"$0" && exec "$@"' "$folder/mapped" \
+    unshare --user --mount --propagation private --net sh -c 'read -r _ <"$0" && exec "$@"' "$folder/mapped" \
         "$folder/within" "$qemu" "$magic" "$@" &
     child=$!
     until [ "$(readlink "/proc/$child/ns/user")" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.1; done
@@ -75,23 +78,42 @@ run() {
     return $status
 }
 
-[ $emulated = no ] || unshare --user --mount --net true 2>/dev/null || skip "no user namespaces here"
-if [ $emulated = yes ] && ! run true 2>/dev/null; then
-    skip "binfmt_misc cannot be mounted in a user namespace here (Linux 6.7 and later)"
+unshare --mount --propagation private true 2>/dev/null || skip "no mount namespaces here"
+if [ $emulated = yes ]; then
+    unshare --user --mount --net true 2>/dev/null || skip "no user namespaces here"
+    run true 2>/dev/null || skip "binfmt_misc cannot be mounted in a user namespace here (Linux 6.7 and later)"
 fi
 
-# In a root that holds nothing else; a qemu that itself needs libraries finds them only in this one.
+# In a root that holds nothing else but /proc, as a container has; a qemu that itself needs libraries finds them only in this one.
 if [ $emulated = yes ] && readelf -lW "$qemu" | grep -q INTERP; then
     run "$folder/root/bin/rhone" --version
     run "$folder/root/bin/rhone" inject "$folder/root/rhone"
 else
-    mkdir "$folder/root/proc"
-    mount --bind /proc "$folder/root/proc"
-    run chroot "$folder/root" /bin/rhone --version
-    run chroot "$folder/root" /bin/rhone inject /rhone
-    umount "$folder/root/proc"
+    # shellcheck disable=SC2016 # the inner shell's
+    run sh -euc 'mount --rbind /proc "$0/proc"; chroot "$0" /bin/rhone --version; chroot "$0" /bin/rhone inject /rhone' "$folder/root"
 fi
 cmp "$binary" "$folder/root/rhone" || fail "inject made another program"
+
+# What it is shipped in is for the same machine, and asks for no library.
+if have dpkg-deb; then
+    package=$(RHONE_DEB_COMPRESSION=none deploy/debian/build.sh "$binary" "$folder")
+    says=$(dpkg-deb -f "$package" Architecture Depends)
+    case $says in *libc6*) fail "the package asks for a library: $says" ;; *"Architecture: $arch"*) ;; *) fail "the package: $says" ;; esac
+    dpkg-deb --fsys-tarfile "$package" | tar -xO ./usr/bin/rhone | cmp - "$binary" || fail "the package holds another program"
+    dpkg-deb --contents "$package" | grep -q '/man1/rhone-switchover\.1\.gz$' || fail "the package has no manual pages"
+    printf '%s: %s\n' "${package##*/}" "$(printf %s "$says" | tr '\n' ' ')"
+else
+    printf 'SKIPPED: the package of the static build: no dpkg-deb\n' >&2
+fi
+if have podman; then
+    printf '[storage]\ndriver = "vfs"\nrunroot = "%s/run"\ngraphroot = "%s/graph"\n' "$folder" "$folder" >"$folder/storage.conf"
+    export CONTAINERS_STORAGE_CONF="$folder/storage.conf"
+    deploy/container/build.sh "$binary" localhost/rhone:test
+    says=$(podman image inspect --format '{{.Architecture}} {{.Config.User}} {{.Config.Entrypoint}}' localhost/rhone:test)
+    [ "$says" = "$arch 999:999 [/usr/bin/rhone]" ] || fail "the image: $says"
+else
+    printf 'SKIPPED: the image of the static build: no podman\n' >&2
+fi
 
 export RHONE_BIN="$folder/root/rhone"
 built=$(cargo test --locked --target-dir "$target" -p rhone-chaos --no-run --test three --test pod 2>&1) ||
