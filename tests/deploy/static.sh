@@ -100,7 +100,7 @@ if have dpkg-deb; then
     says=$(dpkg-deb -f "$package" Architecture Depends)
     case $says in *libc6*) fail "the package asks for a library: $says" ;; *"Architecture: $arch"*) ;; *) fail "the package: $says" ;; esac
     dpkg-deb --fsys-tarfile "$package" | tar -xO ./usr/bin/rhone | cmp - "$binary" || fail "the package holds another program"
-    dpkg-deb --contents "$package" | grep -q '/man1/rhone-switchover\.1\.gz$' || fail "the package has no manual pages"
+    dpkg-deb --contents "$package" | grep '/man1/rhone-switchover\.1\.gz$' >/dev/null || fail "the package has no manual pages"
     printf '%s: %s\n' "${package##*/}" "$(printf %s "$says" | tr '\n' ' ')"
 else
     printf 'SKIPPED: the package of the static build: no dpkg-deb\n' >&2
