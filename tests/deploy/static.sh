@@ -26,6 +26,9 @@ if [ "$(uname -m)" != "$cpu" ]; then
     have "$cpu-linux-gnu-gcc" || skip "no cross compiler (Debian: gcc-$(printf %s $cpu | tr _ -)-linux-gnu)"
     qemu=$(command -v "qemu-$cpu-static" || command -v "qemu-$cpu" || true)
     [ -n "$qemu" ] || skip "no qemu (Debian: qemu-user)"
+    major=$("$qemu" --version | sed -n 's/^.* version \([0-9]*\)\..*/\1/p')
+    [ "${major:-0}" -ge 10 ] || skip "qemu $major refuses PR_SET_CHILD_SUBREAPER, which the guardian needs; qemu 10 knows it \
+(Debian 12: apt-get install -t bookworm-backports qemu-user)"
 fi
 
 binary=$(deploy/static.sh "$arch" "$target" "${3:-release}")
