@@ -123,7 +123,7 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
 	$(CARGO) test -p rhone-chaos --test thirteen -- --nocapture
 
-test-all: test test-static test-arm64 ## `make test`, the static builds, then half an hour of chaos, thirteen members, and the benchmark
+test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
