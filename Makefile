@@ -127,7 +127,7 @@ takeover: release ## a live Patroni cluster taken over under a writer; Patroni a
 	@deploy/install-peers.sh
 	$(CARGO) test -p rhone-chaos --test takeover -- --nocapture
 
-test-all: test test-static test-arm64 ## `make test`, the static builds, then half an hour of chaos, thirteen members, and the benchmark
+test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench

@@ -67,7 +67,7 @@ complete zsh /usr/share/zsh/vendor-completions/_rhone
 complete fish /usr/share/fish/vendor_completions.d/rhone.fish
 pages=$root.man
 mkdir "$pages"
-generate man "$pages" >/dev/null
+said=$(generate man "$pages" 2>&1) || fail "no manual pages: $said" "$generator man FOLDER makes them"
 for page in "$pages"/*.1; do
     pack "$page" "/usr/share/man/man1/${page##*/}.gz"
 done

@@ -26,6 +26,9 @@ if [ "$(uname -m)" != "$cpu" ]; then
     have "$cpu-linux-gnu-gcc" || skip "no cross compiler (Debian: gcc-$(printf %s $cpu | tr _ -)-linux-gnu)"
     qemu=$(command -v "qemu-$cpu-static" || command -v "qemu-$cpu" || true)
     [ -n "$qemu" ] || skip "no qemu (Debian: qemu-user)"
+    major=$("$qemu" --version | sed -n 's/^.* version \([0-9]*\)\..*/\1/p')
+    [ "${major:-0}" -ge 10 ] || skip "qemu $major refuses PR_SET_CHILD_SUBREAPER, which the guardian needs; qemu 10 knows it \
+(Debian 12: apt-get install -t bookworm-backports qemu-user)"
 fi
 
 binary=$(deploy/static.sh "$arch" "$target" "${3:-release}")
@@ -100,7 +103,7 @@ if have dpkg-deb; then
     says=$(dpkg-deb -f "$package" Architecture Depends)
     case $says in *libc6*) fail "the package asks for a library: $says" ;; *"Architecture: $arch"*) ;; *) fail "the package: $says" ;; esac
     dpkg-deb --fsys-tarfile "$package" | tar -xO ./usr/bin/rhone | cmp - "$binary" || fail "the package holds another program"
-    dpkg-deb --contents "$package" | grep -q '/man1/rhone-switchover\.1\.gz$' || fail "the package has no manual pages"
+    dpkg-deb --contents "$package" | grep '/man1/rhone-switchover\.1\.gz$' >/dev/null || fail "the package has no manual pages"
     printf '%s: %s\n' "${package##*/}" "$(printf %s "$says" | tr '\n' ' ')"
 else
     printf 'SKIPPED: the package of the static build: no dpkg-deb\n' >&2

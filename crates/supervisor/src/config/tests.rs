@@ -255,6 +255,10 @@ fn each_bad_value_has_one_clear_message() {
         "pg-hba = \"host all all all trust\"",
         expect![[r#"error: rhone.toml:8: `bootstrap.pg-hba` must be a list: ["…", "…"], not a string"#]],
     );
+}
+
+#[test]
+fn a_size_without_a_unit_is_refused_with_what_it_would_be() {
     with(
         "bootstrap",
         "max-lag-on-failover = \"1 apple\"",

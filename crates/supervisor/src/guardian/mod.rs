@@ -49,9 +49,9 @@ mod watchdog;
 mod wire;
 
 pub(crate) use cgroup::of_process;
-pub(crate) use nftables::rehearse as rehearse_dead_man;
 pub use client::{FenceChoice, Guardian, GuardianError, GuardianOptions};
 pub use daemon::main;
+pub(crate) use nftables::rehearse as rehearse_dead_man;
 pub use page::{GuardState, LastResort, Lease, SharedPage};
 pub use stand_in::StandIn;
 pub use wire::{
