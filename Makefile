@@ -123,9 +123,9 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
 	$(CARGO) test -p rhone-chaos --test thirteen -- --nocapture
 
-takeover: release ## a live Patroni cluster taken over under a writer; Patroni and etcd come from PyPI and Debian
+takeover: release ## running servers, then a live Patroni cluster, taken over under a writer; Patroni and etcd come from PyPI and Debian
 	@deploy/install-peers.sh
-	$(CARGO) test -p rhone-chaos --test takeover -- --nocapture
+	$(CARGO) test -p rhone-chaos --test adopt --test takeover -- --nocapture
 
 test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
