@@ -160,12 +160,21 @@ impl Local {
         if self.guardian.page().state().has_instance() {
             self.guardian.kill().await?;
         }
-        if process::stray_processes(self.data_dir()).is_empty() {
-            process::remove_stale_pid_file(self.data_dir())?;
-            return Ok(());
+        if !process::stray_processes(self.data_dir()).is_empty() {
+            process::kill_everything(self.data_dir(), KILL_LIMIT).await?;
         }
-        process::kill_everything(self.data_dir(), KILL_LIMIT).await?;
         process::remove_stale_pid_file(self.data_dir())?;
+        let (sockets, port) = (&self.config.socket_dir, self.config.listen.port);
+        match process::remove_stale_socket_lock(sockets, port, self.data_dir()).await {
+            Ok(true) => {
+                tracing::info!(directory = %sockets.display(), "removed the lock of a socket that was left behind");
+            }
+            Ok(false) => {}
+            // Postgres says itself what it cannot do there.
+            Err(error) => {
+                tracing::warn!(%error, "could not look for the lock of a socket that was left behind");
+            }
+        }
         Ok(())
     }
 
