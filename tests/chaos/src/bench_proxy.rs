@@ -67,7 +67,7 @@ pub struct Figure {
 pub struct Cpu {
     /// pgbench's.
     pub client: f64,
-    /// The proxy's: of Rhone's thread `proxy`, or of HAProxy; none on the direct way.
+    /// The proxy's: of Rhone's threads `proxy`, or of HAProxy; none on the direct way.
     pub proxy: Option<f64>,
     /// Postgres's: all its processes.
     pub server: f64,
@@ -163,6 +163,10 @@ fn measure(cluster: &mut Cluster, order: Order) -> Result<(Vec<Figure>, i64, Vec
                         server: server_ticks(postmaster)?,
                     })
                 };
+                // What the run before left to be written is not this one's.
+                let settle = ["-h", &address, "-U", "postgres", "-qc", "checkpoint", "chaos"];
+                let output = run_client(cluster, "psql", &settle, LIMIT)?;
+                ensure!(output.code == Some(0), "checkpoint: {output:?}");
                 let before = ticks()?;
                 let tps = pgbench(cluster, &address, port, load, order)?;
                 // The last backends end.
@@ -250,18 +254,20 @@ fn server_ticks(postmaster: u32) -> Result<u64> {
     Ok(own.ticks + own.ticks_of_ended + live)
 }
 
-/// CPU time of one thread of a process, by its name, in clock ticks.
+/// CPU time of all threads of a process with this name, in clock ticks.
 fn thread_ticks(pid: u32, name: &str) -> Option<u64> {
+    let mut sum = None;
     for entry in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        let text = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // A thread that has ended meanwhile.
+        let Ok(text) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let (head, tail) = text.rsplit_once(')')?;
         if head.split_once('(')?.1 == name {
-            let fields: Vec<u64> =
-                tail.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
-            return Some(fields.iter().sum());
+            let fields = tail.split_whitespace().skip(11).take(2);
+            let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+            sum = Some(sum.unwrap_or(0) + ticks);
         }
     }
-    None
+    sum
 }
 
 fn start_haproxy(cluster: &Cluster, program: &Path) -> Result<Owned> {

@@ -64,7 +64,7 @@ impl DeadMan {
     /// this one's now.
     pub(super) fn take_over(&mut self) {
         if !self.shut {
-            self.remove();
+            self.remove(Clock.now());
         }
     }
 
@@ -73,7 +73,7 @@ impl DeadMan {
     /// Takes some 20 µs where there is a renewal, and longer where somebody else's change of the packet filter is under way.
     pub(super) fn tend(&mut self, lease: Option<BootTime>, now: BootTime) {
         match lease {
-            None if self.shut => self.remove(),
+            None if self.shut && now >= self.not_before => self.remove(now),
             None => {}
             Some(end) if !self.shut => self.set_up(end, now),
             // One that is over closes by itself.
@@ -128,12 +128,15 @@ impl DeadMan {
         }
     }
 
-    /// Nothing is there to be cut off.
-    fn remove(&mut self) {
+    /// Nothing is there to be cut off. What the kernel does not remove is tried again.
+    fn remove(&mut self, now: BootTime) {
         let Some(filter) = self.filter.as_mut() else { return };
         self.failed = filter.remove().is_err();
-        self.shut = false;
+        self.shut = self.failed;
         self.open_until = BootTime::ZERO;
+        if self.failed {
+            self.not_before = now.saturating_add(AGAIN);
+        }
     }
 }
 
@@ -141,7 +144,7 @@ impl Drop for DeadMan {
     /// A guardian that ends in order has nothing left to guard.
     fn drop(&mut self) {
         if self.shut {
-            self.remove();
+            self.remove(Clock.now());
         }
     }
 }

@@ -4,9 +4,9 @@
 //! - `packet` ✦: the first packets of a session; everything after them passes unread, TLS and GSS whole.
 //! - `context`: the facts from the rest of the supervisor; the open connections.
 //! - `server`: listens, limits, cuts. `opening`: waits for a server, reaches it, tries another. `relay`: passes bytes.
-//!   `cancel`: passes cancel requests on. `socket`: options. `counters`: for `/metrics`.
+//!   `lanes`: the threads. `cancel`: passes cancel requests on. `socket`: options. `counters`: for `/metrics`.
 //!
-//! On a thread of its own, so that no load here holds up the lease or Raft. It never connects to a primary that this
+//! On threads of its own, so that no load here holds up the lease or Raft. It never connects to a primary that this
 //! member does not know to own the newest epoch, by word of a majority within a lease; and while nobody connects and
 //! the epoch lasts it does not run at all.
 
@@ -15,6 +15,7 @@ mod context;
 pub mod counters;
 #[cfg(test)]
 mod fuzz_tests;
+mod lanes;
 mod opening;
 mod packet;
 mod relay;

@@ -1,6 +1,6 @@
 //! Listens on the ports, holds to the limits, and cuts what a change of epoch ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,11 +13,12 @@ use tokio::time::timeout;
 
 use super::context::Context;
 use super::counters::{Gauge, add};
+use super::lanes::Lanes;
 use super::opening::{Failure, first_packet, open};
 use super::packet::{First, Refusal, classify, error_response};
 use super::relay::{End, Terms, relay};
 use super::route::{Open, Port};
-use super::{cancel, socket};
+use super::{cancel, lanes, socket};
 use crate::runtime::local::Local;
 use crate::runtime::shared::Shared;
 
@@ -55,13 +56,9 @@ pub async fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> anyhow::
     }
     socket::raise_file_limit(usize::try_from(settings.max_connections).unwrap_or(usize::MAX));
     let context = Arc::new(Context::new(Arc::clone(shared), local.cloned(), settings));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(4)
-        .build()
-        .context("make the proxy's runtime")?;
+    let runtime = lanes::runtime().context("make the proxy's runtime")?;
     std::thread::Builder::new()
-        .name("proxy".to_owned())
+        .name(lanes::NAME.to_owned())
         .spawn(move || runtime.block_on(serve(context, listeners)))
         .context("start the proxy's thread")?;
     Ok(())
@@ -71,11 +68,13 @@ async fn serve(context: Arc<Context>, listeners: Vec<(Port, std::net::TcpListene
     let limit = usize::try_from(context.settings.max_connections).unwrap_or(Semaphore::MAX_PERMITS);
     let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let courtesies = Arc::new(Semaphore::new(COURTESIES));
+    let lanes = Arc::new(Mutex::new(Lanes::new()));
     for (port, listener) in listeners {
         match TcpListener::from_std(listener) {
             Ok(listener) => {
                 let (places, courtesies) = (Arc::clone(&places), Arc::clone(&courtesies));
-                tokio::spawn(accept(Arc::clone(&context), port, listener, places, courtesies));
+                let (context, lanes) = (Arc::clone(&context), Arc::clone(&lanes));
+                tokio::spawn(accept(context, port, listener, lanes, places, courtesies));
             }
             Err(error) => tracing::error!(%error, port = port.name(), "the proxy port is not served"),
         }
@@ -122,6 +121,7 @@ async fn accept(
     context: Arc<Context>,
     port: Port,
     listener: TcpListener,
+    lanes: Arc<Mutex<Lanes>>,
     places: Arc<Semaphore>,
     courtesies: Arc<Semaphore>,
 ) {
@@ -144,9 +144,14 @@ async fn accept(
         }
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let (tell, told) = oneshot::channel();
-            let task = tokio::spawn(session(Arc::clone(&context), port, client, place, told));
-            // The task has not run yet, and waits for this when it needs it.
-            tell.send(task.abort_handle()).ok();
+            let context = Arc::clone(&context);
+            let session = move |client| session(context, port, client, place, told);
+            let served = lanes.lock().unwrap_or_else(PoisonError::into_inner).serve(client, session);
+            // The task waits for this when it needs it.
+            match served {
+                Ok(abort) => drop(tell.send(abort)),
+                Err(error) => tracing::warn!(%error, port = port.name(), "cannot serve a connection"),
+            }
         } else {
             add(&context.counters(port).refused_limit, 1);
             if let Ok(courtesy) = Arc::clone(&courtesies).try_acquire_owned() {
