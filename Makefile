@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim test-static test-arm64: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients soak thirteen takeover: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients bench-scale soak thirteen takeover: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -31,6 +31,8 @@ SHOWS ?=
 SECONDS ?=
 PEERS ?=
 SYSTEMS ?=
+MEMBERS ?=
+MEGABYTES ?=
 FAULTS ?=
 RECORDS ?=
 # This machine's, as Debian names it, and the one that is asked for.
@@ -38,7 +40,7 @@ OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 ARCH ?= $(OWN)
 FOREIGN := $(filter-out $(OWN),$(ARCH))
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen takeover sim soak test-all model static test-static arm64 test-arm64 image deb \
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients bench-scale thirteen takeover sim soak test-all model static test-static arm64 test-arm64 image deb \
 	deps release fuzz mutants
 
 help: ## this list
@@ -109,6 +111,10 @@ bench-proxy: release ## pgbench direct, through Rhone's rw port and through HAPr
 
 bench-clients: release ## switchovers through PgBouncer without an error, waits of failovers behind the rw ports: ROUNDS=20
 	"$(TARGET)/release/chaos" bench-clients --switchovers "$(or $(ROUNDS),20)" --failovers "$(or $(ROUNDS),20)"
+
+bench-scale: release ## clusters of 3, 5, 7 and 13: founding, failover, cost; copies of 1 and 10 GB, rewinds: RUNS=10 MEMBERS=3,5 MEGABYTES=1000
+	"$(TARGET)/release/chaos" bench-scale --runs "$(if $(filter command line environment,$(origin RUNS)),$(RUNS),10)" \
+		$(if $(MEMBERS),--members "$(MEMBERS)") $(if $(MEGABYTES),--megabytes "$(MEGABYTES)")
 
 sim: ## whole clusters in virtual time, by seed: SECONDS=60 or RUNS=…; SEED=… for one story, MUTANT=…|all without a rule
 	$(CARGO) build --profile simulation -p rhone-simulation

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::binary;
 use crate::checker;
-use crate::clock::{Moment, wall_seconds};
+use crate::clock::{Moment, wall, wall_seconds};
 use crate::cluster::{Cluster, LIMIT, PowerLoss, Spec};
 use crate::history::ClientKind;
 use crate::idle::{self, Idle, number_after};
@@ -19,6 +19,7 @@ use crate::namespace::Means;
 use crate::process;
 use crate::scenario::{hold, report};
 use crate::stats::{Sample, seconds, table};
+use crate::steps::{self, Step};
 use crate::workload::{Plan, Workload};
 
 /// A fault that the benchmark measures.
@@ -111,6 +112,8 @@ pub struct Findings {
     pub means: String,
     /// Write gaps.
     pub figures: Vec<Figure>,
+    /// Where the time of the failovers went.
+    pub steps: Vec<Step>,
     /// Cost of idling, over `idle_seconds`.
     pub idle: Vec<Idle>,
     /// For how long idling was watched.
@@ -128,6 +131,7 @@ pub fn run(order: &Order) -> Result<Findings> {
         versions: versions()?,
         means: format!("{means:?}{}", means.missing().map(|text| format!(": {text}")).unwrap_or_default()),
         figures: Vec::new(),
+        steps: Vec::new(),
         idle: Vec::new(),
         idle_seconds: order.idle.as_secs(),
         skipped: Vec::new(),
@@ -137,7 +141,9 @@ pub fn run(order: &Order) -> Result<Findings> {
             findings.skipped.push(format!("{}: no network namespaces here", fault.name()));
             continue;
         }
-        findings.figures.extend(measure(order, fault)?);
+        let (figures, steps) = measure(order, fault)?;
+        findings.figures.extend(figures);
+        findings.steps.extend(steps);
     }
     if !order.idle.is_zero() {
         findings.idle = idle::watch(&order.spec, order.idle, &mut findings.skipped)?;
@@ -151,15 +157,16 @@ pub fn run(order: &Order) -> Result<Findings> {
 }
 
 /// Runs one fault often enough, on one cluster.
-fn measure(order: &Order, fault: Fault) -> Result<Vec<Figure>> {
+fn measure(order: &Order, fault: Fault) -> Result<(Vec<Figure>, Vec<Step>)> {
     let mut cluster = Cluster::start(&order.spec)?;
     let load_before = load();
     let mut samples: BTreeMap<&'static str, Sample> = BTreeMap::new();
-    let mut lost = 0;
+    let (mut lost, mut found) = (0, Vec::new());
     for run in 1..=order.runs {
-        let (gaps, rows) =
+        let Run { gaps, rows_lost, steps } =
             once(&mut cluster, fault).with_context(|| format!("{}, run {run}", fault.name()))?;
-        lost += rows;
+        lost += rows_lost;
+        found.extend(steps);
         let shown: Vec<String> =
             gaps.iter().map(|(client, gap)| format!("{client} {}", seconds(Some(*gap)))).collect();
         report(&format!("{} {run}/{}: {}", fault.name(), order.runs, shown.join(", ")));
@@ -169,7 +176,7 @@ fn measure(order: &Order, fault: Fault) -> Result<Vec<Figure>> {
     }
     let load = [load_before, load()];
     let number = |value: Option<Duration>| value.map(|value| value.as_secs_f64());
-    Ok(samples
+    let figures = samples
         .into_iter()
         .map(|(client, sample)| Figure {
             fault: fault.name(),
@@ -182,18 +189,29 @@ fn measure(order: &Order, fault: Fault) -> Result<Vec<Figure>> {
             rows_lost: lost,
             load,
         })
-        .collect())
+        .collect();
+    Ok((figures, steps::sum_up(fault.name(), &found)))
+}
+
+/// What one run showed.
+pub(crate) struct Run {
+    /// Each kind of client's time without writes.
+    pub(crate) gaps: Vec<(&'static str, Duration)>,
+    /// Acknowledged rows that were lost.
+    pub(crate) rows_lost: usize,
+    /// Where the time went, as the client beside each member saw it.
+    steps: Option<[Duration; 6]>,
 }
 
 /// One run: fault, wait for writes, read the gaps, make the cluster whole again.
-fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Duration)>, usize)> {
+pub(crate) fn once(cluster: &mut Cluster, fault: Fault) -> Result<Run> {
     cluster.forget_rows()?;
     let primary = cluster.wait_whole()?;
     let workload = cluster.workload(&Plan { patient: false, ..Plan::default() });
     workload.wait_for(100, LIMIT)?;
     // The disturbance is over: checkpoints and slots of the last run have settled.
     hold(Duration::from_millis(500));
-    let at = Moment::now();
+    let (at, wall_at) = (Moment::now(), wall());
     match fault {
         Fault::PowerLossResets => cluster.power_loss(primary, PowerLoss::Resets)?,
         Fault::PowerLossBlackHole => cluster.power_loss(primary, PowerLoss::BlackHole)?,
@@ -202,6 +220,8 @@ fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Durat
     }
     // Counted from when it is done: on a busy machine many rows are written until then.
     wait_for_both(&workload, Moment::now(), LIMIT).with_context(|| cluster.dump())?;
+    let logs = (0..cluster.members()).map(|index| Ok(fs::read_to_string(cluster.node(index)?.log())?));
+    let logs = logs.collect::<Result<Vec<_>>>().context("read the members' logs")?;
     let down = matches!(fault, Fault::PowerLossResets | Fault::PowerLossBlackHole);
     // The clients end before the lost node returns: what it costs to rejoin is not this gap.
     let history = workload.stop()?;
@@ -213,15 +233,19 @@ fn once(cluster: &mut Cluster, fault: Fault) -> Result<(Vec<(&'static str, Durat
     let now = cluster.wait_whole()?;
     let rows = cluster.rows(&[])?;
     let lost = checker::loss(&history, rows.get(&now).context("the primary's rows")?).lost.len();
-    let mut gaps = Vec::new();
+    let (mut gaps, mut steps) = (Vec::new(), None);
     for (client, kind) in [(PER_MEMBER, ClientKind::Member), (MULTI_HOST, ClientKind::MultiHost)] {
         let gap = checker::write_gap(&history.acknowledged_to(&[kind]), at, until).context("no writes")?;
         if gap.after.is_none() && client == PER_MEMBER {
             bail!("writes never came back: {gap:?}");
         }
+        if let Some(after) = gap.after.filter(|_| client == PER_MEMBER) {
+            steps =
+                steps::steps(logs.iter().map(String::as_str), wall_at, wall_at + after.finished.since(at));
+        }
         gaps.push((client, gap.length));
     }
-    Ok((gaps, lost))
+    Ok(Run { gaps, rows_lost: lost, steps })
 }
 
 /// Waits until both kinds of clients have written 50 rows in a row after the fault.
@@ -281,6 +305,9 @@ impl Findings {
                 "per member: a client beside each member; multi-host: as libpq does, hosts in order,\n\
                  connect_timeout 2 s, an answer awaited for 3 s; P99 by nearest rank\n",
             );
+        }
+        if !self.steps.is_empty() {
+            text.push_str(&steps::text(&self.steps));
         }
         if !self.idle.is_empty() {
             text.push_str(&idle::text(&self.idle, self.idle_seconds));

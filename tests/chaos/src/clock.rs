@@ -40,8 +40,13 @@ impl Moment {
     }
 }
 
+/// Time since the Unix epoch, to find a moment in the members' logs.
+#[expect(clippy::disallowed_methods, reason = "logs bear the wall clock's times; nothing is decided by it")]
+pub fn wall() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// Seconds since the Unix epoch, for the heading of a report only.
-#[expect(clippy::disallowed_methods, reason = "names the day of a report; nothing is decided by it")]
 pub fn wall_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_secs())
+    wall().as_secs()
 }

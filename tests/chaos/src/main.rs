@@ -12,7 +12,7 @@ use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::resume::Resume;
 use rhone_chaos::script::Script;
-use rhone_chaos::{bench_clients, bench_proxy, campaign, cleanup, clock, fault, peers};
+use rhone_chaos::{bench_clients, bench_proxy, campaign, cleanup, clock, fault, peers, scale};
 
 /// Clusters of real processes, faults, and the checkers that judge them.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Action {
     BenchClients(BenchClients),
     /// Measure Rhone and its peers under the same faults, and write the page of it.
     BenchPeers(BenchPeers),
+    /// Measure what more members cost, and how long copies and rewinds take.
+    BenchScale(BenchScale),
     /// Run random faults under clients and judge what the clients saw.
     Run(Run),
 }
@@ -119,6 +121,28 @@ struct BenchPeers {
 }
 
 #[derive(Args)]
+struct BenchScale {
+    /// Sizes of clusters.
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 5, 7, 13])]
+    members: Vec<usize>,
+    /// Power losses of the primary at each size.
+    #[arg(long, default_value_t = 10)]
+    runs: u32,
+    /// Seconds to watch each size idle; 0 for not at all.
+    #[arg(long, default_value_t = 60)]
+    idle: u64,
+    /// Megabytes of databases that are copied.
+    #[arg(long, value_delimiter = ',', default_values_t = [1000, 10_000])]
+    megabytes: Vec<u64>,
+    /// Primaries that rejoin by a rewind.
+    #[arg(long, default_value_t = 10)]
+    rewinds: u32,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Args)]
 struct Run {
     /// A scenario that comes with the harness, or a TOML file.
     #[arg(long, default_value = "all")]
@@ -199,15 +223,18 @@ fn act(cli: &Cli) -> Result<bool> {
     cleanup::prepare();
     let _turn = match &cli.command {
         Action::Run(_) => take_turn(),
-        Action::Bench(_) | Action::BenchProxy(_) | Action::BenchClients(_) | Action::BenchPeers(_) => {
-            take_machine()
-        }
+        Action::Bench(_)
+        | Action::BenchProxy(_)
+        | Action::BenchClients(_)
+        | Action::BenchPeers(_)
+        | Action::BenchScale(_) => take_machine(),
     }?;
     match &cli.command {
         Action::Bench(bench) => measure(bench),
         Action::BenchProxy(asked) => measure_proxy(asked),
         Action::BenchClients(asked) => measure_clients(asked),
         Action::BenchPeers(asked) => measure_peers(asked),
+        Action::BenchScale(asked) => measure_scale(asked),
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
             let mut script = Script::load(&run.scenario)?;
@@ -272,6 +299,21 @@ fn measure_clients(asked: &BenchClients) -> Result<bool> {
         Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
     }
     Ok(findings.passed())
+}
+
+fn measure_scale(asked: &BenchScale) -> Result<bool> {
+    let findings = scale::run(&scale::Order {
+        members: asked.members.clone(),
+        runs: asked.runs,
+        idle: Duration::from_secs(asked.idle),
+        megabytes: asked.megabytes.clone(),
+        rewinds: asked.rewinds,
+    })?;
+    match asked.output {
+        Format::Text => print(&findings.text())?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string(&findings).context("print JSON")?))?,
+    }
+    Ok(true)
 }
 
 fn measure_peers(asked: &BenchPeers) -> Result<bool> {
