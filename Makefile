@@ -40,7 +40,7 @@ OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 ARCH ?= $(OWN)
 FOREIGN := $(filter-out $(OWN),$(ARCH))
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients bench-scale thirteen takeover sim soak test-all model static test-static arm64 test-arm64 image deb \
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients bench-scale thirteen takeover sim soak test-all model static test-static test-page arm64 test-arm64 image deb \
 	deps release fuzz mutants
 
 help: ## this list
@@ -137,6 +137,10 @@ test-all: test test-static ## `make test`, the static build, then half an hour o
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
+
+test-page: ## the status page in headless Chromium through a failover; the pictures are kept
+	$(CARGO) build -p rhone
+	RHONE_SCREENSHOTS="$(abspath $(TARGET))/pictures" RHONE_BIN="$(abspath $(TARGET))/debug/rhone" $(CARGO) test -p rhone-chaos --test page -- --nocapture
 
 model: ## small worlds of lease and failover searched as deep as they go, and every mutant: STATES=1000000 a world
 	$(CARGO) run -p rhone-model --bin model -- $(STATES)

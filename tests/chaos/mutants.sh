@@ -10,7 +10,7 @@ logs=$(mktemp -d "${TMPDIR:-/tmp}/rhone-mutants-XXXXXX")
 rules='
 Freeze    primaries --scenario mutants/freeze.toml
 LeaseAge  primaries --scenario mutants/lease-age.toml
-Names     loss      --scenario quorum --only power_loss,black_hole --rounds 6
+Names     loss      --scenario mutants/names.toml
 MostWal   loss      --scenario mutants/most-wal.toml
 Cover     loss      --scenario mutants/cover.toml
 LagGate   loss      --scenario mutants/lag-gate.toml

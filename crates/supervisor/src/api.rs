@@ -13,6 +13,7 @@ mod page;
 mod patroni;
 pub mod proto;
 pub mod socket;
+mod timeline;
 
 pub use self::admin::admin_service;
 pub(crate) use self::convert::{

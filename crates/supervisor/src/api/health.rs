@@ -16,8 +16,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::{metrics, page, patroni};
+use crate::civil::WallTime;
 use crate::config::units;
-use crate::status::{LocalView, Role, State};
+use crate::runtime::clock::wall_time;
+use crate::status::{Event, LocalView, Role, State};
 
 /// Connections served at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 128;
@@ -33,23 +35,33 @@ const STALLED_LOOP: Duration = Duration::from_secs(30);
 /// Reads `CLOCK_BOOTTIME`.
 pub type BootClock = fn() -> Duration;
 
+/// Gives what this member tells of, oldest first.
+pub type EventsSource = Arc<dyn Fn() -> Vec<Event> + Send + Sync>;
+
 /// What every request sees.
 #[derive(Clone)]
 struct Http {
     view: watch::Receiver<Arc<LocalView>>,
+    events: EventsSource,
     now: BootClock,
 }
 
 /// One request: the facts, the time, and what was asked.
 struct Check<'a> {
     view: &'a LocalView,
+    events: &'a EventsSource,
     now: Duration,
     query: Query,
 }
 
 /// Serves HTTP on `listener` until the returned future is dropped.
-pub async fn serve(listener: TcpListener, view: watch::Receiver<Arc<LocalView>>, now: BootClock) {
-    let app = Router::new().fallback(answer).with_state(Http { view, now });
+pub async fn serve(
+    listener: TcpListener,
+    view: watch::Receiver<Arc<LocalView>>,
+    events: EventsSource,
+    now: BootClock,
+) {
+    let app = Router::new().fallback(answer).with_state(Http { view, events, now });
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -101,7 +113,7 @@ async fn answer(
         Ok(query) => query,
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
     };
-    let check = Check { view: &view, now: (http.now)(), query };
+    let check = Check { view: &view, events: &http.events, now: (http.now)(), query };
     let response = route(&check, uri.path(), &headers);
     if method == Method::GET { response } else { response.status().into_response() }
 }
@@ -122,7 +134,7 @@ fn route(check: &Check<'_>, path: &str, headers: &HeaderMap) -> Response {
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
             (kind, metrics::render(view, now)).into_response()
         }
-        "/ui" => html(StatusCode::OK, view, now),
+        "/ui" => html(StatusCode::OK, check),
         "/ui.js" => {
             let kind = [
                 (header::CONTENT_TYPE, "text/javascript; charset=utf-8"),
@@ -137,14 +149,14 @@ fn route(check: &Check<'_>, path: &str, headers: &HeaderMap) -> Response {
                 .and_then(|accept| accept.to_str().ok())
                 .is_some_and(|accept| accept.contains("text/html"));
             if path == "/" && wants_html {
-                return html(code, view, now);
+                return html(code, check);
             }
             (code, axum::Json(patroni::state(view, now))).into_response()
         }
     }
 }
 
-fn html(code: StatusCode, view: &LocalView, now: Duration) -> Response {
+fn html(code: StatusCode, check: &Check<'_>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store"),
@@ -153,7 +165,8 @@ fn html(code: StatusCode, view: &LocalView, now: Duration) -> Response {
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'",
         ),
     ];
-    (code, headers, page::render(view, now)).into_response()
+    let wall = WallTime::from_ms(wall_time());
+    (code, headers, page::render(check.view, &(check.events)(), check.now, wall)).into_response()
 }
 
 /// Says whether the check of this path holds.

@@ -10,7 +10,11 @@ fn app() -> Router {
     let view = LocalView { name: "pg-1".to_owned(), history: fake::history(), ..LocalView::default() };
     // The sender may go: what it sent last stays.
     let view = watch::channel(Arc::new(view)).1;
-    Router::new().fallback(answer).with_state(Http { view, now: || Duration::from_secs(100) })
+    Router::new().fallback(answer).with_state(Http {
+        view,
+        events: Arc::new(Vec::new),
+        now: || Duration::from_secs(100),
+    })
 }
 
 /// Says this on a connection of its own, and returns all that is answered.
@@ -78,6 +82,7 @@ fn fuzz_paths_and_queries() {
         lag_bytes: Some(9),
         ..LocalView::default()
     };
+    let events: EventsSource = Arc::new(Vec::new);
     let corpus = [
         "/replica?lag=10MB&tag_zone=a",
         "/readiness?lag=1kB&mode=write",
@@ -91,7 +96,7 @@ fn fuzz_paths_and_queries() {
             Ok(query) => query,
             Err(problem) => return (0, problem.chars().take(12).collect()),
         };
-        let check = Check { view: &view, now: Duration::from_secs(100), query };
+        let check = Check { view: &view, events: &events, now: Duration::from_secs(100), query };
         (route(&check, path, &HeaderMap::new()).status().as_u16(), String::new())
     });
 }

@@ -9,7 +9,7 @@ use super::{Query, serve};
 use crate::civil::WallTime;
 use crate::status::fake;
 use crate::status::local::{PeerView, Recovery, ReplicationRow};
-use crate::status::{LocalView, Role, State, SyncStatus};
+use crate::status::{Event, LocalView, Role, State, SyncStatus};
 
 /// The clock of these tests stands at 100 s.
 fn now() -> Duration {
@@ -65,7 +65,15 @@ async fn ask(view: &LocalView, request: &str) -> (u16, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (_keep, receiver) = watch::channel(Arc::new(view.clone()));
-    let server = tokio::spawn(serve(listener, receiver, now));
+    let event = Event {
+        time: Some(WallTime::from_ms(1_795_245_480_000)),
+        node: None,
+        epoch: None,
+        reason: "paused".to_owned(),
+        message: "<automatic> failover is off".to_owned(),
+    };
+    let events = Arc::new(move || vec![event.clone()]);
+    let server = tokio::spawn(serve(listener, receiver, events, now));
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let text = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     stream.write_all(text.as_bytes()).await.expect("sent");
@@ -203,9 +211,17 @@ async fn the_page_escapes_what_members_say() {
     );
     // Nothing from elsewhere, and something for a browser without scripts.
     assert!(!page.contains("//") && page.contains("<noscript><meta http-equiv=refresh"), "{page}");
-    for part in ["<main>", "<div id=now aria-live=polite>", "<section id=members>", "<section id=changes>"] {
+    for part in [
+        "<main>",
+        "<div id=now aria-live=polite>",
+        "<section id=members>",
+        "<section id=changes>",
+        "<section id=events>",
+    ] {
         assert_eq!(page.matches(part).count(), 1, "{part}: {page}");
     }
+    assert!(page.contains("</span> &lt;automatic&gt; failover is off"), "{page}");
+    assert!(page.contains("<i class=gap") && page.contains("streaming</span> from pg-1"), "{page}");
     let (code, script) = ask(&view, "GET /ui.js").await;
     assert_eq!(code, 200);
     assert!(script.contains("fetch(\"ui\"") && !script.contains("http"), "{script}");

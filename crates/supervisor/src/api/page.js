@@ -2,7 +2,7 @@
 // loads itself again instead.
 (() => {
   const away = document.getElementById("away");
-  const parts = ["now", "members", "changes"];
+  const parts = ["now", "members", "changes", "events"];
   const refresh = async () => {
     if (document.hidden) return;
     try {

@@ -5,8 +5,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use super::timeline;
+use crate::civil::WallTime;
 use crate::status::local::PeerView;
-use crate::status::{HistoryEntry, LocalView, Role, State};
+use crate::status::{Event, HistoryEntry, LocalView, Role, State};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--back:#ffffff;--text:#1c2024;--line:#8884;--good:#18794e;--bad:#c62a2f;--soft:#5a6169}\
@@ -19,6 +21,10 @@ li.primary{border-left-color:var(--good)}li.away{border-left-color:var(--bad)}\
 b{font-size:1.05rem}small{display:block;overflow-wrap:anywhere}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}\
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--line);white-space:nowrap}\
+.time{display:flex;gap:1px;font-size:.8rem}.time i{flex:0 1 0;min-width:3px;overflow:hidden;font-style:normal;\
+white-space:nowrap;border-bottom:.4rem solid var(--good)}.time .gap{border-color:var(--bad)}\
+.ends{display:flex;justify-content:space-between;font-size:.8rem;margin:0 0 .6rem}\
+ol{list-style:none;padding:0;font-size:.9rem}ol li{border:0;border-radius:0;padding:.2rem 0;overflow-wrap:anywhere}\
 @media(prefers-color-scheme:dark){:root{--back:#111315;--text:#eceef0;--good:#4cc38a;--bad:#ff8589;--soft:#a1a8b0}}";
 
 /// What keeps the page current, served beside it.
@@ -27,13 +33,16 @@ pub(super) const SCRIPT: &str = include_str!("page.js");
 /// Changes of primary that the page shows.
 const SHOWN_CHANGES: usize = 20;
 
+/// Events that the page shows.
+const SHOWN_EVENTS: usize = 30;
+
 /// Escapes text for HTML.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Renders the page as this member sees the cluster.
-pub(super) fn render(view: &LocalView, now: Duration) -> String {
+/// Renders the page as this member sees the cluster. `wall`: the time now, for the line of time's end.
+pub(super) fn render(view: &LocalView, events: &[Event], now: Duration, wall: WallTime) -> String {
     let mut out = String::with_capacity(8192);
     let name = escape(&view.scope);
     // Writing to a String cannot fail.
@@ -56,16 +65,35 @@ pub(super) fn render(view: &LocalView, now: Duration) -> String {
     let paused = if view.paused { ", automatic failover is off" } else { "" };
     let _ok = write!(out, "{paused}<span class=soft> · as seen from {}</span></p></div>", escape(&view.name));
     out.push_str("<section id=members><h2>Members</h2><ul>");
-    for peer in &view.members {
-        member(&mut out, peer);
+    for peer in by_topology(&view.members) {
+        member(&mut out, peer, primary.filter(|_| !unsure));
     }
     out.push_str("</ul></section><section id=changes>");
-    history(&mut out, &view.history);
+    history(&mut out, &view.history, wall);
+    out.push_str("</section><section id=events>");
+    recent(&mut out, events);
     out.push_str("</section></main></html>\n");
     out
 }
 
-fn member(out: &mut String, peer: &PeerView) {
+/// The primary, then those that stream, then the rest: the order in which WAL goes.
+fn by_topology(members: &[PeerView]) -> Vec<&PeerView> {
+    let mut sorted: Vec<&PeerView> = members.iter().collect();
+    sorted.sort_by_key(|peer| match (peer.status.role, peer.status.state, upstream_tag(peer)) {
+        (Role::Primary, _, _) => 0,
+        (_, State::Streaming, None) => 1,
+        (_, State::Streaming, Some(_)) => 2,
+        (_, _, _) => 3,
+    });
+    sorted
+}
+
+/// The member that this one is tagged to follow.
+fn upstream_tag(peer: &PeerView) -> Option<&str> {
+    ["replicate-from", "replicatefrom"].iter().find_map(|tag| peer.status.tags.get(*tag)).map(String::as_str)
+}
+
+fn member(out: &mut String, peer: &PeerView, primary: Option<&PeerView>) {
     let status = &peer.status;
     let class = match (status.role, status.state) {
         (_, State::Unreachable | State::Crashed | State::Fenced) => "away",
@@ -79,6 +107,10 @@ fn member(out: &mut String, peer: &PeerView) {
         status.role,
         status.state
     );
+    let upstream = upstream_tag(peer).or_else(|| primary.map(|primary| primary.status.name.as_str()));
+    if let (Role::Standby, State::Streaming, Some(upstream)) = (status.role, status.state, upstream) {
+        let _ok = write!(out, " from {}", escape(upstream));
+    }
     if let (Some(timeline), Some(lsn)) = (status.timeline, status.lsn) {
         let _ok = write!(out, "<small>WAL {timeline}:{lsn}");
         if let (Role::Standby, Some(lag)) = (status.role, status.lag_bytes) {
@@ -95,12 +127,14 @@ fn member(out: &mut String, peer: &PeerView) {
     out.push_str("</li>");
 }
 
-fn history(out: &mut String, entries: &[HistoryEntry]) {
+fn history(out: &mut String, entries: &[HistoryEntry], now: WallTime) {
     if entries.is_empty() {
         return;
     }
+    out.push_str("<h2>Changes of primary</h2>");
+    timeline::draw(out, entries.get(entries.len().saturating_sub(SHOWN_CHANGES)..).unwrap_or(entries), now);
     out.push_str(
-        "<h2>Changes of primary</h2><div class=scroll tabindex=0><table><tr><th scope=col>when<th scope=col>from\
+        "<div class=scroll tabindex=0><table><tr><th scope=col>when<th scope=col>from\
          <th scope=col>to<th scope=col>epoch<th scope=col>reason<th scope=col>without primary<th scope=col>lost",
     );
     for entry in entries.iter().rev().take(SHOWN_CHANGES) {
@@ -108,7 +142,7 @@ fn history(out: &mut String, entries: &[HistoryEntry]) {
         let _ok = write!(
             out,
             "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}",
-            entry.time.map_or_else(|| "-".to_owned(), super::super::civil::WallTime::short),
+            entry.time.map_or_else(|| "-".to_owned(), WallTime::short),
             text(&entry.from),
             text(&entry.to),
             entry.epoch,
@@ -118,6 +152,19 @@ fn history(out: &mut String, entries: &[HistoryEntry]) {
         );
     }
     out.push_str("</table></div>");
+}
+
+/// What this member has told of since its start, the newest first.
+fn recent(out: &mut String, events: &[Event]) {
+    if events.is_empty() {
+        return;
+    }
+    out.push_str("<h2>Events</h2><ol>");
+    for event in events.iter().rev().take(SHOWN_EVENTS) {
+        let time = event.time.map_or_else(|| "-".to_owned(), WallTime::short);
+        let _ok = write!(out, "<li><span class=soft>{time}</span> {}", escape(&event.message));
+    }
+    out.push_str("</ol>");
 }
 
 #[cfg(test)]

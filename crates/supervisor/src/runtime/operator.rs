@@ -13,8 +13,8 @@ use crate::runtime::publish;
 use crate::runtime::shared::Shared;
 use crate::settings::{SettingsVersion, SettingsView};
 use crate::status::{
-    ClusterStatus, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision, MemberRequest,
-    Operator, OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply,
+    ClusterStatus, Event, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision,
+    MemberRequest, Operator, OperatorError, SettingsChanged, SettingsRequest, Subscription, SwitchoverReply,
     SwitchoverRequest, TimingStatus, When,
 };
 
@@ -36,6 +36,11 @@ impl RuntimeOperator {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let events = Events::start(&shared);
         Self { shared, events }
+    }
+
+    /// Returns the events that are remembered, oldest first.
+    pub(super) fn recent_events(&self) -> Vec<Event> {
+        self.events.subscribe().recent
     }
 
     /// Returns what the tasks of this member share.

@@ -423,11 +423,13 @@ pub(super) async fn serving(
     crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let shown = view.clone();
+    let teller = Arc::clone(&operator);
+    let events = Arc::new(move || teller.recent_events());
     let mut tasks: Vec<Task> = vec![
         Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
         Box::pin(serve_socket(shared, owner, operator)?),
         Box::pin(async move {
-            health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
+            health::serve(http, view, events, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
         }),
         Box::pin(fatal(Arc::clone(shared))),
