@@ -133,7 +133,7 @@ takeover: release ## running servers, then a live Patroni cluster, taken over un
 	@deploy/install-peers.sh
 	$(CARGO) test -p rhone-chaos --test adopt --test takeover -- --nocapture
 
-test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
+test-all: test test-static arm64 ## `make test`, the static build, the one for ARM64, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
 	@$(MAKE) --no-print-directory bench
