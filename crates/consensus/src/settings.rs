@@ -105,6 +105,8 @@ pub struct Settings {
     pub postgres: BTreeMap<String, String>,
     /// Lines of pg_hba.conf, before the ones Rhone manages for clients.
     pub pg_hba: Vec<String>,
+    /// Lines of pg_ident.conf, after Rhone's own map.
+    pub pg_ident: Vec<String>,
 }
 
 impl Settings {
@@ -131,6 +133,9 @@ impl Settings {
         }
         if !self.pg_hba.is_empty() {
             flat.insert("pg-hba".to_owned(), self.pg_hba.join("\n"));
+        }
+        if !self.pg_ident.is_empty() {
+            flat.insert("pg-ident".to_owned(), self.pg_ident.join("\n"));
         }
         for (name, value) in &self.postgres {
             flat.insert(format!("postgres.{name}"), value.clone());
@@ -191,6 +196,7 @@ impl Default for Settings {
             sync_required: None,
             postgres: BTreeMap::new(),
             pg_hba: Vec::new(),
+            pg_ident: Vec::new(),
         }
     }
 }

@@ -127,6 +127,7 @@ fn fuzz_pg_hba() {
         replicator: "rhone_replicator".to_owned(),
         rewinder: "rhone_rewinder".to_owned(),
         lines: None,
+        ident_lines: None,
     };
     let present = rules.render_hba(Gate::Closed, "host all all all md5\n").expect("plain names");
     Fuzz::new("pg_hba.conf", [present]).words(&["\n", "reject", "begin", "end"]).run(|bytes| {

@@ -10,7 +10,7 @@ const BEGIN: &str = "# --- managed by rhone: begin (do not edit) ---";
 /// Ends it.
 const END: &str = "# --- managed by rhone: end ---";
 /// The map from operating system users to the superuser's role.
-const MAP: &str = "rhone";
+const MAP: &str = crate::ident_line::OWN_MAP;
 /// What applies when the user gives no lines and the file had none.
 const DEFAULT_LINES: &str = "\
 local all all peer
@@ -51,6 +51,8 @@ pub struct AccessRules {
     pub rewinder: String,
     /// The user's lines; none keeps what the file has.
     pub lines: Option<Vec<String>>,
+    /// The user's lines of `pg_ident.conf`; none keeps what the file has.
+    pub ident_lines: Option<Vec<String>>,
 }
 
 impl AccessRules {
@@ -72,12 +74,7 @@ impl AccessRules {
             managed.push("host all all all reject".into());
         }
         let kept = match &self.lines {
-            Some(lines) => {
-                if let Some(line) = lines.iter().find(|line| line.contains(['\n', '\r', '\0'])) {
-                    return Err(refused(line, "a pg_hba line must be one line"));
-                }
-                lines.join("\n")
-            }
+            Some(lines) => one_line_each(lines, "a pg_hba line must be one line")?,
             None => outside(present),
         };
         let rest = if kept.trim().is_empty() { DEFAULT_LINES } else { kept.trim_end() };
@@ -87,7 +84,7 @@ impl AccessRules {
     /// Renders `pg_ident.conf` over its present content.
     ///
     /// # Errors
-    /// [`PgError::Refused`] when a name has a line break or quote in it.
+    /// [`PgError::Refused`] when a name or line has a line break or quote in it.
     pub fn render_ident(&self, present: &str) -> Result<String, PgError> {
         let superuser = quote(&self.superuser)?;
         let mut managed = Vec::new();
@@ -97,7 +94,18 @@ impl AccessRules {
                 managed.push(line);
             }
         }
-        Ok(assemble(&managed, outside(present).trim_end()))
+        let kept = match &self.ident_lines {
+            Some(lines) => one_line_each(lines, "a pg_ident line must be one line")?,
+            None => outside(present),
+        };
+        Ok(assemble(&managed, kept.trim_end()))
+    }
+}
+
+fn one_line_each(lines: &[String], reason: &str) -> Result<String, PgError> {
+    match lines.iter().find(|line| line.contains(['\n', '\r', '\0'])) {
+        Some(line) => Err(refused(line, reason)),
+        None => Ok(lines.join("\n")),
     }
 }
 
@@ -149,6 +157,7 @@ mod tests {
             replicator: "rhone_replicator".into(),
             rewinder: "rhone_rewind".into(),
             lines: lines.map(|lines| lines.iter().map(ToString::to_string).collect()),
+            ident_lines: None,
         }
     }
 
@@ -187,6 +196,12 @@ mod tests {
         let text = rules(None).render_ident("# MAPNAME\nold a b\n").unwrap();
         assert_eq!(text.matches("rhone \"root\" \"postgres\"").count(), 1);
         assert!(text.ends_with("# MAPNAME\nold a b\n"));
+        let mut given = rules(None);
+        given.ident_lines = Some(vec!["office ann app".to_owned()]);
+        let replaced = given.render_ident(&text).unwrap();
+        assert!(replaced.ends_with("end ---\noffice ann app\n"), "{replaced}");
+        given.ident_lines = Some(vec!["office ann app\nrhone x postgres".to_owned()]);
+        assert!(given.render_ident("").is_err());
         let mut nasty = rules(None);
         nasty.superuser = "a\"\nlocal all all trust".into();
         assert!(nasty.render_hba(Gate::Open, "").is_err() && nasty.render_ident("").is_err());

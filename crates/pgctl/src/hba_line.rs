@@ -90,7 +90,7 @@ fn bad_address(address: &str) -> Option<String> {
 }
 
 /// Splits a line as the server does: at blanks and after commas, quotes keep them.
-fn words(line: &str) -> Result<Vec<String>, &'static str> {
+pub(crate) fn words(line: &str) -> Result<Vec<String>, &'static str> {
     let (mut words, mut word, mut quoted, mut begun) = (Vec::new(), String::new(), false, false);
     for char in line.chars() {
         match char {

@@ -24,6 +24,7 @@ pub mod forked;
 mod fuzz_tests;
 pub mod hba;
 pub mod hba_line;
+pub mod ident_line;
 pub mod initdb;
 pub mod install;
 pub mod marker;

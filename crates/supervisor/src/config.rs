@@ -148,6 +148,8 @@ pub struct Bootstrap {
     pub sync_required: Option<u32>,
     /// Lines of `pg_hba.conf` before those that Rhone manages.
     pub pg_hba: Vec<String>,
+    /// Lines of `pg_ident.conf` after Rhone's own map.
+    pub pg_ident: Vec<String>,
     /// A database to make, with an owner of the same name unless `owner` is set.
     pub database: Option<Database>,
     /// Postgres parameters.

@@ -224,6 +224,7 @@ fn without_secrets(state: &ClusterState) -> ClusterState {
     let mut settings = state.settings.clone();
     settings.postgres.clear();
     settings.pg_hba.clear();
+    settings.pg_ident.clear();
     ClusterState {
         cluster: state.cluster.clone(),
         founder: state.founder,

@@ -15,7 +15,7 @@ use crate::civil::WallTime;
 use crate::config::{nearest, timing, units};
 
 /// The keys beside `postgres.NAME`.
-pub const KEYS: [&str; 5] = ["sync", "sync-required", "max-lag-on-failover", "pg-hba", "timing"];
+pub const KEYS: [&str; 6] = ["sync", "sync-required", "max-lag-on-failover", "pg-hba", "pg-ident", "timing"];
 
 /// The settings that begin with this are Postgres parameters.
 pub const POSTGRES: &str = "postgres.";
@@ -124,16 +124,19 @@ pub fn change(settings: &mut Settings, key: &str, value: Option<&str>) -> Result
             settings.max_lag_on_failover = units::parse_size(text)
                 .map_err(|why| Refusal::new(format!("{key}: {why}"), hint.as_deref()))?;
         }
-        ("pg-hba", value) => {
-            let lines = value.unwrap_or_default().lines().map(str::trim_end);
-            settings.pg_hba = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
-        }
+        ("pg-hba", value) => settings.pg_hba = lines(value),
+        ("pg-ident", value) => settings.pg_ident = lines(value),
         (key, _) if key == "timing" || key.starts_with("timing.") => {
             change_timing(&mut settings.timing, key, value)?;
         }
         (key, _) => return Err(unknown(key)),
     }
     Ok(())
+}
+
+fn lines(value: Option<&str>) -> Vec<String> {
+    let lines = value.unwrap_or_default().lines().map(str::trim_end);
+    lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 /// Sets all timings, by a preset's name, or a single one; taken back they are those of `default`. Whether they
@@ -200,7 +203,7 @@ pub fn at_version(
 pub fn as_toml(values: &std::collections::BTreeMap<String, String>) -> String {
     let mut text = String::new();
     for (key, value) in values {
-        let value = if key == "pg-hba" {
+        let value = if key == "pg-hba" || key == "pg-ident" {
             toml::Value::Array(value.lines().map(|line| toml::Value::String(line.to_owned())).collect())
         } else {
             toml::Value::String(value.clone())
@@ -306,6 +309,7 @@ mod tests {
             Some("host all all all md5\n\nlocal all all peer\n"),
             " -> host all all all md5\nlocal all all peer",
         );
+        check("pg-ident", Some("office ann app\n"), " -> office ann app");
         check("postgres.Work_Mem", Some("8MB"), " -> 8MB");
         check("postgres.work_mem", None, "");
         check(
@@ -322,7 +326,7 @@ mod tests {
             "work_mem",
             Some("8MB"),
             "no setting is named work_mem (a Postgres parameter is `postgres.work_mem`; the others are sync, \
-             sync-required, max-lag-on-failover, pg-hba, timing)",
+             sync-required, max-lag-on-failover, pg-hba, pg-ident, timing)",
         );
         check("timing.lease", Some("3s"), "1500ms -> 3000ms");
         check("timing.lease", Some("3"), "timing.lease: a duration has a unit: 500ms, 1.5s, 2min, 1h ()");

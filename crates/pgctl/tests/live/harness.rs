@@ -146,6 +146,7 @@ impl Server {
             replicator: "rhone_replicator".into(),
             rewinder: "rhone_rewind".into(),
             lines: None,
+            ident_lines: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rhone_pgctl::apply::{write_access, write_settings};
 use rhone_pgctl::connection::Session;
 use rhone_pgctl::error::PgError;
-use rhone_pgctl::hba::Gate;
+use rhone_pgctl::hba::{AccessRules, Gate};
 use rhone_pgctl::initdb::{InitOptions, initdb};
 use rhone_pgctl::marker::{checkpoint, write_marker};
 use rhone_pgctl::probe::{primary_flush_lsn, probe};
@@ -117,6 +117,27 @@ async fn a_closed_gate_lets_only_rhone_in() {
     }
     assert!(fs::read_to_string(server.data.join("pg_hba.conf")).unwrap().ends_with(old));
     assert!(!write_access(&server.data, &server.rules(), Gate::Open, &server.user).unwrap());
+
+    // Maps of the user's: what passes the check is what the server takes.
+    let lines = [
+        "office ann \"Ann Lee\" # ours",
+        r"krb /^(.*)@example\.com$ \1",
+        r#"krb "/^([a-z0-9_.]+)@(A|B)\.example$" \1"#,
+        r"krb /\d+\w*\s?a+?b??[^A-Z@].$ guest",
+    ];
+    for line in lines {
+        assert_eq!(rhone_pgctl::ident_line::trouble(line), None, "{line}");
+    }
+    let given = AccessRules { ident_lines: Some(lines.map(str::to_owned).into()), ..server.rules() };
+    assert!(write_access(&server.data, &given, Gate::Open, &server.user).unwrap());
+    server.postmaster().reload_and_settle(&server.target, LIMIT).await.unwrap();
+    // The view, and the number of the line in one of its columns, are of PostgreSQL 15 and later.
+    if server.install.major() >= 15 {
+        let taken =
+            "SELECT count(*) FILTER (WHERE error IS NULL) || ' ' || count(error) FROM pg_ident_file_mappings";
+        let own = given.os_users.iter().collect::<BTreeSet<_>>().len();
+        assert_eq!(server.sql(taken).await, format!("{} 0", own + lines.len()));
+    }
 }
 
 #[tokio::test]

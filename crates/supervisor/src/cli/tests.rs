@@ -434,7 +434,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
         expect![[r#"
         ---- stderr
         error: refused, nothing was changed: no setting is named work_mem
-        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba, timing
+        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba, pg-ident, timing
         ---- Refused
     "#]],
     );

@@ -398,6 +398,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         sync,
         sync_required: required,
         pg_hba: pg_hba(entries),
+        pg_ident: pg_ident(entries),
         database: database(entries),
         postgres,
     }
@@ -410,6 +411,18 @@ fn pg_hba(entries: &mut Entries) -> Vec<String> {
         if let Some(why) = rhone_pgctl::hba_line::trouble(line) {
             let hint = "as in pg_hba.conf: \"host all all 10.0.0.0/24 scram-sha-256\"";
             entries.complain("bootstrap.pg-hba", format!("the line `{line}` {why}"), Some(hint));
+        }
+    }
+    lines
+}
+
+/// With a line that Postgres does not take there are no maps at all, and nobody is let in by one.
+fn pg_ident(entries: &mut Entries) -> Vec<String> {
+    let lines = entries.list("bootstrap.pg-ident").unwrap_or_default();
+    for line in &lines {
+        if let Some(why) = rhone_pgctl::ident_line::trouble(line) {
+            let hint = "as in pg_ident.conf: \"office ann app\"; what rhone cannot check stays in that file";
+            entries.complain("bootstrap.pg-ident", format!("the line `{line}` {why}"), Some(hint));
         }
     }
     lines

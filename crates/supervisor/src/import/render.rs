@@ -12,7 +12,7 @@ const TABLES: [(&str, &[&str]); 8] = [
     ("postgres", &["bin-dir", "data-dir", "listen", "advertise", "socket-dir", "superuser", "priority"]),
     ("hooks", &[]),
     ("tls", &["ca", "cert", "key", "insecure"]),
-    ("bootstrap", &["sync", "sync-required", "max-lag-on-failover", "pg-hba"]),
+    ("bootstrap", &["sync", "sync-required", "max-lag-on-failover", "pg-hba", "pg-ident"]),
     ("bootstrap.postgres", &[]),
 ];
 

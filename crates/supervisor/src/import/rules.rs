@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use rhone_pgctl::hba_line;
 use rhone_pgctl::settings::{check_parameters, owned_reason};
+use rhone_pgctl::{hba_line, ident_line};
 use yaml_rust2::Yaml;
 
 use super::{Choices, Note, Translation, Verdict, render};
@@ -27,7 +27,8 @@ pub(super) struct Rules {
     pub(super) lines: Lines,
     notes: Vec<Note>,
     parameters: BTreeMap<String, (u8, String)>,
-    hba: Option<(u8, Vec<String>)>,
+    hba: Option<(usize, Vec<String>)>,
+    ident: Option<(usize, Vec<String>)>,
     sync: Option<Sync>,
     strict: bool,
     host: Option<String>,
@@ -169,18 +170,10 @@ const DECIDE: &[(&str, &str)] = &[
         "postgresql.create_replica_method",
         "standbys are copied with pg_basebackup; a method of your own is not run",
     ),
-    (
-        "postgresql.pg_ident",
-        "a map of users is not translated: keep it in pg_ident.conf of the data directory",
-    ),
     ("postgresql.recovery_conf", "members recover from each other; a restore_command is not used"),
     (
         "bootstrap.dcs.postgresql.recovery_conf",
         "members recover from each other; a restore_command is not used",
-    ),
-    (
-        "bootstrap.dcs.postgresql.pg_ident",
-        "a map of users is not translated: keep it in pg_ident.conf of the data directory",
     ),
     (
         "postgresql.proxy_address",
@@ -311,6 +304,11 @@ impl Rules {
 
     /// Lists that mean something. Says whether it was one.
     fn list(&mut self, key: &str, value: &Yaml) -> bool {
+        if let Some(rank) =
+            ["bootstrap.dcs.postgresql.pg_ident", "postgresql.pg_ident"].iter().position(|name| *name == key)
+        {
+            return self.maps(key, value, rank);
+        }
         let rank = match key {
             "bootstrap.pg_hba" => 0,
             "bootstrap.dcs.postgresql.pg_hba" => 1,
@@ -343,6 +341,30 @@ impl Rules {
         }
         self.note(key, Verdict::Translated, format!("bootstrap.pg-hba, {}", lines_of(kept.len())));
         self.hba = Some((rank, kept));
+        true
+    }
+
+    /// Lines of pg_ident.conf.
+    fn maps(&mut self, key: &str, value: &Yaml, rank: usize) -> bool {
+        let Some(list) = value.as_vec() else { return false };
+        if self.ident.as_ref().is_some_and(|(known, _)| *known > rank) {
+            self.note(key, Verdict::NoMeaning, "postgresql.pg_ident comes before it");
+            return true;
+        }
+        let mut kept = Vec::new();
+        for line in list.iter().filter_map(scalar) {
+            match ident_line::trouble(&line) {
+                Some(why) => {
+                    let what =
+                        format!("the line `{line}` {why}: keep it in pg_ident.conf of the data directory");
+                    self.note(key, Verdict::Decide, what);
+                }
+                None if line.trim().is_empty() || line.trim_start().starts_with('#') => {}
+                None => kept.push(line),
+            }
+        }
+        self.note(key, Verdict::Translated, format!("bootstrap.pg-ident, {}", lines_of(kept.len())));
+        self.ident = Some((rank, kept));
         true
     }
 
@@ -506,10 +528,11 @@ impl Rules {
                 .or_default()
                 .insert("priority".to_owned(), priority.min(1000).to_string());
         }
-        if let Some((_, lines)) = self.hba.take().filter(|(_, lines)| !lines.is_empty()) {
+        for (ours, found) in [("pg-hba", self.hba.take()), ("pg-ident", self.ident.take())] {
+            let Some((_, lines)) = found.filter(|(_, lines)| !lines.is_empty()) else { continue };
             let lines: Vec<String> = lines.iter().map(|line| render::quoted(line)).collect();
             let list = format!("[\n  {},\n]", lines.join(",\n  "));
-            self.lines.entry("bootstrap").or_default().insert("pg-hba".to_owned(), list);
+            self.lines.entry("bootstrap").or_default().insert(ours.to_owned(), list);
         }
         let parameters = std::mem::take(&mut self.parameters);
         for (name, (_, value)) in parameters {

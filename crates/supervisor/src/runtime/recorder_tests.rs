@@ -24,6 +24,7 @@ fn state() -> ClusterState {
     let mut settings = Settings::default();
     settings.postgres.insert("archive_command".to_owned(), "push --password=hush".to_owned());
     settings.pg_hba.push("host all all all ldap ldapbindpasswd=hush".to_owned());
+    settings.pg_ident.push("office hush app".to_owned());
     let reason = Some(PrepareReason::OwnerDown { detail: "FATAL: invalid value: \"hush\"".to_owned() });
     ClusterState { settings, reason, ..ClusterState::default() }
 }

@@ -623,6 +623,7 @@ fn first_settings(config: &Config) -> Settings {
         sync_required: bootstrap.sync_required,
         postgres: bootstrap.postgres.clone(),
         pg_hba: bootstrap.pg_hba.clone(),
+        pg_ident: bootstrap.pg_ident.clone(),
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use rhone_consensus::settings::{Settings, SyncMode};
-use rhone_pgctl::hba_line;
 use rhone_pgctl::parameters::Parameter;
 use rhone_pgctl::settings::{NEVER_LOWER, check_parameters, default_of};
+use rhone_pgctl::{hba_line, ident_line};
 
 use super::{POSTGRES, Refusal};
 use crate::config::{nearest, timing};
@@ -29,6 +29,13 @@ pub fn check(
         && let Some((line, why)) = after.pg_hba.iter().find_map(|line| Some((line, hba_line::trouble(line)?)))
     {
         return Err(Refusal::new(format!("the pg-hba line `{line}` {why}"), None));
+    }
+    if before.pg_ident != after.pg_ident
+        && let Some((line, why)) =
+            after.pg_ident.iter().find_map(|line| Some((line, ident_line::trouble(line)?)))
+    {
+        let hint = "what rhone cannot check stays in pg_ident.conf of each data directory";
+        return Err(Refusal::new(format!("the pg-ident line `{line}` {why}"), Some(hint)));
     }
     if before.timing != after.timing
         && let Some(contradiction) = timing::contradictions(&after.timing).first()

@@ -369,7 +369,8 @@ impl Local {
 
     fn access(&self) -> AccessRules {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
-        let lines = &applied.state.settings.pg_hba;
+        let given = |lines: &Vec<String>| (!lines.is_empty()).then(|| lines.clone());
+        let settings = &applied.state.settings;
         let config = &self.config;
         let me = OsUser::current();
         let mut os_users = vec![self.user.name.clone(), "root".to_owned()];
@@ -381,7 +382,8 @@ impl Local {
             os_users,
             replicator: REPLICATOR.to_owned(),
             rewinder: REWINDER.to_owned(),
-            lines: (!lines.is_empty()).then(|| lines.clone()),
+            lines: given(&settings.pg_hba),
+            ident_lines: given(&settings.pg_ident),
         }
     }
 
