@@ -221,7 +221,7 @@ fn said() -> Vec<Vec<u8>> {
         v1::JoinRequest { from: from.clone(), member: codec::pack(&member) }.encode_to_vec(),
         v1::RehearseRequest { from: from.clone(), settings: codec::pack(&Settings::default()) }
             .encode_to_vec(),
-        v1::RenewRequest { from: from.clone(), epoch: 3, seq: 9, flushed_lsn: 1 << 40, membership: 1 }
+        v1::RenewRequest { from: from.clone(), epoch: 3, seq: 9, flushed_lsn: 1 << 40, membership: 1, to: 2 }
             .encode_to_vec(),
         v1::PerformRequest { from, epoch: 3, work: 2, started_ms: 5 }.encode_to_vec(),
         codec::pack(&Exam::default()),

@@ -10,7 +10,7 @@ pub(crate) enum Rule {
     Freeze,
     /// A voter renews nobody below the Prepare that its log holds.
     RefusesOlder,
-    /// A voter that has just started neither renews nor counts as aged.
+    /// A voter that has just started does not count as aged.
     Quarantine,
     /// The lease counts from the sending of a renewal, not from its answer.
     FromSending,

@@ -519,7 +519,18 @@ impl Cluster {
     pub fn rows(&self, absent: &[usize]) -> Result<BTreeMap<usize, BTreeSet<Key>>> {
         let primary = self.wait_whole_without(absent)?;
         let limit = Duration::from_secs(30);
-        let end = ask(&self.node(primary)?.door(), "postgres", "SELECT pg_current_wal_lsn()", limit)?;
+        // A client that gave up left its statement behind: a commit that still waits for a standby is
+        // on the standbys, and not to be seen at the primary yet.
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chaos' \
+                    AND state <> 'idle' AND pid <> pg_backend_pid()";
+        let door = self.node(primary)?.door();
+        self.wait_until("no statement of a client is left", || {
+            let left = ask(&door, "postgres", busy, QUESTION)?.into_iter().flatten().flatten().next();
+            ensure!(left.as_deref() == Some("0"), "{left:?} at work");
+            Ok(())
+        })?;
+        let end = ask(&self.node(primary)?.door(), "postgres", "SELECT pg_current_wal_lsn()", limit)
+            .with_context(|| self.dump())?;
         let end = end.into_iter().flatten().flatten().next().context("the primary's LSN")?;
         let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
         let mut found = BTreeMap::new();
@@ -534,7 +545,9 @@ impl Cluster {
                     }
                 })?;
             }
-            found.insert(index, keys(&ask(&door, DATABASE, "SELECT client, seq FROM writes", limit)?));
+            let rows = ask(&door, DATABASE, "SELECT client, seq FROM writes", limit)
+                .with_context(|| format!("read the rows of {}: {}", node.name(), self.dump()))?;
+            found.insert(index, keys(&rows));
         }
         Ok(found)
     }

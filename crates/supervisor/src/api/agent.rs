@@ -45,7 +45,17 @@ impl AgentService {
     /// Turns strangers away: another cluster or generation, an old image or a copy of a store, a
     /// member under another store than the recorded one.
     fn known(&self, from: Option<&Identity>, caller: Option<&Certified>) -> Result<NodeId, Status> {
-        let admitted = self.shared.consensus.admit(from, None).and_then(|node| {
+        self.known_and_meant(from, None, caller)
+    }
+
+    /// Like `known`, for a call that says whom it means to reach.
+    fn known_and_meant(
+        &self,
+        from: Option<&Identity>,
+        to: Option<NodeId>,
+        caller: Option<&Certified>,
+    ) -> Result<NodeId, Status> {
+        let admitted = self.shared.consensus.admit(from, to).and_then(|node| {
             self.shared.consensus.vouched(caller, node)?;
             Ok(node)
         });
@@ -77,7 +87,9 @@ impl AgentService {
 
     /// Judges a renewal, now.
     fn renewal(&self, caller: Option<&Certified>, request: &RenewRequest) -> Result<RenewReply, Status> {
-        let node = self.member(request.from.as_ref(), caller)?;
+        // A voter that lost its store is another one now, at the same address: it must not be counted as the old one.
+        let to = Some(NodeId(request.to));
+        let node = self.named(self.known_and_meant(request.from.as_ref(), to, caller)?)?;
         self.owner_at_most(node, Epoch(request.epoch))?;
         let result = self.shared.voter.renew(
             Epoch(request.epoch),
@@ -90,6 +102,11 @@ impl AgentService {
     /// Like `known`, and only members that the state names: what they say counts in decisions.
     fn member(&self, from: Option<&Identity>, caller: Option<&Certified>) -> Result<NodeId, Status> {
         let node = self.known(from, caller)?;
+        self.named(node)
+    }
+
+    /// Turns away whom the state does not name.
+    fn named(&self, node: NodeId) -> Result<NodeId, Status> {
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         if applied.state.is_founded() && !applied.state.members.contains_key(&node) {
             return Err(Status::failed_precondition(format!("{node} is no member (yet)")));

@@ -27,11 +27,6 @@ pub enum RenewRefusal {
     UnknownEpoch,
     /// Its log holds a newer membership than the one the primary counts by.
     NewerMembership(LogIndex),
-    /// It has just started and has forgotten whom it renewed.
-    Quarantine {
-        /// For how much longer, as far as it knows, in nanoseconds.
-        left_ns: u64,
-    },
 }
 
 /// A voter's memory of the lease.
@@ -47,8 +42,6 @@ pub struct Voter {
     /// The last renewal, or what counts as one.
     last: Moment,
     heard: Option<Heard>,
-    /// It has renewed since it started: its quarantine is over, whatever the lease is later.
-    renews: bool,
 }
 
 impl Voter {
@@ -63,7 +56,6 @@ impl Voter {
             started: now,
             last: now,
             heard: None,
-            renews: false,
         }
     }
 
@@ -77,11 +69,10 @@ impl Voter {
         self.membership
     }
 
-    /// Returns for how much longer the voter neither renews nor counts as aged, in nanoseconds.
+    /// Returns for how much longer the voter vouches for no silence, in nanoseconds: after a start it has forgotten
+    /// whom it renewed, so that it is a whole lease until it vouches for an age, too. It renews all the same, which
+    /// only makes it younger (decision 0003).
     fn quarantine(&self, now: Moment) -> u64 {
-        if left_out(Rule::Quarantine) {
-            return 0;
-        }
         let Some(timing) = self.timing else { return Timing::default().aged_ns() };
         self.started.0.saturating_add(timing.aged_ns()).saturating_sub(now.0)
     }
@@ -104,6 +95,9 @@ impl Voter {
         self.membership = held.membership;
         self.log_timing = held.timing;
         match cause {
+            LogCause::Start if left_out(Rule::Quarantine) => {
+                (self.started, self.last) = (Moment(0), Moment(0));
+            }
             // Counts as a renewal of whoever owns: this voter may not have been asked before,
             // or has lost its memory of it (decision 0003).
             LogCause::Start | LogCause::MembershipAppend | LogCause::SnapshotInstall => self.last = now,
@@ -114,7 +108,7 @@ impl Voter {
     /// Renews the primary's lease, or says why not.
     ///
     /// # Errors
-    /// A higher Prepare in the log, a newer membership in the log, or quarantine.
+    /// A higher Prepare or a newer membership in the log, or not yet the Prepare of that epoch.
     pub fn renew(
         &mut self,
         now: Moment,
@@ -131,13 +125,7 @@ impl Voter {
         if self.membership > membership {
             return Err(RenewRefusal::NewerMembership(self.membership));
         }
-        let left_ns = self.quarantine(now);
-        // How far the primary is may be remembered all the same: it prolongs nothing.
         self.heard = Some(furthest(self.heard, Heard { epoch, lsn }));
-        if left_ns > 0 && !self.renews {
-            return Err(RenewRefusal::Quarantine { left_ns });
-        }
-        self.renews = true;
         self.last = now;
         Ok(())
     }
@@ -254,24 +242,34 @@ mod tests {
     }
 
     #[test]
-    fn a_voter_that_renews_goes_on_when_the_lease_becomes_longer_and_vouches_only_after_it() {
+    fn a_voter_that_has_just_started_renews_and_vouches_for_nothing_for_a_whole_lease() {
         let timing = |lease_ms| Timing { lease_ms, ..Timing::default() };
         let at = |ms: u64| Moment(ms * 1_000_000);
         let renew = |voter: &mut Voter, ms| voter.renew(at(ms), Epoch(0), Lsn::new(1), LogIndex(0));
-        let (mut young, mut old) = (Voter::new(at(0)), Voter::new(at(0)));
-        for voter in [&mut young, &mut old] {
-            voter.applied(Epoch(0), timing(1500));
-        }
-        assert_eq!(renew(&mut old, 2000), Ok(()));
-        for voter in [&mut young, &mut old] {
-            voter.applied(Epoch(0), timing(12_000));
-        }
-        assert!(matches!(renew(&mut young, 3000), Err(RenewRefusal::Quarantine { .. })));
-        assert_eq!(renew(&mut old, 3000), Ok(()));
-        assert_eq!(old.report(at(9000)).aged_for, None);
-        assert_eq!(old.report(at(9000)).silent_ms, None, "its word waits for the longer one");
-        assert_eq!(old.report(at(13_000)).aged_for, None, "silent for ten seconds");
-        assert_eq!(old.report(at(15_500)).aged_for, Some(Epoch(0)));
+        let word = |voter: &Voter, ms| (voter.report(at(ms)).silent_ms, voter.report(at(ms)).aged_for);
+        let mut voter = Voter::new(at(0));
+        assert_eq!(renew(&mut voter, 10), Ok(()), "before it knows the timings");
+        assert_eq!(word(&voter, 60_000), (None, None), "how long is a lease?");
+        voter.applied(Epoch(0), timing(1500));
+        assert_eq!(word(&voter, 1500), (None, None));
+        assert_eq!(
+            word(&voter, 1520),
+            (Some(1510), None),
+            "1 % more than a lease since the start, not since the renewal"
+        );
+        assert_eq!(word(&voter, 1530), (Some(1520), Some(Epoch(0))));
+        assert_eq!(renew(&mut voter, 2000), Ok(()));
+        // A lease that becomes longer lengthens what is left of it, and the renewing goes on.
+        voter.applied(Epoch(0), timing(12_000));
+        assert_eq!(renew(&mut voter, 3000), Ok(()));
+        assert_eq!(word(&voter, 9000), (None, None), "its word waits for the longer one");
+        assert_eq!(word(&voter, 13_000), (Some(10_000), None), "silent for ten seconds");
+        assert_eq!(word(&voter, 15_500), (Some(12_500), Some(Epoch(0))));
+        // Restarted with a higher Prepare in its log, it renews nobody of before.
+        let mut later = Voter::new(at(0));
+        let held = LogHeld { prepare: Epoch(7), ..LogHeld::default() };
+        later.log_changed(at(0), held, LogCause::Start);
+        assert_eq!(renew(&mut later, 10), Err(RenewRefusal::HigherEpoch(Epoch(7))));
     }
 
     #[test]

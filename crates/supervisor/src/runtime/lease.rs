@@ -338,6 +338,7 @@ impl Renewer {
             seq,
             flushed_lsn: flushed.get(),
             membership: target.membership.0,
+            to: node.0,
         };
         let epoch = target.epoch;
         let limit = Duration::from_millis(u64::from(target.timing.lease_ms));
@@ -428,7 +429,6 @@ pub fn renew_reply(seq: u64, result: Result<(), RenewRefusal>) -> RenewReply {
         // One that does not have the Prepare yet will have it a moment later.
         Ok(()) | Err(RenewRefusal::UnknownEpoch) => {}
         Err(RenewRefusal::NewerMembership(membership)) => reply.membership = membership.0,
-        Err(RenewRefusal::Quarantine { left_ns }) => reply.quarantine_ms = (left_ns / 1_000_000).max(1),
     }
     reply
 }

@@ -102,6 +102,14 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
     let dialer = security.clone().map_or(Dialer::Plain, Dialer::Tls);
     // The store first: a member that cannot start leaves no guardian behind.
     let consensus = start_consensus(&config, &hard, &voter, &dialer).await?;
+    {
+        // A snapshot may stand for entries that the log lost: known before anybody is answered.
+        let states = consensus.state();
+        let applied = states.borrow();
+        if applied.state.is_founded() {
+            voter.applied(applied.state.epoch, applied.state.ageing());
+        }
+    }
     let password_file = config.postgres.as_ref().and_then(|p| p.replication_password_file.clone());
     let secret =
         Secret::open(password_file, &config.node.state_dir).context("read the replication password")?;

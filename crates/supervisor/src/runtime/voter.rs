@@ -51,7 +51,7 @@ impl VoterLease {
     /// Renews the primary's lease, or says why not.
     ///
     /// # Errors
-    /// A higher Prepare in the log, a newer membership in the log, or quarantine.
+    /// A higher Prepare or a newer membership in the log, or not yet the Prepare of that epoch.
     pub fn renew(&self, epoch: Epoch, lsn: Lsn, membership: LogIndex) -> Result<(), RenewRefusal> {
         // The clock is read under the lock: what is noted is never older than what was.
         let mut voter = self.lock();

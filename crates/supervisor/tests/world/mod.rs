@@ -416,7 +416,7 @@ impl World {
         let mut count = 0;
         for voter in 0..3 {
             let reached = voter == node || self.linked(node, voter);
-            if !reached || self.draw(10) == 1 || self.quarantined(voter) {
+            if !reached || self.draw(10) == 1 {
                 continue;
             }
             if self.held(voter) > epoch && self.mutant != Mutant::RenewsAfterPrepare {

@@ -112,7 +112,7 @@ impl LeaseWorld {
             let ageing = if self.mutant == Mutant::AgesByShorter { state.counting() } else { state.ageing() };
             voter.applied(self.setup.epoch(), ageing);
         } else {
-            // It may have applied anything before: the shortest quarantine lets it renew most.
+            // It may have applied anything before: the shortest quarantine lets it vouch most.
             let all = self.states.iter().map(ClusterState::ageing);
             voter.applied(OWNED, all.min_by_key(Timing::aged_ns).unwrap_or(TIMING));
         }
