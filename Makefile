@@ -16,9 +16,9 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 	| awk -F/ '$$5 >= 15 {print $$5, $$0}' | sort -n | tail -n 1 | cut -d' ' -f2))
 
 # What tests, chaos and the benchmark use.
-tests verify sim test-static: export RHONE_PG_BIN := $(PG_BIN)
+tests verify sim test-static test-arm64: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients soak thirteen: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients soak thirteen takeover: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -33,14 +33,16 @@ PEERS ?=
 SYSTEMS ?=
 FAULTS ?=
 RECORDS ?=
-# This machine's, as Debian names it.
-ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
+# This machine's, as Debian names it, and the one that is asked for.
+OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
+ARCH ?= $(OWN)
+FOREIGN := $(filter-out $(OWN),$(ARCH))
 
-.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen sim soak test-all model static test-static image deb \
+.PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients thirteen takeover sim soak test-all model static test-static arm64 test-arm64 image deb \
 	deps release fuzz mutants
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## three real Postgres servers on loopback; the primary is killed under a writer
 	@deploy/install-deps.sh run
@@ -81,11 +83,11 @@ fix: ## formats, and applies what clippy can
 
 # Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies,
 # and everything else in asynchronous mode.
-chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=
+chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=, DEAD_MAN=1
 	@set -e; for scenario in $(or $(SCENARIO),quorum witness all); do \
 		echo "== $$scenario"; \
 		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(MINUTES)) \
-			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)); \
+			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(DEAD_MAN),--dead-man); \
 	done
 
 # PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.
@@ -121,6 +123,10 @@ soak: release ## an hour of harmless noise without a failover, then eight of eve
 thirteen: release ## thirteen members on this machine, five voters: a failover, and what a member costs beside one of three
 	$(CARGO) test -p rhone-chaos --test thirteen -- --nocapture
 
+takeover: release ## running servers, then a live Patroni cluster, taken over under a writer; Patroni and etcd come from PyPI and Debian
+	@deploy/install-peers.sh
+	$(CARGO) test -p rhone-chaos --test adopt --test takeover -- --nocapture
+
 test-all: test test-static ## `make test`, the static build, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)
 	@$(MAKE) --no-print-directory thirteen
@@ -136,19 +142,27 @@ mutants: ## chaos against the supervisor with one rule left out, each in its tur
 	$(CARGO) build -p rhone -p rhone-chaos --features rhone/mutants --bin rhone-mutants --bin chaos
 	@RHONE_BIN="$(abspath $(TARGET))/debug/rhone-mutants" tests/chaos/mutants.sh "$(TARGET)/debug/chaos" $(MUTANT)
 
-static: ## rhone without any library, for Debian- and Alpine-based images
+static: ## rhone without any library, for every image: ARCH=arm64 for a Raspberry Pi's
 	@deploy/static.sh "$(ARCH)" "$(TARGET)"
 
 test-static: ## the static build on real Postgres
-	@tests/deploy/static.sh "$(TARGET)"
+	@tests/deploy/static.sh "$(ARCH)" "$(TARGET)"
 
-image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0
+arm64: ## the program and its Debian package for a Raspberry Pi, built on a PC
+	@$(MAKE) --no-print-directory deb ARCH=arm64
+
+test-arm64: ## the static build for ARM64 on real Postgres: Rhone under qemu where this machine is none, Postgres native
+	@tests/deploy/static.sh arm64 "$(TARGET)"
+
+image: ## the container image rhone:VERSION, by podman, docker or buildah: IMAGE=registry.example.com/rhone:0.1.0 ARCH=arm64
 	@binary="$(IMAGE_BINARY)"; [ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
 	deploy/container/build.sh "$$binary" "$(IMAGE)"
 
-deb: ## the Debian package, in target/debian (DEB_BINARY= for another binary than the release build)
-	$(if $(DEB_BINARY),,$(CARGO) build --release -p rhone)
-	@deploy/debian/build.sh "$(or $(DEB_BINARY),$(TARGET)/release/rhone)" "$(TARGET)/debian"
+deb: ## the Debian package, in target/debian: ARCH=arm64 for a Raspberry Pi, DEB_BINARY= for a binary of your own
+	$(if $(DEB_BINARY)$(FOREIGN),,$(CARGO) build --release -p rhone)
+	@binary="$(or $(DEB_BINARY),$(if $(FOREIGN),,$(TARGET)/release/rhone))"; \
+	[ -n "$$binary" ] || binary=$$(deploy/static.sh "$(ARCH)" "$(TARGET)"); \
+	deploy/debian/build.sh "$$binary" "$(TARGET)/debian"
 
 deps: ## installs what is missing for all of the above, as root or by sudo
 	@deploy/install-deps.sh test

@@ -3,7 +3,7 @@
 #
 #   deploy/debian/build.sh BINARY FOLDER [GENERATOR]
 #
-# GENERATOR is a rhone that runs on this machine, for completions and manual pages, when BINARY is another
+# GENERATOR is the rhone that is asked for completions and manual pages: BINARY itself, under qemu where it is another
 # architecture's. $RHONE_DEB_COMPRESSION: xz, zstd, gzip or none.
 set -eu
 
@@ -18,8 +18,8 @@ command -v dpkg-deb >/dev/null || fail "there is no dpkg-deb here" "apt-get inst
 
 # The machine field of the ELF header says what the binary is for, whatever this machine is.
 case $(od -An -tu2 -j18 -N2 "$binary" | tr -d ' ') in
-    62) arch=amd64 ;;
-    183) arch=arm64 ;;
+    62) arch=amd64 cpu=x86_64 ;;
+    183) arch=arm64 cpu=aarch64 ;;
     *) fail "$binary is for a machine that this script does not know" "amd64 and arm64 are known" ;;
 esac
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
@@ -54,17 +54,23 @@ pack "$repo/CHANGELOG.md" /usr/share/doc/rhone/changelog.gz
     put 644 "$repo/$text" "/usr/share/doc/rhone/$text"
 done
 
-complete() { install -d "$root$(dirname "$2")"; "$generator" completions "$1" >"$root$2"; chmod 644 "$root$2"; }
+emulator=
+if ! "$generator" --version >/dev/null 2>&1; then
+    emulator=$(command -v "qemu-$cpu-static" || command -v "qemu-$cpu") || fail "$generator does not run here" \
+        "apt-get install qemu-user, or name a rhone that runs here: build.sh BINARY FOLDER RHONE"
+fi
+# shellcheck disable=SC2086 # nothing, where none is needed
+generate() { $emulator "$generator" "$@"; }
+complete() { install -d "$root$(dirname "$2")"; generate completions "$1" >"$root$2"; chmod 644 "$root$2"; }
 complete bash /usr/share/bash-completion/completions/rhone
 complete zsh /usr/share/zsh/vendor-completions/_rhone
 complete fish /usr/share/fish/vendor_completions.d/rhone.fish
 pages=$root.man
 mkdir "$pages"
-if "$generator" man "$pages" >/dev/null 2>&1; then
-    for page in "$pages"/*.1; do
-        [ ! -e "$page" ] || pack "$page" "/usr/share/man/man1/${page##*/}.gz"
-    done
-fi
+said=$(generate man "$pages" 2>&1) || fail "no manual pages: $said" "$generator man FOLDER makes them"
+for page in "$pages"/*.1; do
+    pack "$page" "/usr/share/man/man1/${page##*/}.gz"
+done
 
 install -d "$root/DEBIAN"
 size=$(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)

@@ -2,24 +2,25 @@
 # mutants.sh CHAOS [RULE]: chaos against RHONE_BIN (rhone-mutants) with one rule left out after the other. Caught is what
 # ends with a violation; a rule that is not caught fails the run.
 set -u
-chaos=$1 only=${2:-}
+chaos=$(realpath "$1") only=${2:-}
+cd "$(dirname "$0")" || exit 1
 logs=$(mktemp -d "${TMPDIR:-/tmp}/rhone-mutants-XXXXXX")
 
 # The rule, the verdict that has to tell it, and the rounds in which leaving it out matters.
 rules='
-Freeze    primaries --scenario network --sync off --only cut,island --rounds 3
-LeaseAge  primaries --scenario network --sync off --only cut,island --rounds 4
+Freeze    primaries --scenario mutants/freeze.toml
+LeaseAge  primaries --scenario mutants/lease-age.toml
 Names     loss      --scenario quorum --only power_loss,black_hole --rounds 6
-MostWal   loss      --scenario quorum --only power_loss,black_hole --rounds 8
-Cover     loss      --scenario quorum --only power_loss,stop_replication --rounds 12
-LagGate   loss      --scenario all --only stop_replication,power_loss --rounds 12
+MostWal   loss      --scenario mutants/most-wal.toml
+Cover     loss      --scenario mutants/cover.toml
+LagGate   loss      --scenario mutants/lag-gate.toml
 Patience  calm      --scenario calm --rounds 6
 '
 # What each verdict says (checker.rs, scenario.rs, campaign.rs).
 declare -A says=(
     [primaries]='first acknowledgement\)|both acknowledged on one timeline'
     [loss]='acknowledged rows lost after|values lost|, [1-9][0-9]* lost,|[1-9][0-9]* beyond the bound'
-    [calm]='the primary moved in noise'
+    [calm]='(moved|promoted) in noise'
 )
 missed=0
 while read -r rule word how; do

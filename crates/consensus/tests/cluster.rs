@@ -79,7 +79,7 @@ async fn an_isolated_follower_comes_back_without_a_new_term() {
     })
     .await;
     assert_eq!(group.members[follower].raft().status().term, term);
-    let applied = group.propose_from(leader, note("meanwhile")).await;
+    let applied = group.propose_among(&[leader], note("meanwhile")).await;
     group.cut(follower, true);
     group.applied_by_all(applied).await;
     assert_eq!(group.leader().await, leader);
@@ -92,12 +92,12 @@ async fn an_isolated_leader_leads_no_more_and_another_is_elected() {
     let leader = group.leader().await;
     let others = [(leader + 1) % 3, (leader + 2) % 3];
     group.cut(leader, false);
-    let next = group.leader_among(&others).await;
+    group.leader_among(&others).await;
     let old = group.members[leader].raft().status();
     assert!(!old.leading, "{old:?}");
     let error = group.members[leader].raft().propose(note("lost"), LIMIT).await;
     assert!(matches!(error, Err(ConsensusError::NoQuorum | ConsensusError::NotLeader { .. })), "{error:?}");
-    let index = group.propose_from(next, note("kept")).await;
+    let index = group.propose_among(&others, note("kept")).await;
     group.cut(leader, true);
     group.applied_by_all(index).await;
     group.leader().await;
@@ -173,7 +173,7 @@ async fn a_learner_never_campaigns_and_is_promoted_through_a_joint_configuration
     let learner = &group.members[3];
     let raft = group.members[leader].raft();
     raft.add_learner(learner.id, learner.node(), LIMIT).await.expect("add");
-    let applied = group.propose_from(leader, note("seen by the learner")).await;
+    let applied = group.propose_among(&[leader], note("seen by the learner")).await;
     group.applied_by_all(applied).await;
     assert_eq!(learner.raft().status().role, Role::Learner);
     let removed = (leader + 1) % 3;
@@ -281,8 +281,7 @@ async fn an_old_image_of_a_voter_counts_for_no_majority() {
     let error = group.members[leader].raft().propose(note("lost"), LIMIT).await;
     assert!(matches!(error, Err(ConsensusError::NoQuorum | ConsensusError::NotLeader { .. })), "{error:?}");
     group.members[other].start().await;
-    let next = group.leader_among(&[leader, other]).await;
-    group.propose_from(next, note("without the image")).await;
+    group.propose_among(&[leader, other], note("without the image")).await;
 }
 
 #[tokio::test]
@@ -355,7 +354,7 @@ async fn a_leader_can_be_removed() {
     let next = group.leader_among(&others).await;
     let status = group.members[next].raft().status();
     assert_eq!((status.voters, status.configs.len()), (voters, 1));
-    group.propose_from(next, note("without it")).await;
+    group.propose_among(&others, note("without it")).await;
 }
 
 /// Its leader is gone between the two entries of a change; whoever leads then asks for the same voters once more, as the

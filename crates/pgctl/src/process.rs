@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -351,11 +352,80 @@ pub fn remove_stale_pid_file(data_dir: &Path) -> Result<bool, PgError> {
     file::remove(&data_dir.join("postmaster.pid"))
 }
 
+/// How long a lock file may be without a process number before it is nobody's: a postmaster writes it
+/// right after it made the file.
+const UNWRITTEN: Duration = Duration::from_millis(500);
+
+/// Removes the lock of a socket that an earlier instance left behind, where Postgres would refuse to start for it: one that
+/// its postmaster had made and not yet written when it was killed (`lock file is empty`), and one of this data directory whose
+/// process number is another process's by now. Says whether there was one.
+///
+/// Call it when no process of the data directory is left ([`stray_processes`]). A lock of a server elsewhere stays.
+///
+/// # Errors
+/// [`PgError::Io`].
+pub async fn remove_stale_socket_lock(directory: &Path, port: u16, data_dir: &Path) -> Result<bool, PgError> {
+    let path = directory.join(format!(".s.PGSQL.{port}.lock"));
+    let look = || -> Result<Option<(u64, bool)>, PgError> {
+        let inode = match std::fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(PgError::io("look at", &path))?.ino(),
+        };
+        let text = file::read_optional(&path)?.unwrap_or_default();
+        // The number of the process, then the data directory (miscinit.c, CreateLockFile).
+        Ok(Some((inode, text.lines().next().is_none_or(|line| line.trim().is_empty()))))
+    };
+    let Some((inode, empty)) = look()? else { return Ok(false) };
+    let stale = if empty {
+        tokio::time::sleep(UNWRITTEN).await;
+        look()? == Some((inode, true))
+    } else {
+        let text = file::read_optional(&path)?.unwrap_or_default();
+        let same = |place: &str| {
+            let (one, other) = (std::fs::metadata(place), std::fs::metadata(data_dir));
+            one.ok()
+                .zip(other.ok())
+                .is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
+        };
+        text.lines().nth(1).is_some_and(same)
+    };
+    if !stale {
+        return Ok(false);
+    }
+    file::remove(&path)
+}
+
 /// Sends a signal to a process; one that has ended is no error.
 pub(crate) fn signal_process(pid: u32, signal: Signal) -> Result<(), PgError> {
     let Some(number) = system_pid(pid) else { return Ok(()) };
     match kill_process(number, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(PgError::io("signal", Path::new(&format!("/proc/{pid}")))(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_lock_that_is_nobodys_is_removed() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (data, other) = (place.path().join("data"), place.path().join("other"));
+        std::fs::create_dir(&data).expect("make it");
+        std::fs::create_dir(&other).expect("make it");
+        let lock = place.path().join(".s.PGSQL.5432.lock");
+        let check = async |text: Option<String>, removed: bool| {
+            if let Some(text) = &text {
+                std::fs::write(&lock, text).expect("write");
+            }
+            let done = remove_stale_socket_lock(place.path(), 5432, &data).await.expect("look");
+            assert_eq!(done, removed, "{text:?}");
+            assert_eq!(lock.exists(), text.is_some() && !removed, "{text:?}");
+        };
+        check(None, false).await;
+        check(Some(String::new()), true).await; // killed before it was written
+        check(Some(format!("{}\n{}\n5\n5432\n", std::process::id(), data.display())), true).await;
+        check(Some(format!("{}\n{}\n5\n5432\n", std::process::id(), other.display())), false).await;
     }
 }

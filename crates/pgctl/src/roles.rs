@@ -107,7 +107,21 @@ pub async fn ensure_login(
     Ok(true)
 }
 
+/// Makes a role that may log in and has no password, unless there is one of that name.
+async fn ensure_role(session: &Session, name: &str, limit: Duration) -> Result<bool, PgError> {
+    let operation = format!("make the role `{name}`");
+    let sql = "SELECT 1 FROM pg_roles WHERE rolname = $1";
+    let missing = session.query(&operation, sql, &[(&name, Type::NAME)], limit).await?.is_empty();
+    if missing {
+        session.simple(&operation, &format!("CREATE ROLE {} LOGIN", quote_identifier(name)), limit).await?;
+    }
+    Ok(missing)
+}
+
 /// Makes an application's role and the database that it owns; says whether anything had to be changed.
+///
+/// An owner whose `password` is empty is made without one; one that exists is left as it is, with the
+/// password that somebody gave it: Postgres takes an empty one for an order to clear it.
 ///
 /// # Errors
 /// Those of [`ensure_login`].
@@ -117,7 +131,11 @@ pub async fn ensure_database(
     owner: &Login,
     limit: Duration,
 ) -> Result<bool, PgError> {
-    let mut changed = ensure_login(session, owner, false, limit).await?;
+    let mut changed = if owner.password.is_empty() {
+        ensure_role(session, &owner.name, limit).await?
+    } else {
+        ensure_login(session, owner, false, limit).await?
+    };
     let operation = format!("make the database `{database}`");
     let sql = "SELECT 1 FROM pg_database WHERE datname = $1";
     if session.query(&operation, sql, &[(&database, Type::NAME)], limit).await?.is_empty() {

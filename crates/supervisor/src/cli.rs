@@ -49,8 +49,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are data, a usage error is talk; clap knows which is which.
+            if error.use_stderr() {
+                return finish(&mut terminal, Err(words::usage(&error))).into();
+            }
             let _written = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+            return Exit::Done.into();
         }
     };
     if let Command::Run { log_format } = &cli.command
@@ -141,6 +144,8 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Man { folder } => man::run(folder.as_deref(), terminal),
         Command::Inject { file } => inject::run(&file, terminal),
         Command::Certs(verb) => certs::run(&global, verb, terminal),
+        Command::Backup { words: _ } => Err(CliError::new(Exit::Usage, "`rhone backup` is not in this version: it comes later")
+            .hint("pgBackRest, WAL-G or pg_basebackup work beside rhone: `rhone settings set postgres.archive_command=…`")),
         Command::Dsn { role } => psql::dsn(&global, role, terminal).await,
         Command::Psql { arguments } => psql::psql(&global, &arguments).await,
     }

@@ -4,6 +4,7 @@
 //! [`inspect()`] looks at the machine as well, and starts and changes nothing either.
 
 mod address;
+mod advice;
 mod build;
 mod connecting;
 mod file;
@@ -28,6 +29,7 @@ use rhone_consensus::tags::Tags;
 use crate::tls::TlsFiles;
 
 pub use self::address::Address;
+pub use self::advice::{advice, unreadable_secrets};
 pub use self::connecting::{PoolMode, Pooler, Proxy};
 pub use self::hooks::{Hook, Hooks};
 pub use self::inspect::{find_bin_dir, inspect};
@@ -108,6 +110,18 @@ pub struct Postgres {
     pub watchdog: Option<PathBuf>,
     /// After so many whole seconds without a word from the guardian it resets the machine.
     pub watchdog_timeout: Duration,
+    /// Whether the kernel is to keep in what Postgres sends when the lease has ended (decision 0056).
+    pub dead_man: DeadMan,
+}
+
+/// `postgres.dead-man`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeadMan {
+    /// `off`: processes alone fence.
+    #[default]
+    Off,
+    /// `nftables`: a table of the packet filter's, which needs `CAP_NET_ADMIN`.
+    Nftables,
 }
 
 /// `[tls]`.

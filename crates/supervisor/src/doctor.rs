@@ -78,6 +78,8 @@ pub struct Exam {
     pub certificate_days: Option<i64>,
     /// What its Postgres says; none: it runs none, or it does not answer.
     pub server: Option<ServerExam>,
+    /// Why the dead-man that its configuration asks for cannot be set up; none: it can, or is not wanted.
+    pub dead_man: Option<String>,
 }
 
 /// One member as it was asked.
@@ -166,6 +168,13 @@ fn machine(name: &String, asked: &Asked, exam: &Exam, found: &mut Vec<Finding>) 
             "certificate",
             format!("its certificate expires in {days} days"),
             "`rhone certs issue` makes another; it is taken over without a restart",
+        );
+    }
+    if let Some(why) = &exam.dead_man {
+        warn(
+            "dead_man",
+            format!("its dead-man cannot be set up: {why}"),
+            "give rhone CAP_NET_ADMIN and the kernel nf_tables, or remove postgres.dead-man",
         );
     }
     match &exam.server {

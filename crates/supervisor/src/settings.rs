@@ -120,8 +120,9 @@ pub fn change(settings: &mut Settings, key: &str, value: Option<&str>) -> Result
             settings.max_lag_on_failover = Settings::default().max_lag_on_failover;
         }
         ("max-lag-on-failover", Some(text)) => {
-            settings.max_lag_on_failover =
-                units::parse_size(text).map_err(|why| Refusal::new(format!("{key}: {why}"), None))?;
+            let hint = units::with_unit(text).map(|unit| format!("`rhone settings set {key}={unit}`"));
+            settings.max_lag_on_failover = units::parse_size(text)
+                .map_err(|why| Refusal::new(format!("{key}: {why}"), hint.as_deref()))?;
         }
         ("pg-hba", value) => {
             let lines = value.unwrap_or_default().lines().map(str::trim_end);
@@ -290,6 +291,11 @@ mod tests {
         check("sync-required", Some("2"), " -> 2");
         check("sync-required", Some("0"), "sync-required is a number of standbys, 1 or more ()");
         check("max-lag-on-failover", Some("16MB"), "1MB -> 16MB");
+        check(
+            "max-lag-on-failover",
+            Some("1048576"),
+            "max-lag-on-failover: a size has a unit: 512kB, 10MB, 1GB (`rhone settings set max-lag-on-failover=1MB`)",
+        );
         check(
             "max-lag-on-failover",
             Some("much"),

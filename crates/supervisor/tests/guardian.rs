@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use guardian_harness::{Rig, children_of, eventually, has_cgroups, process_state, send_signal};
 use rhone::guardian::{
-    Backend, Cause, Event, ExitReport, FenceChoice, GuardState, Guardian, GuardianError, Lease,
-    PostmasterSignal, Refusal, StartStage, WatchdogState, emergency,
+    Backend, Cause, Event, ExitReport, FenceChoice, GuardState, Guardian, GuardianError, LastResort, Lease,
+    PostmasterSignal, Refusal, StartStage, emergency,
 };
 use rhone::runtime::clock::{BootTime, Clock};
 use rustix::process::Signal;
@@ -585,16 +585,16 @@ async fn a_watchdog_is_armed_for_a_primary_and_resets_the_machine_of_a_guardian_
     let device = Softdog::watch(rig.use_watchdog());
     let guardian = rig.guardian().await;
     let page = guardian.page();
-    assert_eq!(page.watchdog(), WatchdogState::AtRest);
+    assert_eq!(page.watchdog(), LastResort::AtRest);
     // A standby needs none: a timer that an earlier guardian left is taken over, and ended.
     page.clear_lease();
     rig.start(&guardian).await;
-    eventually("it is disarmed", || page.watchdog() == WatchdogState::AtRest && device.words() > 0).await;
+    eventually("it is disarmed", || page.watchdog() == LastResort::AtRest && device.words() > 0).await;
     assert!(!device.armed());
     // A primary needs one.
     rig.renew(&guardian, 7, Duration::from_secs(600));
     guardian.kick().await.expect("kick");
-    eventually("it is armed", || page.watchdog() == WatchdogState::Armed && device.armed()).await;
+    eventually("it is armed", || page.watchdog() == LastResort::Armed && device.armed()).await;
     let words = device.words();
     eventually("it is written to", || device.words() > words + 3).await;
     // Stopped, with the lease still running: nobody would freeze this instance at its end.
@@ -609,7 +609,74 @@ async fn a_watchdog_is_armed_for_a_primary_and_resets_the_machine_of_a_guardian_
     eventually("it is written to", || device.words() > words + 3 || page.state() != GuardState::Frozen).await;
     guardian.kill().await.expect("kill");
     eventually("it is disarmed at the end", || !device.armed()).await;
-    assert_eq!(page.watchdog(), WatchdogState::AtRest);
+    assert_eq!(page.watchdog(), LastResort::AtRest);
+}
+
+/// Whether a network can be had where `nft` shows what is there; says so where not.
+fn has_nft() -> bool {
+    let tried = Command::new("unshare").args(["--net", "nft", "list", "ruleset"]).output();
+    let yes = tried.is_ok_and(|output| output.status.success());
+    if !yes {
+        eprintln!("SKIPPED: no root, no unshare or no nft (apt-get install nftables)");
+    }
+    yes
+}
+
+/// The rules of a guardian's network, without line breaks.
+fn rules(guardian: u32) -> String {
+    let net = format!("--net=/proc/{guardian}/ns/net");
+    let shown = Command::new("nsenter").args([&net, "nft", "list", "ruleset"]).output().expect("run nft");
+    assert!(shown.status.success(), "{shown:?}");
+    String::from_utf8_lossy(&shown.stdout).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn is_open(guardian: u32) -> bool {
+    rules(guardian).contains("elements = { 6432 timeout")
+}
+
+#[tokio::test]
+async fn a_dead_man_is_open_for_a_primary_until_its_lease_ends_and_never_longer() {
+    let Some(mut rig) = Rig::new(FenceChoice::Auto) else { return };
+    if !has_nft() {
+        return;
+    }
+    rig.use_dead_man(6432);
+    let guardian = rig.guardian().await;
+    let (page, pid) = (guardian.page().clone(), guardian.pid());
+    assert_eq!(page.dead_man(), LastResort::AtRest);
+    page.clear_lease();
+    rig.start(&guardian).await;
+    assert_eq!(rules(pid), "", "a standby needs none");
+    // From the answer on: before anybody is promoted.
+    rig.renew(&guardian, 7, Duration::from_secs(600));
+    guardian.kick().await.expect("kick");
+    assert_eq!(page.dead_man(), LastResort::Armed);
+    assert!(rules(pid).contains("tcp sport 6432 tcp sport != @open drop"));
+    eventually("it is open", || is_open(pid)).await;
+    // A lease that is cut short counts at once, and is the end of it while nobody runs here.
+    let end = rig.renew(&guardian, 7, Duration::from_secs(3));
+    guardian.kick().await.expect("kick");
+    send_signal(pid, Signal::STOP);
+    while Clock.now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!is_open(pid), "open after the end of the lease");
+    assert_eq!(page.state(), GuardState::Running, "nobody fences");
+    send_signal(pid, Signal::CONT);
+    eventually("it is frozen", || page.state() == GuardState::Frozen).await;
+    assert!(!is_open(pid));
+    // Thawed, it is open again; and what somebody else removed is there again.
+    rig.renew(&guardian, 7, Duration::from_secs(600));
+    eventually("it goes on", || page.state() == GuardState::Running).await;
+    eventually("it is open again", || is_open(pid)).await;
+    let net = format!("--net=/proc/{pid}/ns/net");
+    let flushed = Command::new("nsenter").args([&net, "nft", "flush", "ruleset"]).status();
+    assert!(flushed.expect("run nft").success());
+    rig.renew(&guardian, 7, Duration::from_secs(700));
+    eventually("it is there again", || is_open(pid)).await;
+    guardian.kill().await.expect("kill");
+    eventually("it is removed", || rules(pid).is_empty()).await;
+    assert_eq!(page.dead_man(), LastResort::AtRest);
 }
 
 #[tokio::test]

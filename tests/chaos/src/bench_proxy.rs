@@ -27,6 +27,9 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// Idle sessions that memory is measured with.
 const IDLE: usize = 80;
 
+/// What an idle connection may take of the supervisor's memory, in bytes.
+const IDLE_LIMIT: i64 = 20_480;
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
@@ -51,6 +54,8 @@ pub struct Figure {
     pub range: [f64; 2],
     /// The median of the rounds' ratios to the direct run of the same round.
     pub of_direct: f64,
+    /// The same of HAProxy's runs, where it is installed.
+    pub of_haproxy: Option<f64>,
     /// How many rounds.
     pub n: usize,
     /// The medians of the CPU time for each transaction.
@@ -188,32 +193,34 @@ fn cpu_us(ticks: u64, transactions: f64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64 * 1e6 / transactions.max(1.0)
 }
 
+/// The median; of an even number the upper one.
+fn middle(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
 fn figures(all: &Runs) -> Vec<Figure> {
-    let middle = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-    };
     all.iter()
         .map(|((load, way), runs)| {
-            let tps: Vec<f64> = runs.iter().map(|(tps, _)| *tps).collect();
-            let direct = all.get(&(*load, "direct")).map(Vec::as_slice).unwrap_or_default();
-            let ratios = tps.iter().zip(direct).map(|(tps, (direct, _))| tps / direct).collect();
+            let tps = || runs.iter().map(|(tps, _)| *tps);
+            let of = |other| {
+                let others = all.get(&(*load, other)).map(Vec::as_slice).unwrap_or_default();
+                middle(tps().zip(others).map(|(tps, (other, _))| tps / other))
+            };
+            let cpu = |part: fn(&Cpu) -> Option<f64>| middle(runs.iter().filter_map(|(_, cpu)| part(cpu)));
             Figure {
                 load,
                 way,
-                tps: middle(tps.clone()),
-                range: [
-                    tps.iter().copied().fold(f64::INFINITY, f64::min),
-                    tps.iter().copied().fold(0.0, f64::max),
-                ],
-                of_direct: middle(ratios),
+                tps: middle(tps()).unwrap_or(f64::NAN),
+                range: [tps().fold(f64::INFINITY, f64::min), tps().fold(0.0, f64::max)],
+                of_direct: of("direct").unwrap_or(f64::NAN),
+                of_haproxy: of("haproxy"),
                 n: runs.len(),
                 cpu: Cpu {
-                    client: middle(runs.iter().map(|(_, cpu)| cpu.client).collect()),
-                    proxy: Some(runs.iter().filter_map(|(_, cpu)| cpu.proxy).collect::<Vec<_>>())
-                        .filter(|cpu| !cpu.is_empty())
-                        .map(middle),
-                    server: middle(runs.iter().map(|(_, cpu)| cpu.server).collect()),
+                    client: cpu(|cpu| Some(cpu.client)).unwrap_or(f64::NAN),
+                    proxy: cpu(|cpu| cpu.proxy),
+                    server: cpu(|cpu| Some(cpu.server)).unwrap_or(f64::NAN),
                 },
             }
         })
@@ -296,12 +303,41 @@ fn own_memory(pid: u32) -> i64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+fn percent(ratio: f64) -> String {
+    format!("{:.1} %", ratio * 100.0)
+}
+
 impl Findings {
+    /// What Rhone's port is to reach, with what was found, and whether it does.
+    fn asked(&self) -> Vec<(String, bool)> {
+        let of = |load: &str, ratio: fn(&Figure) -> Option<f64>| {
+            let found = self.figures.iter().find(|figure| figure.load == load && figure.way == "rhone");
+            found.and_then(ratio)
+        };
+        let ratios = [
+            ("write load, at least 95 % of direct", 0.95, of("write", |figure| Some(figure.of_direct))),
+            ("write load, no less than HAProxy", 1.0, of("write", |figure| figure.of_haproxy)),
+            ("select load, no less than HAProxy", 1.0, of("select", |figure| figure.of_haproxy)),
+        ];
+        let mut asked: Vec<_> = ratios
+            .into_iter()
+            .filter_map(|(what, least, found)| {
+                found.map(|found| (format!("{what}: {}", percent(found)), found >= least))
+            })
+            .collect();
+        let idle = format!(
+            "supervisor's memory for each idle connection, at most {IDLE_LIMIT} bytes: {}",
+            self.idle_bytes
+        );
+        asked.push((idle, self.idle_bytes <= IDLE_LIMIT));
+        asked
+    }
+
     /// The findings as a person reads them.
     pub fn text(&self) -> String {
-        let head = ["LOAD", "WAY", "N", "TPS", "LEAST", "MOST", "OF DIRECT", "CLIENT", "PROXY", "SERVER"];
-        let head = head.map(str::to_owned);
-        let mut rows = vec![head.to_vec()];
+        let head = ["LOAD", "WAY", "N", "TPS", "LEAST", "MOST", "OF DIRECT", "OF HAPROXY"];
+        let head = head.iter().chain(&["CLIENT", "PROXY", "SERVER"]).map(|&name| name.to_owned());
+        let mut rows = vec![head.collect::<Vec<_>>()];
         for figure in &self.figures {
             rows.push(vec![
                 figure.load.to_owned(),
@@ -310,7 +346,8 @@ impl Findings {
                 format!("{:.0}", figure.tps),
                 format!("{:.0}", figure.range[0]),
                 format!("{:.0}", figure.range[1]),
-                format!("{:.1} %", figure.of_direct * 100.0),
+                percent(figure.of_direct),
+                figure.of_haproxy.map_or_else(|| "-".to_owned(), percent),
                 format!("{:.1}", figure.cpu.client),
                 figure.cpu.proxy.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}")),
                 format!("{:.1}", figure.cpu.server),
@@ -318,13 +355,12 @@ impl Findings {
         }
         let mut text = table(&rows);
         text.push_str(
-            "TPS: median of the rounds; OF DIRECT: median of the ratios to the same round's direct run;\n\
+            "TPS: median of the rounds; OF DIRECT, OF HAPROXY: median of the ratios to that way in the same round;\n\
              CLIENT, PROXY, SERVER: CPU time for each transaction, in microseconds, medians\n",
         );
-        text.push_str(&format!(
-            "{} bytes of the supervisor's memory for each idle connection\n",
-            self.idle_bytes
-        ));
+        for (what, met) in self.asked() {
+            text.push_str(&format!("{what}: {}\n", if met { "met" } else { "MISSED" }));
+        }
         text.push_str(&format!("load average {} before, {} after\n", self.loads[0], self.loads[1]));
         for skipped in &self.skipped {
             text.push_str(&format!("skipped: {skipped}\n"));

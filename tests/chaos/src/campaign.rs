@@ -15,11 +15,13 @@ use serde::Serialize;
 use crate::checker;
 use crate::clock::Moment;
 use crate::cluster::{Cluster, LIMIT, Sync};
-use crate::fault::Fault;
+use crate::fault::{Fault, Harm};
 use crate::leak;
+use crate::namespace::Means;
+use crate::noise;
 use crate::random::Random;
 use crate::resume::Resume;
-use crate::scenario::{Excuse, Verdict, hold, report};
+use crate::scenario::{Excuse, LEASE, Verdict, hold, report};
 use crate::script::{Blow, Script, Target};
 use crate::sql::ask;
 use crate::strike::{Undo, heal, strike};
@@ -166,16 +168,6 @@ impl fmt::Display for Round {
     }
 }
 
-/// Names the rounds after which another member was primary.
-fn moved_in_noise(rounds: &[Round]) -> Vec<String> {
-    let moved = rounds.iter().filter(|round| round.whole.is_some() && round.primary[0] != round.primary[1]);
-    moved
-        .map(|Round { number, primary: [from, to], .. }| {
-            format!("round {number}: the primary moved in noise, {from} -> {to}")
-        })
-        .collect()
-}
-
 fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
@@ -220,7 +212,7 @@ pub fn run(order: &Order) -> Result<Outcome> {
         }
     };
     if script.limits.calm {
-        violations.extend(moved_in_noise(&campaign.rounds));
+        violations.extend(noise::judge(&campaign.rounds, &history));
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
     let rows = history.acknowledged().len() as f64;
@@ -364,6 +356,9 @@ impl<'a> Campaign<'a> {
     fn new(order: &'a Order, cluster: &Cluster) -> Result<Self> {
         let script = &order.script;
         let means = cluster.network().means();
+        if script.topology.dead_man && means != Means::Filter {
+            bail!("no dead-man can be tried here: {}", means.missing().unwrap_or_default());
+        }
         let mut skipped = BTreeMap::new();
         let mut possible = Vec::new();
         for (index, blow) in script.mix.iter().enumerate() {
@@ -517,9 +512,16 @@ impl<'a> Campaign<'a> {
         hold(lasts);
         heal(cluster, &mut self.undo)?;
         let alone = done.len() == 1;
-        for (fault, at, doing) in done {
-            let excused = fault.excused_for(alone, doing, at.elapsed());
-            let unfenced = fault.unfenced();
+        let gate = self.order.script.limits.gate;
+        for (fault, at, doing) in done.into_iter().filter(|(fault, ..)| !gate || fault.harm() == Harm::Tail) {
+            let alone = alone || gate;
+            let dead_man = self.order.script.topology.dead_man;
+            let excused = if dead_man && alone && fault.unfenced() {
+                Some(doing + LEASE)
+            } else {
+                fault.excused_for(alone, doing, at.elapsed())
+            };
+            let unfenced = fault.unfenced() && !dead_man;
             self.excuses.extend(excused.map(|lease| Excuse { at, lease, unfenced }));
         }
         Ok(())
@@ -573,30 +575,5 @@ impl Drawn {
             Target::Any => vec![self.any],
             Target::All => (0..cluster.members()).collect(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_primary_that_moves_in_noise_is_caught() {
-        let round = |number, whole, primary: [&str; 2]| Round {
-            number,
-            at: 0.0,
-            faults: Vec::new(),
-            held: 0.1,
-            gap: 0.1,
-            whole,
-            primary: primary.map(str::to_owned),
-            load: 1.0,
-        };
-        let mut rounds = vec![round(1, Some(0.1), ["n1", "n1"]), round(2, Some(0.2), ["n1", "n1"])];
-        assert_eq!(moved_in_noise(&rounds), Vec::<String>::new());
-        rounds.push(round(3, Some(0.1), ["n1", "n2"]));
-        // Never whole is a violation of its own.
-        rounds.push(round(4, None, ["n2", "?"]));
-        assert_eq!(moved_in_noise(&rounds), ["round 3: the primary moved in noise, n1 -> n2"]);
     }
 }

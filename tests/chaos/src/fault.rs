@@ -62,6 +62,8 @@ pub enum Fault {
     Terminate,
     /// `rhone switchover` to another member that streams.
     Switchover,
+    /// `rhone failover --to` another member.
+    Failover,
     /// `rhone restart --rolling`: every Postgres anew, the primary's by a switchover.
     RollingRestart,
     /// `rhone reinit` of a standby: its data copied anew.
@@ -198,6 +200,7 @@ impl Fault {
             disks,
             limits: matches!(self, Self::Starved | Self::OutOfMemory),
             clock: matches!(self, Self::ClockAhead | Self::ClockBack | Self::ClockSteps),
+            dead_man: false,
         }
     }
 
@@ -239,7 +242,8 @@ impl Fault {
             | Self::StopReplication
             | Self::Ring
             | Self::SlowSync
-            | Self::StalledSync => Harm::Lease,
+            | Self::StalledSync
+            | Self::Failover => Harm::Lease,
             Self::KillPostmaster
             | Self::KillBackend
             | Self::KillCheckpointer

@@ -26,6 +26,7 @@ pub mod limits;
 pub mod lock;
 pub mod namespace;
 pub mod node;
+pub mod noise;
 pub mod peers;
 pub mod pki;
 pub mod pooler;

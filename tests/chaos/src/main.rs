@@ -138,6 +138,9 @@ struct Run {
     /// Two data members and a witness, instead of what the scenario says.
     #[arg(long)]
     witness: bool,
+    /// With `postgres.dead-man = "nftables"`, and no excuse for a primary that nobody fences.
+    #[arg(long)]
+    dead_man: bool,
     /// Keep what is behind in this file, and go on from there when the run was broken off.
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
@@ -208,6 +211,7 @@ fn act(cli: &Cli) -> Result<bool> {
         Action::Run(run) => {
             let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
             let mut script = Script::load(&run.scenario)?;
+            script.topology.dead_man |= run.dead_man;
             if let Some(sync) = run.sync {
                 script.topology.sync = sync.setting();
             }

@@ -28,6 +28,7 @@ const MARK: &str = "CHAOS_NODE";
 
 /// What a node is given beyond processes and a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
 pub struct Extras {
     /// File systems of its own, so that power cuts and disk faults are real.
     pub disks: bool,
@@ -35,6 +36,8 @@ pub struct Extras {
     pub limits: bool,
     /// A wall clock of its own.
     pub clock: bool,
+    /// `postgres.dead-man = "nftables"`.
+    pub dead_man: bool,
 }
 
 /// Size of the file system for the data directory, MiB (sparse).
@@ -53,6 +56,7 @@ pub struct Node {
     address: Ipv4Addr,
     group: Option<Group>,
     program: PathBuf,
+    dead_man: bool,
     witness: bool,
     tags: String,
     supervisor: Option<Owned>,
@@ -102,6 +106,7 @@ impl Node {
             address: network.address(Place::Node(index)),
             group,
             program: program.to_owned(),
+            dead_man: extras.dead_man,
             witness: false,
             tags: String::new(),
             supervisor: None,
@@ -208,8 +213,9 @@ impl Node {
         text.push_str(&format!(
             "[postgres]\nbin-dir = \"{bin}\"\ndata-dir = \"{folder}/pg/data\"\n\
              listen = \"{address}:{POSTGRES_PORT}\"\nadvertise = \"{address}:{POSTGRES_PORT}\"\n\
-             socket-dir = \"{folder}/s\"\n\n{bootstrap}",
+             socket-dir = \"{folder}/s\"\n{dead_man}\n{bootstrap}",
             bin = bin.display(),
+            dead_man = if self.dead_man { "dead-man = \"nftables\"\n" } else { "" },
         ));
         fs::write(self.config(), text).context("write rhone.toml")
     }

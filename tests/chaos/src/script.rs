@@ -47,6 +47,10 @@ pub struct Topology {
     pub witness: bool,
     /// The replicated `sync` setting.
     pub sync: Sync,
+    /// Whether the kernel keeps in what a primary sends whose lease has ended (`postgres.dead-man`). Then nothing is
+    /// excused by nobody fencing it; and no client writes from inside the nodes, which it does not cover.
+    #[serde(default)]
+    pub dead_man: bool,
     /// Further lines for `[bootstrap]`.
     #[serde(default)]
     pub bootstrap: String,
@@ -180,6 +184,9 @@ pub struct Limits {
     pub rate: Option<u32>,
     /// No failover at all: the faults are noise.
     pub calm: bool,
+    /// No failover leaves more behind than the last second, however long nothing was streamed before: the faults bring
+    /// about more lag than `max-lag-on-failover` allows.
+    pub gate: bool,
 }
 
 /// The scenarios that come with the harness.
@@ -195,6 +202,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("calm", include_str!("../scenarios/calm.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
     ("changes", include_str!("../scenarios/changes.toml")),
+    ("deadman", include_str!("../scenarios/deadman.toml")),
 ];
 
 impl Script {
@@ -230,7 +238,9 @@ impl Script {
             disks: all.disks || one.disks && crate::disk::impossible().is_none(),
             limits: all.limits || one.limits && crate::limits::impossible().is_none(),
             clock: all.clock || one.clock && crate::walltime::impossible().is_none(),
+            dead_man: all.dead_man,
         });
+        let extras = Extras { dead_man: self.topology.dead_man, ..extras };
         Spec {
             witness: self.topology.witness,
             sync: self.topology.sync,
@@ -248,7 +258,11 @@ impl Script {
             multi_host: self.clients.multi_host,
             // The rows of several rounds are read after each one.
             pace: Duration::from_millis(10),
-            inside: if self.clients.inside { (0..self.topology.data).collect() } else { Vec::new() },
+            inside: if self.clients.inside && !self.topology.dead_man {
+                (0..self.topology.data).collect()
+            } else {
+                Vec::new()
+            },
         }
     }
 

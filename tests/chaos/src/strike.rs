@@ -135,6 +135,7 @@ fn strike_one(
         Fault::Starved => cluster.node(member)?.limits().starve(STARVED),
         Fault::OutOfMemory => cluster.node(member)?.limits().squeeze(SPARE),
         Fault::Switchover
+        | Fault::Failover
         | Fault::RollingRestart
         | Fault::Reinit
         | Fault::Upgrade
@@ -172,6 +173,10 @@ fn operations(
 ) -> Result<()> {
     match fault {
         Fault::Switchover => cluster.switchover(member),
+        Fault::Failover => {
+            let name = cluster.node(member)?.name();
+            cluster.operate(member, &["failover", "--to", &name])
+        }
         Fault::RollingRestart => cluster.operate(member, &["restart", "--rolling"]),
         Fault::Reinit => {
             let name = cluster.node(member)?.name();

@@ -30,7 +30,10 @@ const WATCHED: Duration = Duration::from_secs(60);
 const MEMORY: f64 = 1.5;
 
 fn start(members: usize) -> Result<Cluster> {
-    let mut cluster = Cluster::create(&Spec { sync: Sync::Quorum, ..Spec::asynchronous(members) })?;
+    // Each member streams, and may be copied or rewound meanwhile: the default of 20 is for ten members.
+    let postgres = "max_wal_senders = 40\nmax_replication_slots = 40\n".to_owned();
+    let spec = Spec { sync: Sync::Quorum, postgres, ..Spec::asynchronous(members) };
+    let mut cluster = Cluster::create(&spec)?;
     let at = Moment::now();
     for index in 0..members {
         cluster.start_node(index)?;

@@ -283,6 +283,7 @@ async fn run(
         revokes,
         secret: secret.map_err(|error| error.to_string())?,
         strangers: Arc::default(),
+        takeover: watch::Sender::new(None),
         proxy: rhone::proxy::Counters::default(),
         pooler: rhone::pooler::Handle::default(),
         asked: watch::Sender::default(),

@@ -289,11 +289,20 @@ impl Group {
 }
 
 impl Group {
-    pub async fn propose_from(
+    /// Proposes to whoever of these leads, until one that does has it committed: on a busy machine the first to lead
+    /// may be deposed at once.
+    pub async fn propose_among(
         &self,
-        member: usize,
+        among: &[usize],
         command: ClusterCommand,
     ) -> rhone_consensus::ids::LogIndex {
-        self.members[member].raft().propose(command, LIMIT).await.expect("propose").index
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let leader = self.leader_among(among).await;
+            match self.members[leader].raft().propose(command.clone(), LIMIT).await {
+                Ok(applied) => return applied.index,
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "propose: {error}"),
+            }
+        }
     }
 }

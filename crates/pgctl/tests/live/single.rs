@@ -77,6 +77,14 @@ async fn roles_are_made_once_and_log_in_with_scram() {
     let before = probe(&mut connection, LIMIT).await.unwrap();
     assert!(!ensure_roles(&session, &replicator, &rewinder, LIMIT).await.unwrap());
     assert!(!ensure_database(&session, "my \"app\"", &login("app"), LIMIT).await.unwrap());
+    // An owner without a password of the configuration's keeps the one that somebody gave it.
+    let owner = Login { password: String::new(), ..login("by hand") };
+    assert!(ensure_database(&session, "other", &owner, LIMIT).await.unwrap());
+    session.simple("set a password", "ALTER ROLE \"by hand\" PASSWORD 'mine'", LIMIT).await.unwrap();
+    assert!(!ensure_database(&session, "other", &owner, LIMIT).await.unwrap());
+    let sql = "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = 'by hand'";
+    let row = session.query_one("read the password", sql, &[], LIMIT).await.unwrap();
+    assert!(row.get::<_, bool>(0), "the owner's password is gone");
     let other = Login { password: "new".into(), ..replicator.clone() };
     assert!(ensure_roles(&session, &other, &rewinder, LIMIT).await.unwrap());
     assert_eq!(before.version / 10_000, server.install.major());

@@ -11,7 +11,7 @@ use rhone_consensus::proto::Identity;
 use rhone_consensus::settings::Settings;
 use rhone_consensus::store::hard::Founder;
 use rhone_consensus::transport::Certified;
-use rhone_pgctl::wal::{Lsn, SystemId};
+use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -25,7 +25,7 @@ use crate::api::proto::v1::{
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
 use crate::runtime::{chores, codec, doctor, found, rehearse};
-use crate::view::{Received, Report};
+use crate::view::{Instance, Received, Report};
 
 /// How long an admission may take: two proposals on slow disks.
 const ADMIT_LIMIT: std::time::Duration = std::time::Duration::from_secs(8);
@@ -135,6 +135,22 @@ pub fn hello(shared: &Shared) -> HelloReply {
     let own = shared.own.borrow();
     let data = own.as_ref().and_then(|report| report.system_id);
     let position = own.as_ref().and_then(|report| report.instance.position());
+    let running = *shared.takeover.borrow();
+    let stopped = own.as_ref().and_then(|report| match report.instance {
+        Instance::Stopped { primary, .. } => Some(primary),
+        Instance::Unknown
+        | Instance::Absent
+        | Instance::Unusable(_)
+        | Instance::Starting
+        | Instance::Standby { .. }
+        | Instance::Primary { .. }
+        | Instance::Frozen { .. }
+        | Instance::Hung { .. } => None,
+    });
+    let role = stopped
+        .or(running.map(|found| found.primary))
+        .map(|primary| if primary { "primary" } else { "standby" });
+    let timeline = position.map(|position| position.timeline).or(running.map(|found| found.timeline));
     let mut peers: Vec<String> = shared.config.node.peers.iter().map(ToString::to_string).collect();
     peers.sort();
     let state =
@@ -157,6 +173,8 @@ pub fn hello(shared: &Shared) -> HelloReply {
         tags: codec::pack(&member.tags),
         data_system_identifier: data.map_or(0, SystemId::get),
         data_position: position.map(|p| p.to_string()).unwrap_or_default(),
+        data_role: role.unwrap_or_default().to_owned(),
+        data_timeline: timeline.map_or(0, Timeline::get),
     }
 }
 

@@ -123,6 +123,13 @@ fn route(check: &Check<'_>, path: &str, headers: &HeaderMap) -> Response {
             (kind, metrics::render(view, now)).into_response()
         }
         "/ui" => html(StatusCode::OK, view, now),
+        "/ui.js" => {
+            let kind = [
+                (header::CONTENT_TYPE, "text/javascript; charset=utf-8"),
+                (header::CACHE_CONTROL, "no-cache"),
+            ];
+            (kind, page::SCRIPT).into_response()
+        }
         path => {
             let code = if passes(check, path) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let wants_html = headers
@@ -141,7 +148,10 @@ fn html(code: StatusCode, view: &LocalView, now: Duration) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'",
+        ),
     ];
     (code, headers, page::render(view, now)).into_response()
 }
@@ -210,7 +220,7 @@ impl Query {
             let (key, value) = (decode(key), decode(value));
             match (key.as_str(), key.strip_prefix("tag_")) {
                 ("lag", _) => {
-                    let lag = units::parse_size(&value);
+                    let lag = units::parse_bytes(&value);
                     parsed.lag = Some(lag.map_err(|why| format!("lag={value}: {why}"))?);
                 }
                 ("mode", _) => parsed.received = value == "write",

@@ -201,6 +201,14 @@ async fn the_page_escapes_what_members_say() {
         page.contains("&lt;script&gt;") && !page.contains("<script>") && page.contains("primary pg-1"),
         "{page}"
     );
+    // Nothing from elsewhere, and something for a browser without scripts.
+    assert!(!page.contains("//") && page.contains("<noscript><meta http-equiv=refresh"), "{page}");
+    for part in ["<main>", "<div id=now aria-live=polite>", "<section id=members>", "<section id=changes>"] {
+        assert_eq!(page.matches(part).count(), 1, "{part}: {page}");
+    }
+    let (code, script) = ask(&view, "GET /ui.js").await;
+    assert_eq!(code, 200);
+    assert!(script.contains("fetch(\"ui\"") && !script.contains("http"), "{script}");
     let view = LocalView { writable_primary: false, ..view };
     let (code, page) = ask(&view, "GET / HTTP/1.1\r\nAccept: text/html\r\nX-Rest:").await;
     assert_eq!(code, 503);

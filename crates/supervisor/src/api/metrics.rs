@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use crate::guardian::WatchdogState;
+use crate::guardian::LastResort;
 use crate::status::{LocalView, Role, State};
 
 /// Collects samples as text.
@@ -129,11 +129,18 @@ fn own(page: &mut Page, view: &LocalView, now: Duration) {
 
 fn counters(page: &mut Page, view: &LocalView) {
     let c = view.counters;
-    if view.watchdog != WatchdogState::Off {
-        let armed = view.watchdog == WatchdogState::Armed;
+    if view.watchdog != LastResort::Off {
+        let armed = view.watchdog == LastResort::Armed;
         page.flag("rhone_watchdog_armed", "The machine is reset if the guardian falls silent.", armed);
-        let failed = view.watchdog == WatchdogState::Failed;
+        let failed = view.watchdog == LastResort::Failed;
         page.flag("rhone_watchdog_failed", "The device cannot be opened, set or written to.", failed);
+    }
+    if view.dead_man != LastResort::Off {
+        let armed = view.dead_man == LastResort::Armed;
+        let name = "rhone_dead_man_armed";
+        page.flag(name, "The kernel keeps in what Postgres sends when the lease has ended.", armed);
+        let failed = view.dead_man == LastResort::Failed;
+        page.flag("rhone_dead_man_failed", "The kernel does not let the dead-man be set up.", failed);
     }
     page.counter("rhone_lease_renewals_total", "Lease renewals that got a majority.", c.renewals);
     page.counter("rhone_lease_renewals_failed_total", "Lease renewals that did not.", c.renewals_failed);

@@ -1,4 +1,6 @@
-//! ✦ The status page: one self-contained document, no script, no external asset, readable on a phone.
+//! ✦ The status page: one self-contained document, no external asset, readable on a phone and by a screen reader.
+//!
+//! A small script of its own puts what has changed in place; where none runs the page loads itself again.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -7,9 +9,9 @@ use crate::status::local::PeerView;
 use crate::status::{HistoryEntry, LocalView, Role, State};
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--line:#8884;--good:#18794e;--bad:#c62a2f;--soft:#8889}\
-body{font:16px/1.45 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem}\
-h1{font-size:1.3rem;margin:0}p{margin:.3rem 0 1rem}\
+:root{color-scheme:light dark;--back:#ffffff;--text:#1c2024;--line:#8884;--good:#18794e;--bad:#c62a2f;--soft:#5a6169}\
+body{background:var(--back);color:var(--text);font:16px/1.45 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem}\
+h1{font-size:1.3rem;margin:0}h2{font-size:1.05rem;margin:1.2rem 0 .4rem}p{margin:.3rem 0 1rem}\
 .ok{color:var(--good)}.bad{color:var(--bad)}.soft{color:var(--soft)}\
 ul{list-style:none;padding:0;display:grid;gap:.6rem;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr))}\
 li{border:1px solid var(--line);border-left:.35rem solid var(--soft);border-radius:.4rem;padding:.6rem .8rem}\
@@ -17,7 +19,10 @@ li.primary{border-left-color:var(--good)}li.away{border-left-color:var(--bad)}\
 b{font-size:1.05rem}small{display:block;overflow-wrap:anywhere}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}\
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--line);white-space:nowrap}\
-@media(prefers-color-scheme:dark){:root{--good:#4cc38a;--bad:#ff6369}}";
+@media(prefers-color-scheme:dark){:root{--back:#111315;--text:#eceef0;--good:#4cc38a;--bad:#ff8589;--soft:#a1a8b0}}";
+
+/// What keeps the page current, served beside it.
+pub(super) const SCRIPT: &str = include_str!("page.js");
 
 /// Changes of primary that the page shows.
 const SHOWN_CHANGES: usize = 20;
@@ -27,7 +32,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Renders the page as this member sees the cluster. It reloads itself every five seconds.
+/// Renders the page as this member sees the cluster.
 pub(super) fn render(view: &LocalView, now: Duration) -> String {
     let mut out = String::with_capacity(8192);
     let name = escape(&view.scope);
@@ -35,8 +40,10 @@ pub(super) fn render(view: &LocalView, now: Duration) -> String {
     let _ok = write!(
         out,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width,\
-         initial-scale=1\"><meta http-equiv=refresh content=5><title>{name} · Rhone</title>\
-         <style>{STYLE}</style><h1>{name}</h1>"
+         initial-scale=1\"><noscript><meta http-equiv=refresh content=5></noscript><title>{name} · Rhone</title>\
+         <style>{STYLE}</style><script defer src=ui.js></script><main><h1>{name}</h1>\
+         <p id=away class=bad role=alert hidden>This member does not answer: below is what it said last.</p>\
+         <div id=now aria-live=polite>"
     );
     let primary = view.members.iter().find(|m| m.status.role == Role::Primary);
     let unsure = view.cluster_unlocked || (view.role == Role::Primary && !view.is_writable_primary(now));
@@ -47,13 +54,14 @@ pub(super) fn render(view: &LocalView, now: Duration) -> String {
         Some(_) | None => write!(out, "<p class=bad>no primary accepts writes, epoch {}", view.epoch),
     };
     let paused = if view.paused { ", automatic failover is off" } else { "" };
-    let _ok = write!(out, "{paused}<span class=soft> · as seen from {}</span></p><ul>", escape(&view.name));
+    let _ok = write!(out, "{paused}<span class=soft> · as seen from {}</span></p></div>", escape(&view.name));
+    out.push_str("<section id=members><h2>Members</h2><ul>");
     for peer in &view.members {
         member(&mut out, peer);
     }
-    out.push_str("</ul>");
+    out.push_str("</ul></section><section id=changes>");
     history(&mut out, &view.history);
-    out.push_str("</html>\n");
+    out.push_str("</section></main></html>\n");
     out
 }
 
@@ -92,7 +100,8 @@ fn history(out: &mut String, entries: &[HistoryEntry]) {
         return;
     }
     out.push_str(
-        "<div class=scroll><table><tr><th>when<th>from<th>to<th>epoch<th>reason<th>without primary<th>lost",
+        "<h2>Changes of primary</h2><div class=scroll tabindex=0><table><tr><th scope=col>when<th scope=col>from\
+         <th scope=col>to<th scope=col>epoch<th scope=col>reason<th scope=col>without primary<th scope=col>lost",
     );
     for entry in entries.iter().rev().take(SHOWN_CHANGES) {
         let text = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), escape);
@@ -109,4 +118,36 @@ fn history(out: &mut String, entries: &[HistoryEntry]) {
         );
     }
     out.push_str("</table></div>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Relative luminance, as WCAG has it.
+    fn luminance(colour: &str) -> f64 {
+        let part = |at: usize| {
+            let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).expect("hex")) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * part(0) + 0.7152 * part(2) + 0.0722 * part(4)
+    }
+
+    fn colour<'a>(style: &'a str, name: &str) -> &'a str {
+        let (_, rest) = style.split_once(&format!("--{name}:#")).expect("a colour");
+        &rest[..6]
+    }
+
+    #[test]
+    fn all_text_stands_out_from_the_page() {
+        let (light, dark) = STYLE.split_once("@media").expect("two sets of colours");
+        for style in [light, dark] {
+            for name in ["text", "good", "bad", "soft"] {
+                let (text, back) = (luminance(colour(style, name)), luminance(colour(style, "back")));
+                let contrast = (text.max(back) + 0.05) / (text.min(back) + 0.05);
+                // WCAG 2.2, 1.4.3: text of any size.
+                assert!(contrast >= 4.5, "{name}: {contrast:.2}");
+            }
+        }
+    }
 }

@@ -305,6 +305,13 @@ pub enum Command {
         /// The file, such as /opt/rhone/rhone on a volume of the pod
         file: PathBuf,
     },
+    /// Not in this version
+    #[command(hide = true)]
+    Backup {
+        /// Whatever follows
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
     /// Prints libpq's connection string of the cluster
     Dsn {
         /// Which servers: the primary, a standby by preference, or any

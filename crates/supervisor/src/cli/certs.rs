@@ -15,9 +15,6 @@ use crate::runtime::clock::wall_time;
 use crate::tls::authority::{AUTHORITY_DAYS, Authority, ISSUED_DAYS, Order};
 use crate::tls::{Certificate, Identity, Role, TlsError, certificates_of};
 
-/// Seconds.
-const DAY: i64 = 86_400;
-
 /// What may be done with certificates.
 #[derive(Debug, Subcommand)]
 pub enum Certs {
@@ -179,13 +176,13 @@ fn order(global: &Global, cluster: &str, name: &str, role: Role, days: u32) -> R
 
 fn shown(file: &Path, now: WallTime) -> Result<Vec<Shown>, CliError> {
     let certificates = certificates_of(file).map_err(|error| {
-        CliError::failed(error.to_string())
+        CliError::new(Exit::Usage, error.to_string())
             .hint("name certificates in PEM: `rhone certs show ca.crt pg-1.crt`")
     })?;
     Ok(certificates
         .into_iter()
         .map(|certificate| {
-            let days_left = certificate.seconds_left(now).div_euclid(DAY);
+            let days_left = certificate.days_left(now);
             Shown { file: file.to_owned(), certificate, days_left }
         })
         .collect())

@@ -4,7 +4,7 @@ use super::args::Global;
 use super::exit::{CliError, Exit};
 use super::terminal::Terminal;
 use super::{client, print_json};
-use crate::config::{self, Config, ConfigErrors};
+use crate::config::{self, Config, ConfigErrors, Problem};
 
 /// Reads the configuration as `rhone run` would, and looks at the machine; starts nothing.
 pub(super) fn check(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
@@ -15,18 +15,18 @@ pub(super) fn check(global: &Global, terminal: &mut Terminal) -> Result<(), CliE
         Err(errors) => (Exit::Usage, errors),
         Ok(config) => {
             let problems = config::inspect(&config);
+            let warnings = [config::advice(&config), config::unreadable_secrets(&config)].concat();
+            if !global.json() {
+                tell(&warnings, terminal);
+            }
             if problems.is_empty() {
-                return sound(global, &config, terminal);
+                return sound(global, &config, &warnings, terminal);
             }
             (Exit::Failed, ConfigErrors { path, problems })
         }
     };
     if global.json() {
-        let list: Vec<_> = errors
-            .problems
-            .iter()
-            .map(|p| serde_json::json!({"line": p.line, "variable": p.variable, "message": p.message, "hint": p.hint}))
-            .collect();
+        let list = listed(&errors.problems);
         print_json(terminal, &serde_json::json!({"file": errors.path, "sound": false, "problems": list}))?;
     }
     Err(CliError { exit, ..errors.into() })
@@ -39,11 +39,30 @@ pub(super) fn warn(environment: &config::Environment, mut tell: impl FnMut(&str)
     }
 }
 
-fn sound(global: &Global, config: &Config, terminal: &mut Terminal) -> Result<(), CliError> {
+fn tell(warnings: &[Problem], terminal: &mut Terminal) {
+    for warning in warnings {
+        terminal.talk(&format!("warning: {}", warning.message));
+        if let Some(hint) = &warning.hint {
+            terminal.talk(&format!("hint: {hint}"));
+        }
+    }
+}
+
+fn listed(problems: &[Problem]) -> Vec<serde_json::Value> {
+    let one = |p: &Problem| serde_json::json!({"line": p.line, "variable": p.variable, "message": p.message, "hint": p.hint});
+    problems.iter().map(one).collect()
+}
+
+fn sound(
+    global: &Global,
+    config: &Config,
+    warnings: &[Problem],
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
     if global.json() {
         return print_json(
             terminal,
-            &serde_json::json!({"file": config.path, "sound": true, "problems": []}),
+            &serde_json::json!({"file": config.path, "sound": true, "problems": [], "warnings": listed(warnings)}),
         );
     }
     let text = format!(

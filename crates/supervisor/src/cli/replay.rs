@@ -53,7 +53,7 @@ pub(super) fn run(global: &Global, files: &[PathBuf], terminal: &mut Terminal) -
     let Reader { replay, trouble, .. } = reader;
     if replay.decisions.is_empty() {
         let why = trouble.map_or_else(String::new, |why| format!(": {why}"));
-        return Err(CliError::failed(format!("no decision could be read{why}"))
+        return Err(CliError::new(Exit::Usage, format!("no decision could be read{why}"))
             .hint("the recorder writes decisions.jsonl into node.state-dir; node.recorder says otherwise"));
     }
     if global.json() {

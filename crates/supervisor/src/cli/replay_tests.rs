@@ -88,7 +88,7 @@ fn a_file_without_a_decision_is_refused() {
             ---- stderr
             error: no decision could be read: DIR/decisions.jsonl:1: expected value
             hint: the recorder writes decisions.jsonl into node.state-dir; node.recorder says otherwise
-            ---- Failed
+            ---- Usage
         "#]],
     );
 }

@@ -13,6 +13,9 @@ pub(super) async fn run(global: &Global, format: LogFormat) -> Result<(), CliErr
     telemetry::init(format, filter.as_deref())
         .map_err(|error| CliError::new(Exit::Usage, format!("{error:#}")))?;
     check::warn(&crate::config::environment(), |warning| tracing::warn!("{warning}"));
+    for warning in crate::config::advice(&config) {
+        tracing::warn!(hint = warning.hint.unwrap_or_default(), "{}", warning.message);
+    }
     crate::run::run(config).await.map_err(|error| {
         // systemd starts again what ends otherwise.
         let needs_a_person = error.downcast_ref::<Superseded>().is_some();

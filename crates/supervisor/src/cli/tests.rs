@@ -122,14 +122,14 @@ async fn history_explain_and_dsn_answer() {
     check(
         member.run("dsn").await,
         expect![[r#"
-        host=pg-1.lan,pg-2.lan,pg-3.lan port=5432,5432,5432 target_session_attrs=read-write connect_timeout=2
+        host=pg-1.lan,pg-2.lan,pg-3.lan port=5432,5432,5432 target_session_attrs=read-write connect_timeout=2 keepalives_idle=2 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000
         ---- Done
     "#]],
     );
     check(
         member.run("dsn --role ro --json").await,
         expect![[r#"
-        {"dsn":"host=pg-1.lan,pg-2.lan,pg-3.lan port=5432,5432,5432 target_session_attrs=prefer-standby connect_timeout=2"}
+        {"dsn":"host=pg-1.lan,pg-2.lan,pg-3.lan port=5432,5432,5432 target_session_attrs=prefer-standby connect_timeout=2 keepalives_idle=2 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000"}
         ---- Done
     "#]],
     );

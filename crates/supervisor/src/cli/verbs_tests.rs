@@ -168,3 +168,88 @@ async fn patronis_configuration_is_translated_to_stdout_and_explained_on_stderr(
     let (exit, _, err) = member.run(&line).await;
     assert!(exit == Exit::Usage && err.contains("it is no YAML") && err.contains("\nhint: "), "{err}");
 }
+
+#[tokio::test]
+async fn a_backup_is_for_a_later_version() {
+    let member = Member::start(FakeOperator::default());
+    for line in ["backup", "backup now --json", "backup list -o json"] {
+        check(
+            member.run(line).await,
+            expect![[r#"
+                ---- stderr
+                error: `rhone backup` is not in this version: it comes later
+                hint: pgBackRest, WAL-G or pg_basebackup work beside rhone: `rhone settings set postgres.archive_command=…`
+                ---- Usage
+            "#]],
+        );
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_answers_it_is_said_who_was_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("rhone.toml");
+    let at = folder.path().display();
+    // A port that was free a moment ago, and nobody listens on.
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a port").port();
+    let text = format!(
+        "cluster = \"main\"\n[node]\nname = \"pg-1\"\nstate-dir = \"{at}\"\npeers = [\"127.0.0.1:7400\", \"127.0.0.1:{port}\"]\n\
+         [postgres]\ndata-dir = \"{at}/data\"\n"
+    );
+    std::fs::write(&config, text).expect("the file is written");
+    for verb in
+        ["status", "status -o json", "pause", "dsn", "explain", "doctor", "events", "settings", "psql"]
+    {
+        let typed = ["rhone", "-c", config.to_str().expect("UTF-8")].into_iter().chain(verb.split(' '));
+        let (mut terminal, out, err) = super::Terminal::captured();
+        let cli = super::words::read(typed.map(Into::into), None).expect("a good command line");
+        let outcome = super::execute(cli, &mut terminal).await;
+        let exit = super::finish(&mut terminal, outcome);
+        let err = err.text();
+        assert_eq!((exit, out.text().as_str()), (Exit::NoQuorum, ""), "{verb}: {err}");
+        assert!(
+            err.starts_with(&format!("error: no member answers ({at}/rhone.sock: "))
+                && err.contains(&format!("; 127.0.0.1:{port}: "))
+                && err.contains("\nhint: is `rhone run` at work there? "),
+            "{verb}: {err}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn check_warns_of_what_is_seldom_meant() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("rhone.toml");
+    let at = folder.path().display();
+    let text = format!(
+        "cluster = \"main\"\n[node]\nname = \"w\"\nkind = \"witness\"\nstate-dir = \"{at}\"\n\
+         peers = [\"127.0.0.1:7401\", \"127.0.0.1:7402\"]\n"
+    );
+    std::fs::write(&config, text).expect("the file is written");
+    let run = async |line: &str| {
+        let typed = ["rhone", "-c", config.to_str().expect("UTF-8")].into_iter().chain(line.split(' '));
+        let (mut terminal, out, err) = super::Terminal::captured();
+        let cli = super::words::read(typed.map(Into::into), None).expect("a good command line");
+        let outcome = super::execute(cli, &mut terminal).await;
+        let exit = super::finish(&mut terminal, outcome);
+        let hide = |text: String| text.replace(&at.to_string(), "DIR");
+        (exit, hide(out.text()), hide(err.text()))
+    };
+    check(
+        run("check").await,
+        expect![[r#"
+            DIR/rhone.toml: sound; member w of cluster main
+            ---- stderr
+            warning: `node.peers` does not name this member, 127.0.0.1:7400: it can join a cluster, and found none
+            hint: a founding member has "127.0.0.1:7400" in its peers, the same list on each; one that joins later needs nothing
+            warning: two founding members: only one of them votes, and where it is lost nobody takes over
+            hint: add a third to `node.peers`: another data member
+            ---- Done
+        "#]],
+    );
+    let (exit, out, err) = run("check --json").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((exit, err.as_str(), value["sound"].as_bool()), (Exit::Done, "", Some(true)));
+    assert_eq!(value["warnings"].as_array().map(Vec::len), Some(2));
+}

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use clap::Parser;
 
 use super::args::{Cli, Command};
+use super::exit::{CliError, Exit};
 
 /// Flags of every command that are followed by a value.
 const WITH_VALUE: [&str; 8] = ["-c", "--config", "--host", "-o", "--output", "--ca", "--cert", "--key"];
@@ -28,6 +29,31 @@ pub(super) fn read(
         cli.global.hosts = hosts.map(str::to_owned).collect();
     }
     Ok(cli)
+}
+
+/// Tells a usage error as all others are told: `error: …`, then `hint: …`.
+pub(super) fn usage(error: &clap::Error) -> CliError {
+    const MORE: &str = "For more information, try '";
+    let said = error.render().to_string();
+    let (mut lines, mut hints) = (Vec::new(), Vec::new());
+    let mut help = "--help".to_owned();
+    for line in said.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+        if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
+            hints.push(format!("hint: {tip}"));
+        } else if !line.starts_with(MORE) {
+            if let Some(usage) = line.strip_prefix("Usage: ") {
+                // The words of the command, up to the first that stands for something.
+                let words = usage.split(' ').take_while(|word| !word.starts_with(['[', '<', '-']));
+                help = format!("{} --help", words.collect::<Vec<_>>().join(" "));
+            }
+            lines.push(line.to_owned());
+        }
+    }
+    if hints.is_empty() {
+        hints.push(format!("hint: `{help}` says what may be typed"));
+    }
+    lines.append(&mut hints);
+    CliError { complete: true, ..CliError::new(Exit::Usage, lines.join("\n")) }
 }
 
 /// Puts a command line into clap's terms.
@@ -118,6 +144,36 @@ mod tests {
         assert_eq!(
             typed("rhone help --json", None).expect_err("an error").kind(),
             ErrorKind::InvalidSubcommand
+        );
+    }
+
+    #[track_caller]
+    fn refused(line: &str, expected: &str) {
+        let error = usage(&typed(line, None).expect_err("a usage error"));
+        assert_eq!((error.exit, error.message.as_str()), (Exit::Usage, expected), "{line}");
+    }
+
+    #[test]
+    fn a_usage_error_is_told_as_every_other_is() {
+        refused(
+            "rhone switchovr",
+            "error: unrecognized subcommand 'switchovr'\nUsage: rhone [OPTIONS] <COMMAND>\n\
+             hint: a similar subcommand exists: 'switchover'",
+        );
+        refused(
+            "rhone status --hots",
+            "error: unexpected argument '--hots' found\nUsage: rhone status --host <HOST>\n\
+             hint: a similar argument exists: '--host'",
+        );
+        refused(
+            "rhone member add pg-4",
+            "error: the following required arguments were not provided:\n  <ADDRESS>\n\
+             Usage: rhone member add <NAME> <ADDRESS>\nhint: `rhone member add --help` says what may be typed",
+        );
+        refused(
+            "rhone restart --rolling pg-1",
+            "error: the argument '--rolling' cannot be used with '[NAME]'\nUsage: rhone restart --rolling [NAME]\n\
+             hint: `rhone restart --help` says what may be typed",
         );
     }
 

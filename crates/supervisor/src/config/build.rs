@@ -13,7 +13,7 @@ use super::file::Entries;
 use super::nearest::nearest;
 use super::tags::tags;
 use super::timing::{self, PRESETS, Timing};
-use super::{Bootstrap, Config, Database, Node, Postgres, Tls, keys, units};
+use super::{Bootstrap, Config, Database, DeadMan, Node, Postgres, Tls, keys, units};
 use crate::tls::TlsFiles;
 
 /// Builds the configuration; `None` when something indispensable is missing. Problems are in
@@ -261,6 +261,11 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
     let watchdog = path(entries, "postgres.watchdog");
     let watchdog_timeout = entries.parsed("postgres.watchdog-timeout", watchdog_timeout);
     let watchdog_timeout = watchdog_timeout.unwrap_or(WATCHDOG_TIMEOUT);
+    let dead_man = entries.parsed("postgres.dead-man", |text| match text {
+        "off" => Ok(DeadMan::Off),
+        "nftables" => Ok(DeadMan::Nftables),
+        _ => Err(format!("\"{text}\" is neither \"off\" nor \"nftables\"")),
+    });
     Some(Postgres {
         bin_dir,
         data_dir: data_dir?,
@@ -273,6 +278,7 @@ fn postgres(entries: &mut Entries) -> Option<Postgres> {
         priority,
         watchdog,
         watchdog_timeout,
+        dead_man: dead_man.unwrap_or_default(),
     })
 }
 
@@ -375,7 +381,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         let message = "`bootstrap.sync-required` means nothing with sync = \"off\"";
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
-    let max_lag = entries.parsed("bootstrap.max-lag-on-failover", units::parse_size);
+    let max_lag = entries.size("bootstrap.max-lag-on-failover");
     let postgres = parameters(entries);
     let weak = postgres.iter().find(|(name, value)| {
         name.eq_ignore_ascii_case("synchronous_commit") && !crate::settings::waits_for_flush(value)

@@ -104,7 +104,7 @@ pub(super) fn proxy(entries: &mut Entries) -> Proxy {
         ro,
         any,
         wait: entries.parsed("proxy.wait", units::parse_duration).unwrap_or(WAIT),
-        ro_max_lag: entries.parsed("proxy.ro-max-lag", units::parse_size).unwrap_or(RO_MAX_LAG),
+        ro_max_lag: entries.size("proxy.ro-max-lag").unwrap_or(RO_MAX_LAG),
         max_connections: entries.integer("proxy.max-connections", 1..1_000_001).unwrap_or(2000),
         max_waiting: entries.integer("proxy.max-waiting", 1..1_000_001).unwrap_or(500),
         idle_timeout: idle.filter(|idle| !idle.is_zero()),

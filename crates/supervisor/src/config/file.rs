@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
 use super::problem::Problem;
-use super::{Environment, keys};
+use super::{Environment, keys, units};
 
 /// A value as it was written.
 #[derive(Clone, Debug)]
@@ -228,6 +228,19 @@ impl Entries {
                 None
             }
         }
+    }
+
+    /// Takes a size; a number without a unit is told what it would be with one.
+    pub(super) fn size(&mut self, key: &str) -> Option<u64> {
+        let given = match self.values.get(key) {
+            Some(Value::Text(text) | Value::Integer(text)) => units::with_unit(text),
+            Some(Value::Float(_) | Value::Boolean(_) | Value::List(_) | Value::Other(_)) | None => None,
+        };
+        let Some(unit) = given else { return self.parsed(key, units::parse_size) };
+        let _seen = self.values.remove(key);
+        let message = format!("`{key}`: a size has a unit: 512kB, 10MB, 1GB");
+        self.complain(key, message, Some(&format!("that many bytes are \"{unit}\", with the quotes")));
+        None
     }
 
     /// Takes an integer within a range.

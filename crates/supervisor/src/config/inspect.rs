@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use super::problem::Problem;
-use super::{Config, Postgres, Tls};
+use super::{Config, DeadMan, Postgres, Tls};
+use crate::guardian::rehearse_dead_man;
 use crate::tls::{Identity, Role};
 
 /// The programs that must be in `bin-dir`.
@@ -40,6 +41,9 @@ pub fn inspect(config: &Config) -> Vec<Problem> {
         let bin_dir = check_programs(postgres, &mut say);
         check_user(postgres, &mut say);
         check_data_dir(postgres, bin_dir.as_deref(), &mut say);
+        if postgres.dead_man == DeadMan::Nftables {
+            check_dead_man(rehearse_dead_man(), &mut say);
+        }
     }
     problems
 }
@@ -163,6 +167,17 @@ fn check_programs(postgres: &Postgres, say: &mut impl FnMut(String, &str)) -> Op
         }
     }
     Some(dir)
+}
+
+/// Whether this user and this kernel can do what the dead-man does; tried without changing anything.
+fn check_dead_man(rehearsed: std::io::Result<()>, say: &mut impl FnMut(String, &str)) {
+    let Err(error) = rehearsed else { return };
+    let hint = if error.kind() == std::io::ErrorKind::PermissionDenied {
+        "run this as the user that runs rhone, with CAP_NET_ADMIN (docs/operating.md), or remove the key"
+    } else {
+        "modprobe nf_tables; a kernel without it, or without its inet family, cannot do this: remove the key"
+    };
+    say(format!("`postgres.dead-man`: the kernel refuses it: {error}"), hint);
 }
 
 /// Postgres refuses to run as root.

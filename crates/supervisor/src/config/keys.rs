@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 71] = [
+pub(super) const KEYS: [&str; 72] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -22,6 +22,7 @@ pub(super) const KEYS: [&str; 71] = [
     "postgres.priority",
     "postgres.watchdog",
     "postgres.watchdog-timeout",
+    "postgres.dead-man",
     "proxy.rw",
     "proxy.ro",
     "proxy.any",

@@ -226,6 +226,11 @@ fn each_bad_value_has_one_clear_message() {
     );
     with(
         "postgres",
+        "dead-man = \"iptables\"",
+        expect![[r#"error: rhone.toml:6: `postgres.dead-man`: "iptables" is neither "off" nor "nftables""#]],
+    );
+    with(
+        "postgres",
         "data_dir = \"/x\"",
         expect![[r#"
         error: rhone.toml:6: unknown key `data_dir` in [postgres]
@@ -250,10 +255,30 @@ fn each_bad_value_has_one_clear_message() {
         "pg-hba = \"host all all all trust\"",
         expect![[r#"error: rhone.toml:8: `bootstrap.pg-hba` must be a list: ["…", "…"], not a string"#]],
     );
+}
+
+#[test]
+fn a_size_without_a_unit_is_refused_with_what_it_would_be() {
     with(
         "bootstrap",
         "max-lag-on-failover = \"1 apple\"",
         expect!["error: rhone.toml:8: `bootstrap.max-lag-on-failover`: a size has a unit: 512kB, 10MB, 1GB"],
+    );
+    for bare in ["1048576", "\"1048576\""] {
+        with(
+            "bootstrap",
+            &format!("max-lag-on-failover = {bare}"),
+            expect![[r#"
+                error: rhone.toml:8: `bootstrap.max-lag-on-failover`: a size has a unit: 512kB, 10MB, 1GB
+                hint: that many bytes are "1MB", with the quotes"#]],
+        );
+    }
+    with(
+        "proxy",
+        "ro-max-lag = 16777216",
+        expect![[r#"
+            error: rhone.toml:8: `proxy.ro-max-lag`: a size has a unit: 512kB, 10MB, 1GB
+            hint: that many bytes are "16MB", with the quotes"#]],
     );
 }
 

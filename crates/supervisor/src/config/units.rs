@@ -20,17 +20,37 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_micros(micros))
 }
 
-/// Reads `512`, `10MB`, `16MiB`, `1GB` as Postgres does: `kB`, `MB`, `GB`, `TB` are powers of
-/// 1024, as are `KiB` and its kin. A bare number is bytes, as Patroni has it.
+/// Reads `512`, `10MB`: as [`parse_size`], and a bare number is bytes, as Patroni's URLs have it.
+///
+/// # Errors
+///
+/// Says what a size looks like.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    bare(text)
+        .map_or_else(|| parse_size(text), |number| number.map_err(|_| "the size is too large".to_owned()))
+}
+
+/// Returns a number without a unit.
+fn bare(text: &str) -> Option<Result<u64, std::num::ParseIntError>> {
+    let text = text.trim();
+    (!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())).then(|| text.parse())
+}
+
+/// Says what a bare number of bytes is with a unit; nothing where the text is none, or 0.
+pub fn with_unit(text: &str) -> Option<String> {
+    let bytes = bare(text)?.ok().filter(|bytes| *bytes > 0)?;
+    let units = [("TB", 1_u64 << 40), ("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10), ("B", 1)];
+    let (unit, scale) = units.into_iter().find(|(_, scale)| bytes.is_multiple_of(*scale))?;
+    Some(format!("{}{unit}", bytes / scale))
+}
+
+/// Reads `10MB`, `16MiB`, `1GB` as Postgres does: `kB`, `MB`, `GB`, `TB` are powers of 1024, as are `KiB` and its
+/// kin. A bare number is refused, 0 excepted.
 ///
 /// # Errors
 ///
 /// Says what a size looks like.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()) {
-        return text.parse().map_err(|_| "the size is too large".to_owned());
-    }
     let (k, m, g, t) = (1 << 10, 1 << 20, 1 << 30, 1 << 40);
     let units = [
         ("b", 1),
@@ -87,7 +107,7 @@ pub fn print_size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_duration, parse_size, print_size};
+    use super::{parse_bytes, parse_duration, parse_size, print_size, with_unit};
 
     #[test]
     fn reads_durations_only_with_units() {
@@ -105,8 +125,18 @@ mod tests {
     fn reads_and_prints_sizes() {
         assert_eq!(parse_size("10MB"), Ok(10 << 20));
         assert_eq!(parse_size("16MiB"), Ok(16 << 20));
-        assert_eq!(parse_size("1048576"), Ok(1 << 20));
-        assert!(parse_size("10 apples").is_err());
+        assert_eq!((parse_size("0"), parse_size("512B")), (Ok(0), Ok(512)));
+        for wrong in ["10 apples", "1048576", "16", "MB", ""] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((parse_bytes("1048576"), parse_bytes("1MB")), (Ok(1 << 20), Ok(1 << 20)));
+        assert!(parse_bytes("99999999999999999999").is_err());
+        for (bytes, expected) in
+            [("1048576", "1MB"), ("1500", "1500B"), (" 2048 ", "2kB"), ("3221225472", "3GB")]
+        {
+            assert_eq!(with_unit(bytes).as_deref(), Some(expected));
+        }
+        assert_eq!((with_unit("0"), with_unit("1MB"), with_unit("x")), (None, None, None));
         assert_eq!(print_size(0), "0 B");
         assert_eq!(print_size(1_572_864), "1.5 MiB");
     }

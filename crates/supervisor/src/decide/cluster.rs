@@ -297,7 +297,7 @@ enum Silence {
 /// Voters count from the last renewal of whoever owned before, so silence is held against an owner
 /// only from its own Grant on.
 fn silence(view: &ClusterView<'_>, now: Moment, limit_ms: u64) -> Silence {
-    let limit_ms = if left_out(Rule::Patience) { 1 } else { limit_ms };
+    let limit_ms = if left_out(Rule::Patience) { limit_ms / 4 } else { limit_ms };
     let renewal_ms = u64::from(view.state.ageing().renewal_ms);
     let granted_ms = view.granted_since.map_or(0, |since| now.millis_since(since));
     let silent_for = |voter: &NodeId| {

@@ -52,6 +52,8 @@ pub struct GuardianOptions {
     /// The machine's watchdog, and after how many seconds without a word it resets the machine. Read when a guardian
     /// is started: one that is adopted keeps what it was started with.
     pub watchdog: Option<(PathBuf, u32)>,
+    /// Postgres's port, whose packets the kernel drops from the end of the lease on; none: it does not. Read as the watchdog is.
+    pub dead_man: Option<u16>,
 }
 
 /// How a guardian is told to freeze and kill.
@@ -395,6 +397,9 @@ async fn spawn(options: &GuardianOptions) -> Result<bool, GuardianError> {
     command.arg("--fence").arg(options.fence.as_str());
     if let Some((device, seconds)) = &options.watchdog {
         command.arg("--watchdog").arg(device).arg(seconds.to_string());
+    }
+    if let Some(port) = options.dead_man {
+        command.arg("--dead-man").arg(port.to_string());
     }
     command.arg("--detach");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -14,6 +14,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use super::client::FenceChoice;
+use super::deadman::DeadMan;
 use super::instance::Unprotected;
 use super::page::GuardPage;
 use super::server::{Outfit, Server, Wakers};
@@ -24,7 +25,7 @@ use super::{cgroup, control, sys};
 /// Exit status: another guardian holds the lock.
 pub(super) const ANOTHER_ONE: u8 = 3;
 
-const USAGE: &str = "usage: rhone guardian --state-dir DIR [--name NAME] [--fence auto|signals] [--watchdog DEVICE SECONDS] [--detach]";
+const USAGE: &str = "usage: rhone guardian --state-dir DIR [--name NAME] [--fence auto|signals] [--watchdog DEVICE SECONDS] [--dead-man PORT] [--detach]";
 const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
 /// Runs a guardian: `rhone guardian --state-dir DIR …`, with the arguments after `guardian`.
@@ -49,13 +50,14 @@ struct Options {
     name: String,
     fence: FenceChoice,
     watchdog: Option<(PathBuf, u32)>,
+    dead_man: Option<u16>,
     detach: bool,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Option<Self> {
         let (mut state_dir, mut name) = (None, String::from("rhone"));
-        let (mut fence, mut watchdog, mut detach) = (FenceChoice::Auto, None, false);
+        let (mut fence, mut watchdog, mut dead_man, mut detach) = (FenceChoice::Auto, None, None, false);
         while let Some(arg) = args.next() {
             match arg.to_str()? {
                 "--state-dir" => state_dir = Some(PathBuf::from(args.next()?)),
@@ -65,11 +67,12 @@ impl Options {
                     let device = PathBuf::from(args.next()?);
                     watchdog = Some((device, args.next()?.to_str()?.parse().ok()?));
                 }
+                "--dead-man" => dead_man = Some(args.next()?.to_str()?.parse().ok()?),
                 "--detach" => detach = true,
                 _ => return None,
             }
         }
-        Some(Self { state_dir: state_dir?, name, fence, watchdog, detach })
+        Some(Self { state_dir: state_dir?, name, fence, watchdog, dead_man, detach })
     }
 }
 
@@ -194,6 +197,7 @@ fn prepare(options: &Options, dir: &OwnedFd) -> io::Result<Server> {
             Some((device, seconds)) => Watchdog::new(Some(device), seconds),
             None => Watchdog::new(None, 0),
         },
+        dead_man: DeadMan::new(options.dead_man),
     };
     Ok(Server::new(outfit, Wakers { timer, signals, listener, memfd }, page))
 }

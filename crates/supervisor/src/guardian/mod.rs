@@ -15,8 +15,9 @@
 //! - An instance that ever had a lease keeps needing one until it is gone (or [`Guardian::release`]).
 //! - If the guardian dies, the kernel kills the postmaster. A busy backend may go on for seconds: the
 //!   supervisor sees [`Guardian::died`] and calls [`emergency::kill_instance`]. If both die at the same
-//!   moment nothing stops that backend, and if both are stopped nothing stops the instance, but the machine's
-//!   watchdog where there is one ([`GuardianOptions::watchdog`]).
+//!   moment nothing stops that backend, and if both are stopped nothing stops the instance, but the dead-man keeps its
+//!   packets in ([`GuardianOptions::dead_man`]), or the machine's watchdog resets the machine ([`GuardianOptions::watchdog`]),
+//!   where there is one.
 //!
 //! # What it asks of its surroundings
 //! It stays in the cgroup of the supervisor that started it, so that whoever kills or freezes that one
@@ -31,12 +32,14 @@ mod cgroup;
 pub mod client;
 mod control;
 mod daemon;
+mod deadman;
 pub mod emergency;
 mod family;
 mod fence;
 #[cfg(test)]
 mod fuzz_tests;
 mod instance;
+mod nftables;
 mod page;
 mod proc;
 mod server;
@@ -48,7 +51,8 @@ mod wire;
 pub(crate) use cgroup::of_process;
 pub use client::{FenceChoice, Guardian, GuardianError, GuardianOptions};
 pub use daemon::main;
-pub use page::{GuardState, Lease, SharedPage, WatchdogState};
+pub(crate) use nftables::rehearse as rehearse_dead_man;
+pub use page::{GuardState, LastResort, Lease, SharedPage};
 pub use stand_in::StandIn;
 pub use wire::{
     Backend, Cause, Event, ExitReport, FrozenReport, LeaseReport, MemoryLock, PostmasterSignal, Priority,

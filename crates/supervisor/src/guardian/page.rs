@@ -43,6 +43,7 @@ pub(super) enum Word {
     Fences = 20,
     LateFenceMax = 21,
     Watchdog = 22,
+    DeadMan = 23,
 }
 
 /// The lease that an instance runs under.
@@ -121,22 +122,22 @@ pub enum GuardState {
     Dead = 6,
 }
 
-/// What became of the machine's watchdog.
+/// What became of a fence that holds without any process of Rhone's: the machine's watchdog, the dead-man.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u64)]
-pub enum WatchdogState {
+pub enum LastResort {
     /// None is configured.
     #[default]
     Off = 0,
     /// It is not needed: the instance is no primary.
     AtRest = 1,
-    /// It resets the machine if the guardian falls silent.
+    /// It acts if the guardian falls silent.
     Armed = 2,
-    /// The device could not be opened, set or written to.
+    /// The system did not let it be used.
     Failed = 3,
 }
 
-impl WatchdogState {
+impl LastResort {
     fn from_word(word: u64) -> Self {
         match word {
             1 => Self::AtRest,
@@ -268,8 +269,13 @@ impl SharedPage {
     }
 
     /// Returns what became of the machine's watchdog.
-    pub fn watchdog(&self) -> WatchdogState {
-        WatchdogState::from_word(self.load(Word::Watchdog))
+    pub fn watchdog(&self) -> LastResort {
+        LastResort::from_word(self.load(Word::Watchdog))
+    }
+
+    /// Returns what became of the dead-man.
+    pub fn dead_man(&self) -> LastResort {
+        LastResort::from_word(self.load(Word::DeadMan))
     }
 
     /// Returns the longest time from the end of a lease until the instance was known to be frozen.

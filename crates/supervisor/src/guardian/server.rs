@@ -14,6 +14,7 @@ use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
 use super::FROZEN_LIMIT;
 use super::control::{CONNECTIONS, Connections};
+use super::deadman::DeadMan;
 use super::instance::{Frozen, Instance, Killing, Unprotected};
 use super::page::{GuardPage, GuardState, Lease, Word};
 use super::sys;
@@ -48,6 +49,7 @@ pub(super) struct Outfit {
     pub(super) oom_score_adj: i32,
     pub(super) unprotected: Unprotected,
     pub(super) watchdog: Watchdog,
+    pub(super) dead_man: DeadMan,
 }
 
 /// What the loop waits for.
@@ -168,6 +170,7 @@ impl Server {
         self.look(now);
         self.stamp();
         self.tend_watchdog();
+        self.tend_dead_man();
     }
 
     fn look(&mut self, now: BootTime) {
@@ -200,6 +203,19 @@ impl Server {
         };
         self.outfit.watchdog.tend(watched, now);
         self.page.set(Word::Watchdog, self.outfit.watchdog.state() as u64);
+    }
+
+    /// After the fence had its turn, too: nothing that this waits for may hold up a freeze that is due.
+    fn tend_dead_man(&mut self) {
+        let needed = self.instance.as_ref().and_then(|instance| instance.epoch).is_some();
+        let lease = match self.lease {
+            _ if !needed => None,
+            Lease::Until { deadline, .. } => Some(deadline),
+            // Not with an epoch: whoever had a lease needs one.
+            Lease::NotNeeded => Some(BootTime::ZERO),
+        };
+        self.outfit.dead_man.tend(lease, Clock.now());
+        self.page.set(Word::DeadMan, self.outfit.dead_man.state() as u64);
     }
 
     /// Takes the lease from the page, if it is a new one that may count.

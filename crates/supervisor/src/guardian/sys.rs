@@ -165,6 +165,13 @@ pub(super) fn set_watchdog(device: &OwnedFd, seconds: u32) -> io::Result<()> {
     Ok(unsafe { rustix::ioctl::ioctl(device, call) }?)
 }
 
+/// Moves the calling thread into a network of its own.
+#[cfg(test)]
+pub(super) fn own_network() -> io::Result<()> {
+    // SAFETY: it concerns this thread's new sockets only, and no descriptor.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
+}
+
 /// All that a child needs to become a postmaster; made before the fork, so that it allocates nothing.
 #[derive(Debug)]
 pub(super) struct SpawnPlan {
@@ -246,7 +253,10 @@ fn become_postmaster(
     (6, errno())
 }
 
-/// Gives back the priority and the protection from the OOM killer, which a child inherits.
+/// linux/capability.h.
+const CAP_NET_ADMIN: libc::c_ulong = 12;
+
+/// Gives back the priority, the protection from the OOM killer and the right that a child inherits.
 fn undo_protection(plan: &SpawnPlan) {
     // SAFETY: the strings end with a zero byte; the descriptor is closed by the exec.
     unsafe {
@@ -257,6 +267,8 @@ fn undo_protection(plan: &SpawnPlan) {
             libc::write(fd, value.as_ptr().cast(), value.len());
         }
         libc::setpriority(libc::PRIO_PROCESS, 0, plan.nice);
+        // CAP_NET_ADMIN is the dead-man's: no program that Postgres runs is to change a packet filter.
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_LOWER, CAP_NET_ADMIN, 0, 0);
     }
 }
 

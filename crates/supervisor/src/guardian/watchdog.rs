@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::page::WatchdogState;
+use super::page::LastResort;
 use super::sys;
 use crate::runtime::clock::BootTime;
 
@@ -59,12 +59,12 @@ impl Watchdog {
     }
 
     /// What is shown of it.
-    pub(super) fn state(&self) -> WatchdogState {
+    pub(super) fn state(&self) -> LastResort {
         match (&self.path, &self.device, self.failed) {
-            (None, _, _) => WatchdogState::Off,
-            (Some(_), _, true) => WatchdogState::Failed,
-            (Some(_), Some(_), false) => WatchdogState::Armed,
-            (Some(_), None, false) => WatchdogState::AtRest,
+            (None, _, _) => LastResort::Off,
+            (Some(_), _, true) => LastResort::Failed,
+            (Some(_), Some(_), false) => LastResort::Armed,
+            (Some(_), None, false) => LastResort::AtRest,
         }
     }
 

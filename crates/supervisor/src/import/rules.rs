@@ -324,7 +324,7 @@ impl Rules {
             return true;
         }
         let mut kept = Vec::new();
-        let mut dropped = 0;
+        let mut dropped = 0_usize;
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             if words.get(1) == Some(&REPLICATION) {
@@ -337,10 +337,11 @@ impl Rules {
             }
         }
         if dropped > 0 {
-            let what = format!("{dropped} lines for replication: rhone's own lines let its members stream");
+            let what =
+                format!("{} for replication: rhone's own lines let its members stream", lines_of(dropped));
             self.note(key, Verdict::NoMeaning, what);
         }
-        self.note(key, Verdict::Translated, format!("bootstrap.pg-hba, {} lines", kept.len()));
+        self.note(key, Verdict::Translated, format!("bootstrap.pg-hba, {}", lines_of(kept.len())));
         self.hba = Some((rank, kept));
         true
     }
@@ -548,6 +549,10 @@ impl Rules {
         );
         self.note("-", Verdict::Decide, what);
     }
+}
+
+fn lines_of(count: usize) -> String {
+    if count == 1 { "1 line".to_owned() } else { format!("{count} lines") }
 }
 
 /// Whether a parameter's value may hold a secret: it is not repeated where it is only talked about.

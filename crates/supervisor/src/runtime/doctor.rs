@@ -14,7 +14,9 @@ use tokio_postgres::SimpleQueryMessage;
 use super::operator::RuntimeOperator;
 use crate::api::proto::v1::ExamineRequest;
 use crate::civil::WallTime;
+use crate::config::DeadMan;
 use crate::doctor::{Asked, Exam, Finding, Room, ServerExam, Severity, judge};
+use crate::guardian::rehearse_dead_man;
 use crate::runtime::clock::wall_time;
 use crate::runtime::local::target;
 use crate::runtime::shared::Shared;
@@ -43,18 +45,17 @@ pub async fn examine(shared: &Shared) -> Exam {
         (room, libc())
     });
     let (room, libc) = looked.await.unwrap_or_default();
+    let wanted = shared.config.postgres.as_ref().is_some_and(|p| p.dead_man == DeadMan::Nftables);
+    let dead_man = if wanted { rehearse_dead_man().err().map(|error| error.to_string()) } else { None };
     let now = wall_time();
-    let days = |left: i64| left.div_euclid(86_400);
     Exam {
         clock_ms: now,
         libc,
         rhone: env!("CARGO_PKG_VERSION").to_owned(),
         room,
-        certificate_days: shared
-            .security
-            .as_deref()
-            .map(|s| days(s.own().seconds_left(WallTime::from_ms(now)))),
+        certificate_days: shared.security.as_deref().map(|s| s.own().days_left(WallTime::from_ms(now))),
         server,
+        dead_man,
     }
 }
 

@@ -90,7 +90,7 @@ impl RuntimeOperator {
     fn why_not(&self, state: &ClusterState, without: Option<NodeId>) -> Option<String> {
         let (table, now) = (self.shared().table.borrow().clone(), self.shared().now());
         let open = outlook::uncovered(state, &table, now, without);
-        (!open.is_empty()).then(|| outlook::why_uncovered(state, &table, now, &open))
+        (!open.is_empty()).then(|| outlook::why_uncovered(state, &table, now, without, &open))
     }
 
     /// Waits until the epoch has an owner, or is over.

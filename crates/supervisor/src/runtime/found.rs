@@ -12,6 +12,7 @@ use rhone_consensus::raft::PeerNode;
 use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_consensus::store::hard::{Founder, HardState};
 use rhone_consensus::tags::Tags;
+use rhone_pgctl::wal::WalPosition;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
 use crate::config::Bootstrap;
@@ -72,16 +73,10 @@ pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verd
     }
     let with_data: Vec<&HelloReply> =
         answers.iter().map(|(_, a)| *a).filter(|a| a.data_system_identifier != 0).collect();
-    if with_data.len() > 1 {
-        let found: Vec<String> = with_data
-            .iter()
-            .map(|a| format!("{}: system {} at {}", a.name, a.data_system_identifier, a.data_position))
-            .collect();
-        return Verdict::Stop(format!(
-            "more than one data directory holds data and no cluster is known ({}): move aside all but the one to keep",
-            found.join("; ")
-        ));
-    }
+    let keeper = match keeper(&with_data) {
+        Ok(keeper) => keeper,
+        Err(reason) => return Verdict::Stop(reason),
+    };
     let members = answers.iter().map(|(_, a)| *a);
     if members.clone().any(|a| a.kind == "data") && !members.clone().any(could_lead) {
         return Verdict::Stop(
@@ -89,9 +84,7 @@ pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verd
                 .to_owned(),
         );
     }
-    let founder = with_data
-        .first()
-        .copied()
+    let founder = keeper
         .or_else(|| {
             let data = answers.iter().map(|(_, a)| *a).filter(|a| a.kind == "data");
             data.min_by_key(|a| (!could_lead(a), a.name.clone()))
@@ -102,6 +95,57 @@ pub fn verdict(me: &str, answers: &BTreeMap<String, Option<HelloReply>>) -> Verd
         Some(founder) => Verdict::Follow(founder),
         None => Verdict::Stop("no founding member is a data member".to_owned()),
     }
+}
+
+/// Returns whose data the cluster begins with; nothing where nobody has any. Of several it is that of a primary all
+/// of whose standbys the others are.
+///
+/// # Errors
+/// A person has to choose.
+fn keeper<'a>(with_data: &[&'a HelloReply]) -> Result<Option<&'a HelloReply>, String> {
+    if let [] | [_] = with_data {
+        return Ok(with_data.first().copied());
+    }
+    let refuse = |why: &str| {
+        let found: Vec<String> = with_data
+            .iter()
+            .map(|a| {
+                let role = if a.data_role.is_empty() { "data" } else { &a.data_role };
+                let end = if a.data_position.is_empty() { "runs" } else { &a.data_position };
+                format!("{}: {role} of system {}, {end}", a.name, a.data_system_identifier)
+            })
+            .collect();
+        Err(format!(
+            "more than one data directory holds data and no cluster is known ({}){why}: move aside all but the one to keep",
+            found.join("; ")
+        ))
+    };
+    let (primaries, others): (Vec<&HelloReply>, Vec<&HelloReply>) =
+        with_data.iter().partition(|a| a.data_role == "primary");
+    let [primary] = primaries.as_slice() else {
+        return refuse(if primaries.is_empty() {
+            ", and none is a primary's"
+        } else {
+            ", and more than one is a primary's"
+        });
+    };
+    if others.iter().any(|a| a.data_role != "standby") {
+        return refuse("");
+    }
+    if others.iter().any(|a| a.data_system_identifier != primary.data_system_identifier) {
+        return refuse(", of different systems");
+    }
+    let end = |a: &HelloReply| a.data_position.parse::<WalPosition>().ok();
+    let ahead = |a: &&HelloReply| {
+        a.data_timeline > primary.data_timeline
+            || end(a).zip(end(primary)).is_some_and(|(standby, primary)| {
+                standby.timeline == primary.timeline && standby.lsn > primary.lsn
+            })
+    };
+    if others.iter().any(ahead) {
+        return refuse(", and a standby is ahead of the primary");
+    }
+    Ok(Some(primary))
 }
 
 /// Whether that founding member could be primary.
@@ -439,6 +483,46 @@ mod tests {
             "Stop(\"the founding members' node.peers",
         );
         check("n1", &["n1 empty 0 p", "n1 empty 0 p", "n3 empty 0 p"], "Stop(\"two founding members");
+    }
+
+    /// Each member: `role system timeline position`, `-` for what it does not say; `n1` and so on by place.
+    #[track_caller]
+    fn keeps(members: &[&str], expected: &str) {
+        let answers: BTreeMap<String, Option<HelloReply>> = members
+            .iter()
+            .zip(1..)
+            .map(|(text, place)| {
+                let words: Vec<String> =
+                    text.split(' ').map(|word| word.trim_matches('-').to_owned()).collect();
+                let reply = HelloReply {
+                    data_role: words[0].clone(),
+                    data_timeline: words[2].parse().expect("a number"),
+                    data_position: words[3].clone(),
+                    ..hello(&format!("n{place}"), StoreState::Empty, words[1].parse().expect("a number"), "p")
+                };
+                (format!("a{place}"), Some(reply))
+            })
+            .collect();
+        let found = match verdict("n9", &answers) {
+            Verdict::Follow(founder) => founder,
+            other @ (Verdict::Join(_) | Verdict::Found | Verdict::Wait(_) | Verdict::Stop(_)) => {
+                format!("{other:?}")
+            }
+        };
+        assert!(found.contains(expected), "{found} does not say {expected}");
+    }
+
+    #[test]
+    fn a_primary_and_its_standbys_found_from_the_primarys_data() {
+        keeps(&["standby 7 3 -", "primary 7 3 -", "standby 7 3 -"], "n2"); // all run
+        keeps(&["standby 7 3 3:0/30", "primary 7 3 3:0/30", "- 0 0 -"], "n2"); // all are stopped, one is empty
+        keeps(&["standby 7 2 2:0/90", "primary 7 3 3:0/30"], "n2"); // it has not followed yet
+        keeps(&["primary 7 3 -", "primary 7 3 -"], "more than one is a primary's");
+        keeps(&["standby 7 3 -", "standby 7 3 -"], "none is a primary's");
+        keeps(&["standby 8 3 -", "primary 7 3 -"], "of different systems");
+        keeps(&["standby 7 4 -", "primary 7 3 -"], "a standby is ahead of the primary");
+        keeps(&["standby 7 3 3:0/31", "primary 7 3 3:0/30"], "a standby is ahead of the primary");
+        keeps(&["- 7 3 -", "primary 7 3 -"], "more than one data directory"); // one that does not say
     }
 
     #[test]

@@ -40,9 +40,16 @@ fn names(state: &ClusterState, nodes: impl Iterator<Item = NodeId>) -> String {
     nodes.map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// Says what keeps these policies from being covered.
-pub(super) fn why_uncovered(state: &ClusterState, table: &Table, now: Moment, open: &[&Policy]) -> String {
-    let there = there(table, now);
+/// Says what keeps these policies from being covered, where `without` is not to be asked.
+pub(super) fn why_uncovered(
+    state: &ClusterState,
+    table: &Table,
+    now: Moment,
+    without: Option<NodeId>,
+    open: &[&Policy],
+) -> String {
+    let mut there = there(table, now);
+    there.retain(|replica| Some(replica.node) != without);
     let sentence = |policy: &&Policy| match &policy.kind {
         PolicyKind::Quorum { required, standbys } => {
             let missing = standbys.difference(&there).map(|replica| replica.node);
@@ -86,7 +93,7 @@ pub(super) fn failover_would_lose(state: &ClusterState, table: &Table, now: Mome
         return Some("everything: no standby could take over".to_owned());
     }
     if !open.is_empty() {
-        let why = why_uncovered(state, table, now, &open);
+        let why = why_uncovered(state, table, now, Some(owner), &open);
         return Some(format!("acknowledged commits, so that nobody is promoted by itself: {why}{without}"));
     }
     if state.policies.iter().any(is_async) {

@@ -12,7 +12,7 @@ use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
 
 use crate::civil::WallTime;
-use crate::guardian::WatchdogState;
+use crate::guardian::LastResort;
 use crate::runtime::clock::{BootTime, wall_time};
 use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
@@ -382,7 +382,8 @@ struct Here {
     lease: LeaseStatus,
     frozen: bool,
     fences: u64,
-    watchdog: WatchdogState,
+    watchdog: LastResort,
+    dead_man: LastResort,
 }
 
 impl Here {
@@ -393,6 +394,7 @@ impl Here {
             frozen: local.frozen(),
             fences: local.guardian.page().fences(),
             watchdog: local.guardian.page().watchdog(),
+            dead_man: local.guardian.page().dead_man(),
         })
     }
 }
@@ -447,6 +449,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
             .proxy
             .snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         watchdog: here.watchdog,
+        dead_man: here.dead_man,
         counters: Counters {
             fences: here.fences,
             strangers_refused: shared.strangers.load(Ordering::Relaxed),

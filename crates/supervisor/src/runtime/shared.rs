@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::Config;
 use crate::decide::lease;
 use crate::runtime::clock::{BootTime, Timepiece};
+use crate::runtime::local::takeover::Found;
 use crate::runtime::peers::Peers;
 use crate::runtime::recorder::Recorder;
 use crate::runtime::secret::Secret;
@@ -95,6 +96,8 @@ pub struct Shared {
     pub proxy: crate::proxy::Counters,
     /// What the local PgBouncer is asked, where there is one.
     pub pooler: crate::pooler::Handle,
+    /// The server that somebody else started here, while it may be taken over.
+    pub takeover: watch::Sender<Option<Found>>,
     /// What an operator asked of the instance here.
     pub asked: watch::Sender<Asked>,
     /// What the leader's loop decided last, in words, with its code.

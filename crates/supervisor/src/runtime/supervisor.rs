@@ -27,7 +27,7 @@ use crate::api::access::Access;
 use crate::api::agent::AgentService;
 use crate::api::proto::v1::agent_server::AgentServer;
 use crate::api::{admin_service, health, proto, socket};
-use crate::config::{Config, Postgres, Tls};
+use crate::config::{Config, DeadMan, Postgres, Tls};
 use crate::guardian::{Guardian, GuardianError, GuardianOptions, Lease as PageLease, emergency};
 use crate::runtime::clock::Clock;
 use crate::runtime::lease::Lease;
@@ -128,6 +128,7 @@ async fn assemble(config: Config) -> anyhow::Result<(Arc<Shared>, mpsc::Receiver
         strangers: Arc::new(AtomicU64::new(0)),
         proxy: crate::proxy::Counters::default(),
         pooler: crate::pooler::Handle::default(),
+        takeover: watch::Sender::new(None),
         asked: watch::Sender::new(crate::runtime::shared::Asked::default()),
         decided: watch::Sender::new((String::new(), String::new())),
         recorder: Recorder::start(&config, clock.into()),
@@ -197,6 +198,7 @@ async fn adopt_guardian(config: &Config, postgres: &Postgres) -> anyhow::Result<
         name: config.node.name.clone(),
         fence: crate::guardian::FenceChoice::default(),
         watchdog: watchdog(postgres),
+        dead_man: dead_man(postgres),
     };
     let guardian = match Guardian::connect_or_spawn(options.clone()).await {
         Err(GuardianError::Hung { pid, .. }) => {
@@ -221,6 +223,17 @@ fn watchdog(postgres: &Postgres) -> Option<(PathBuf, u32)> {
             "the watchdog cannot be written to: give the device to the user that runs rhone, or remove postgres.watchdog");
     }
     Some((device, u32::try_from(postgres.watchdog_timeout.as_secs()).unwrap_or(u32::MAX)))
+}
+
+/// The port that the dead-man is to watch, and a warning when it cannot.
+fn dead_man(postgres: &Postgres) -> Option<u16> {
+    if postgres.dead_man == DeadMan::Off {
+        return None;
+    }
+    if let Err(error) = crate::guardian::rehearse_dead_man() {
+        tracing::warn!(%error, "the dead-man cannot be set up: give CAP_NET_ADMIN to rhone, or remove postgres.dead-man");
+    }
+    Some(postgres.listen.port)
 }
 
 /// A guardian that does not run fences nobody: what it guards is killed, then it is replaced.

@@ -28,6 +28,11 @@ impl DsnRole {
     }
 }
 
+/// A machine without power answers nothing: how soon libpq notices, in its own terms. An idle session asks after two
+/// seconds and is given up after three more; what was sent and not acknowledged within three ends one too.
+const LIMITS: &str =
+    "connect_timeout=2 keepalives_idle=2 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000";
+
 /// Renders libpq's keyword/value string over all data members whose address is known,
 /// the primary first for [`DsnRole::Rw`]. `None` when no address is known.
 ///
@@ -49,7 +54,7 @@ pub fn render(status: &ClusterStatus, role: DsnRole) -> Option<String> {
     let hosts: Vec<&str> = members.iter().map(|(_, host, _)| *host).collect();
     let ports: Vec<String> = members.iter().map(|(_, _, port)| port.to_string()).collect();
     Some(format!(
-        "host={} port={} target_session_attrs={} connect_timeout=2",
+        "host={} port={} target_session_attrs={} {LIMITS}",
         hosts.join(","),
         ports.join(","),
         role.target_session_attrs()

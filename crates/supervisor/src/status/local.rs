@@ -8,7 +8,7 @@ use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 
 use super::{HistoryEntry, MemberStatus, Role, State, SyncStatus};
 use crate::civil::WallTime;
-use crate::guardian::WatchdogState;
+use crate::guardian::LastResort;
 
 /// A walsender of the local Postgres, from `pg_stat_replication`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -142,7 +142,9 @@ pub struct LocalView {
     /// Counters for `/metrics`.
     pub counters: Counters,
     /// What became of the machine's watchdog.
-    pub watchdog: WatchdogState,
+    pub watchdog: LastResort,
+    /// What became of the dead-man.
+    pub dead_man: LastResort,
     /// What the proxy ports that are open count.
     pub proxy: Vec<crate::proxy::counters::PortFigures>,
     /// The certificates of `[tls]`; none without TLS.

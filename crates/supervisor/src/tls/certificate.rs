@@ -152,6 +152,21 @@ impl Certificate {
         let seconds = |time: WallTime| i64::try_from(time.as_ms() / 1000).unwrap_or(i64::MAX);
         seconds(self.not_after).saturating_sub(seconds(now))
     }
+
+    /// Returns how many days are left at `now`, as people count them ([`days`]).
+    pub fn days_left(&self, now: WallTime) -> i64 {
+        days(self.seconds_left(now))
+    }
+}
+
+/// Counts days as people do: what was issued for 30 has 30 left, and 1 on its last; below 0 it has expired.
+fn days(seconds: i64) -> i64 {
+    const DAY: i64 = 86_400;
+    if seconds > 0 {
+        seconds.saturating_add(DAY - 1).div_euclid(DAY)
+    } else {
+        seconds.div_euclid(DAY).min(-1)
+    }
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -191,6 +206,16 @@ mod tests {
             "",
         ] {
             check(nobody, None);
+        }
+    }
+
+    #[test]
+    fn days_are_counted_as_people_count_them() {
+        let day = 86_400;
+        for (seconds, expected) in
+            [(30 * day, 30), (30 * day - 1, 30), (29 * day, 29), (1, 1), (0, -1), (-1, -1), (-day - 1, -2)]
+        {
+            assert_eq!(days(seconds), expected, "{seconds}");
         }
     }
 

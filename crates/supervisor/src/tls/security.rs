@@ -136,7 +136,8 @@ impl Security {
         let now = WallTime::from_ms(wall_time());
         for certificate in std::iter::once(self.own()).chain(self.authorities()) {
             let left = certificate.seconds_left(now);
-            let (subject, days) = (certificate.subject, left / DAY);
+            let days = certificate.days_left(now);
+            let subject = certificate.subject;
             if left <= 0 {
                 tracing::error!(%subject, "a certificate has expired: `rhone certs issue` makes another");
             } else if left < NEAR {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -99,6 +99,7 @@ pub(crate) struct Rig {
     state_dir: PathBuf,
     fence: FenceChoice,
     watchdog: Option<(PathBuf, u32)>,
+    dead_man: Option<u16>,
     owned: bool,
 }
 
@@ -127,7 +128,16 @@ impl Rig {
 
     fn at(base: PathBuf, bin: PathBuf, fence: FenceChoice, owned: bool) -> Self {
         let state_dir = base.join("state");
-        Self { base, bin, exe: env!("CARGO_BIN_EXE_rhone").into(), state_dir, fence, watchdog: None, owned }
+        Self {
+            base,
+            bin,
+            exe: env!("CARGO_BIN_EXE_rhone").into(),
+            state_dir,
+            fence,
+            watchdog: None,
+            dead_man: None,
+            owned,
+        }
     }
 
     pub(crate) fn fence(&self) -> FenceChoice {
@@ -169,6 +179,16 @@ impl Rig {
         reader
     }
 
+    /// Gives the guardian a network of its own and a dead-man for `port` in it.
+    pub(crate) fn use_dead_man(&mut self, port: u16) {
+        let script = self.base.join("rhone-apart");
+        let text = format!("#!/bin/sh\nexec unshare --net -- '{}' \"$@\"\n", self.exe.display());
+        fs::write(&script, text).expect("write a script");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make it executable");
+        self.exe = script;
+        self.dead_man = Some(port);
+    }
+
     pub(crate) async fn guardian(&self) -> Guardian {
         let options = GuardianOptions {
             exe: self.exe.clone(),
@@ -176,6 +196,7 @@ impl Rig {
             name: "test".to_owned(),
             fence: self.fence,
             watchdog: self.watchdog.clone(),
+            dead_man: self.dead_man,
         };
         Guardian::connect_or_spawn(options).await.expect("a guardian")
     }

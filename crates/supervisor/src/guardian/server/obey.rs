@@ -91,6 +91,7 @@ impl Server {
         self.instance = Some(instance);
         self.stamp();
         self.outfit.watchdog.take_over(now);
+        self.outfit.dead_man.take_over();
         Ok(())
     }
 

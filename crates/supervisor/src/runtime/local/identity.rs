@@ -131,7 +131,7 @@ impl Local {
 
     /// Whether this member may take a data directory without a record for its own: its first one, of
     /// a cluster that has none yet.
-    fn may_claim(&self) -> bool {
+    pub(super) fn may_claim(&self) -> bool {
         let me = self.shared.me();
         self.state(|state| state.grant.is_none() && state.founder == Some(me))
     }

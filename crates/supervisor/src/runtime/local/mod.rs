@@ -14,6 +14,7 @@ mod policy;
 mod serve;
 mod start;
 mod streams;
+pub mod takeover;
 mod unfit;
 
 use std::path::PathBuf;

@@ -166,11 +166,17 @@ impl Local {
             return Instance::Stopped { position: Some(position), clean, primary };
         }
         if let Some(pid) = datadir::processes_in(self.data_dir()).first() {
+            let what = if self.found_running().await.is_some() {
+                "it is stopped, and started by this rhone, once that is due"
+            } else {
+                "stop it first"
+            };
             return Instance::Unusable(format!(
-                "process {pid}, which this rhone did not start, runs in {}: stop it first",
+                "process {pid}, which this rhone did not start, runs in {}: {what}",
                 self.data_dir().display()
             ));
         }
+        self.shared.takeover.send_if_modified(|found| found.take().is_some());
         match datadir::inspect(self.data_dir(), &self.install, &self.user, PROGRAM_LIMIT).await {
             Ok(DataDir::Missing | DataDir::Empty) => {
                 self.facts().system_id = None;

@@ -23,6 +23,9 @@ const GUARDIAN_KILLS: Duration = Duration::from_secs(2);
 /// Between two looks at whether the guardian has an instance: one read of shared memory.
 const GONE_POLL: Duration = Duration::from_millis(2);
 
+/// How long the guardian may take to notice that its postmaster has ended; it takes about a millisecond.
+const END_NOTICED: Duration = Duration::from_secs(5);
+
 /// How long killing everything may take.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -104,11 +107,12 @@ impl Local {
         // The stopped facts hold until there is something newer to know.
         self.guardian.start(spec).await?;
         self.facts().stopped = None;
-        match self.started().await {
-            Ok(()) => Ok(()),
-            Err(error) if self.has_instance() => Err(error),
-            Err(error) => Err(self.blame(log, error).await),
+        let Err(error) = self.started().await else { return Ok(()) };
+        if process::stray_processes(self.data_dir()).is_empty() {
+            // The guardian notices an end a moment after whoever looks at the processes; until then nobody would be blamed.
+            drop(tokio::time::timeout(END_NOTICED, self.gone()).await);
         }
+        Err(if self.has_instance() { error } else { self.blame(log, error).await })
     }
 
     async fn started(&self) -> Result<(), LocalError> {
@@ -160,12 +164,21 @@ impl Local {
         if self.guardian.page().state().has_instance() {
             self.guardian.kill().await?;
         }
-        if process::stray_processes(self.data_dir()).is_empty() {
-            process::remove_stale_pid_file(self.data_dir())?;
-            return Ok(());
+        if !process::stray_processes(self.data_dir()).is_empty() {
+            process::kill_everything(self.data_dir(), KILL_LIMIT).await?;
         }
-        process::kill_everything(self.data_dir(), KILL_LIMIT).await?;
         process::remove_stale_pid_file(self.data_dir())?;
+        let (sockets, port) = (&self.config.socket_dir, self.config.listen.port);
+        match process::remove_stale_socket_lock(sockets, port, self.data_dir()).await {
+            Ok(true) => {
+                tracing::info!(directory = %sockets.display(), "removed the lock of a socket that was left behind");
+            }
+            Ok(false) => {}
+            // Postgres says itself what it cannot do there.
+            Err(error) => {
+                tracing::warn!(%error, "could not look for the lock of a socket that was left behind");
+            }
+        }
         Ok(())
     }
 

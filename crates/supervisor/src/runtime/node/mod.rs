@@ -318,6 +318,10 @@ impl NodeLoop {
     fn pause(&self) -> Pause {
         let about = match self.instance {
             Instance::Unknown | Instance::Starting | Instance::Frozen { .. } => LOOK_OFTEN,
+            // One that is being taken over is about to be gone, and clients wait.
+            Instance::Unusable(_) if self.upkeep.as_ref().is_some_and(|task| !task.is_finished()) => {
+                LOOK_OFTEN
+            }
             // One that connects is about to stream: whoever waits for that is told at once.
             Instance::Standby { streaming: false, idle_ms, .. } if idle_ms < CONNECTING_MS => LOOK_OFTEN * 2,
             Instance::Absent

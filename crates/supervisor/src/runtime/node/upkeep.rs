@@ -30,7 +30,14 @@ impl NodeLoop {
         }
         let strict = self.shared.consensus.state().borrow().state.settings.sync == SyncMode::Strict;
         let local = Arc::clone(&self.local);
+        let takes_over = matches!(self.instance, Instance::Unusable(_)) && {
+            let applied = Arc::clone(&self.shared.consensus.state().borrow());
+            self.leaving.is_none() && local.takes_over(&applied.state)
+        };
         let work = match self.instance {
+            Instance::Unusable(_) if takes_over => {
+                tokio::spawn(async move { told(local.take_over().await, "take the running server over") })
+            }
             Instance::Primary { epoch, gate_open: true, .. } if self.settled != epoch => {
                 self.settled = epoch;
                 tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
