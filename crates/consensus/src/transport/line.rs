@@ -1,14 +1,16 @@
 //! Calls of one kind to one peer over one stream, instead of an HTTP/2 exchange for each.
 //!
 //! Nothing is known here of what is called. A request is the peer's to judge when it arrives, as a call by
-//! itself would be, and answers come in the order of the requests. A peer that has no such stream is called
-//! one by one (decision 0060).
+//! itself would be, and answers come in the order of the requests. Who gives a call up ends the stream, so that
+//! no later call waits behind what nobody wants any more. A peer that has no such stream is called one by one
+//! (decision 0060).
 
 use std::collections::VecDeque;
 use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status, Streaming};
@@ -62,9 +64,44 @@ struct Line<Q, A> {
     reader: tokio::task::AbortHandle,
 }
 
+impl<Q, A> Line<Q, A> {
+    /// Ends the stream as a call by itself ends that is given up: what has not left does not leave, and the
+    /// peer is told.
+    fn cut(&self, status: &Status) {
+        self.shared.end(status);
+        self.reader.abort();
+    }
+}
+
 impl<Q, A> Drop for Line<Q, A> {
     fn drop(&mut self) {
         self.reader.abort();
+    }
+}
+
+/// A request that is on its way; dropped before its answer has come, it ends the stream.
+struct Awaited<Q, A> {
+    answer: oneshot::Receiver<Result<A, Status>>,
+    /// As long as the peer has not shown that it has such a stream.
+    copy: Option<Q>,
+    /// Nothing once the answer has come.
+    line: Option<Arc<Line<Q, A>>>,
+}
+
+impl<Q, A> Awaited<Q, A> {
+    /// Waits for the answer; returns the request, too, where it may have to be sent by itself.
+    async fn answered(mut self) -> (Result<A, Status>, Option<Q>) {
+        let answer = (&mut self.answer).await;
+        self.line = None;
+        (answer.unwrap_or_else(|_| Err(Status::unavailable("the stream ended"))), self.copy.take())
+    }
+}
+
+impl<Q, A> Drop for Awaited<Q, A> {
+    fn drop(&mut self) {
+        if let Some(line) = self.line.take() {
+            line.cut(&Status::unavailable("a call before this one was given up"));
+        }
     }
 }
 
@@ -87,25 +124,26 @@ impl<Q: Send + 'static, A: Send + 'static> Line<Q, A> {
         });
         Self { shared, reader: reader.abort_handle() }
     }
-
-    fn ended(&self) -> bool {
-        self.shared.lock().requests.is_none()
-    }
 }
 
 impl<Q: Clone, A> Line<Q, A> {
-    fn send(&self, request: Q) -> Sent<Q, A> {
+    /// Sends a request, or gives it back because the stream has ended.
+    fn send(self: &Arc<Self>, request: Q) -> Result<Sent<Q, A>, Q> {
         // Under the lock, so that the order of the requests is that of those who wait.
         let mut stream = self.shared.lock();
         let copy = (!stream.proven).then(|| request.clone());
-        let sent = stream.requests.as_ref().is_some_and(|requests| requests.try_send(request).is_ok());
-        if !sent {
-            return Sent::Refused(Status::unavailable("what was sent before has not left yet"));
+        let Some(requests) = stream.requests.as_ref() else { return Err(request) };
+        match requests.try_send(request) {
+            Ok(()) => {}
+            Err(TrySendError::Closed(request)) => return Err(request),
+            Err(TrySendError::Full(_)) => {
+                return Ok(Sent::Refused(Status::unavailable("what was sent before has not left yet")));
+            }
         }
         let (answered, answer) = oneshot::channel();
         stream.waiting.push_back(answered);
         stream.used = true;
-        Sent::Away(answer, copy)
+        Ok(Sent::Away(Awaited { answer, copy, line: Some(Arc::clone(self)) }))
     }
 }
 
@@ -150,7 +188,7 @@ async fn read<Q, A>(shared: &Shared<Q, A>, mut answers: Streaming<A>) -> Status 
 enum State<Q, A> {
     /// Whether the peer has such a stream is to be found out.
     Untried,
-    Open(Line<Q, A>),
+    Open(Arc<Line<Q, A>>),
     /// The peer knows single calls only.
     Single,
     /// The transport has no streams.
@@ -182,8 +220,8 @@ impl<Q, A> Default for Lane<Q, A> {
 enum Sent<Q, A> {
     /// It is to be sent by itself.
     Alone(Q),
-    /// It is on its way; with a copy as long as the peer has not shown that it has such a stream.
-    Away(oneshot::Receiver<Result<A, Status>>, Option<Q>),
+    /// It is on its way.
+    Away(Awaited<Q, A>),
     /// It cannot leave now.
     Refused(Status),
 }
@@ -218,19 +256,22 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Lane<Q, A> {
         W: Future<Output = Result<Response<Streaming<A>>, Status>> + Send + 'static,
     {
         let mut state = self.lock();
-        match &*state {
+        let request = match &*state {
             State::Single | State::Never => return Sent::Alone(request),
-            State::Open(line) if !line.ended() => return line.send(request),
-            State::Open(_) | State::Untried => {}
-        }
-        let line = Line::open(open);
+            State::Open(line) => match line.send(request) {
+                Ok(sent) => return sent,
+                Err(request) => request,
+            },
+            State::Untried => request,
+        };
+        let line = Arc::new(Line::open(open));
         let sent = line.send(request);
         *state = State::Open(line);
-        sent
+        sent.unwrap_or_else(|_| Sent::Refused(Status::unavailable("the stream ended at once")))
     }
 
     /// Calls the peer: by the stream, which `open` makes where there is none, or by `alone` where the peer
-    /// has no such stream. Given up, it has no answer any more, and the request may arrive all the same.
+    /// has no such stream. Given up, it ends the stream for all that wait; its request may have arrived all the same.
     ///
     /// # Errors
     /// What the peer, or the connection, says. A refusal ends the stream for all that wait.
@@ -247,16 +288,13 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Lane<Q, A> {
         let request = match self.send(request, open) {
             Sent::Refused(status) => return Err(status),
             Sent::Alone(request) => request,
-            Sent::Away(answer, copy) => {
-                let answer = answer.await.unwrap_or_else(|_| Err(Status::unavailable("the stream ended")));
-                match (answer, copy) {
-                    (Err(status), Some(request)) if status.code() == Code::Unimplemented => {
-                        self.alone();
-                        request
-                    }
-                    (answer, _) => return answer,
+            Sent::Away(awaited) => match awaited.answered().await {
+                (Err(status), Some(request)) if status.code() == Code::Unimplemented => {
+                    self.alone();
+                    request
                 }
-            }
+                (answer, _) => return answer,
+            },
         };
         let called = alone(request).await;
         if called.is_err() {
