@@ -31,6 +31,7 @@ mod table;
 pub mod terminal;
 mod words;
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -65,7 +66,9 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => {
-            let outcome = runtime.block_on(execute(cli, &mut terminal));
+            // On the heap, and behind a pointer: the runtime would have it twice in the program.
+            let work: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(execute(cli, &mut terminal));
+            let outcome = runtime.block_on(work);
             // A disk that hangs holds up nothing.
             runtime.shutdown_background();
             match crate::run::start_over() {

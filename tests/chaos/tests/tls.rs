@@ -141,8 +141,15 @@ fn certificates_and_the_ca_are_replaced_under_load() -> Result<()> {
     pki.members(&cluster)?;
     pki.person(&cluster, "anna", "admin")?;
     wait(&cluster)?;
+    let before = handshakes(&cluster, primary)?;
     pki.run(&cluster, &["init", "--drop-former"])?;
     wait(&cluster)?;
+    // The connections over which renewals and Raft go were made with the former CA's certificates: they are made anew.
+    cluster.wait_until("connections of the former CA have ended", || {
+        let now = handshakes(&cluster, primary)?;
+        ensure!(now > before, "the primary still counts {now} handshakes");
+        Ok(())
+    })?;
 
     ensure!(
         cluster.wait_whole()? == primary && cluster.epoch()? == epoch,

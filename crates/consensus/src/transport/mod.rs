@@ -4,6 +4,7 @@ mod batched;
 pub(crate) mod client;
 pub(crate) mod guard;
 mod limit;
+mod line;
 pub(crate) mod pool;
 pub(crate) mod server;
 mod wire;
@@ -21,6 +22,7 @@ use crate::proto;
 use crate::raft::LogId;
 
 pub use batched::Batched;
+pub use line::{Lane, Requests};
 pub use pool::{Connector, Plaintext, connect_lazily, prepare};
 pub use server::RaftService;
 pub use wire::{Answer, Calls, Wire};

@@ -14,6 +14,7 @@ use tower::{ServiceExt, service_fn};
 use super::batched::Batched;
 use super::guard::Guard;
 use super::limit::AppendLimit;
+use super::line::Lane;
 use super::wire::Wire;
 use super::{AddressBook, MESSAGE_LIMIT};
 use crate::contact::Contacts;
@@ -84,6 +85,7 @@ pub fn connect_lazily(endpoint: Endpoint) -> Channel {
 struct Peer {
     addr: String,
     client: RaftClient<Wire>,
+    appends: Arc<Lane<RaftRequest, RaftResponse>>,
     failures: u32,
     complaint: Option<String>,
     append: AppendLimit,
@@ -103,6 +105,26 @@ struct Inner {
     connector: Arc<dyn Connector>,
     heartbeat: Duration,
     peers: Mutex<BTreeMap<NodeId, Peer>>,
+}
+
+/// A peer's client, and its way for appends.
+type Way = (RaftClient<Wire>, Arc<Lane<RaftRequest, RaftResponse>>);
+
+/// Appends over the stream that is there for them: a leader sends one each heartbeat.
+async fn append(
+    client: &RaftClient<Wire>,
+    appends: &Lane<RaftRequest, RaftResponse>,
+    request: RaftRequest,
+) -> Result<RaftResponse, tonic::Status> {
+    let open = |requests| {
+        let mut client = client.clone();
+        async move { client.appends(requests).await }
+    };
+    let alone = |request| {
+        let mut client = client.clone();
+        async move { client.append(request).await }
+    };
+    appends.call(request, open, alone).await
 }
 
 /// The four calls of the service.
@@ -149,19 +171,22 @@ impl Pool {
         &self.inner.contacts
     }
 
-    fn client(&self, to: NodeId, recorded: &str) -> Result<RaftClient<Wire>, String> {
+    fn way(&self, to: NodeId, recorded: &str) -> Result<Way, String> {
         let addr = self.inner.book.get(to).unwrap_or_else(|| recorded.to_owned());
         let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(&to).filter(|p| p.addr == addr && p.failures < REBUILD_AFTER) {
-            return Ok(peer.client.clone());
+            return Ok((peer.client.clone(), Arc::clone(&peer.appends)));
         }
         let complaint = peers.remove(&to).and_then(|peer| peer.complaint);
-        let client = RaftClient::new(self.inner.connector.channel(&addr)?)
+        let wire = self.inner.connector.channel(&addr)?;
+        let appends = Arc::new(wire.lane());
+        let client = RaftClient::new(wire)
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT);
         let append = AppendLimit::new(self.inner.heartbeat);
-        peers.insert(to, Peer { addr, client: client.clone(), failures: 0, complaint, append });
-        Ok(client)
+        let way = (client.clone(), Arc::clone(&appends));
+        peers.insert(to, Peer { addr, client, appends, failures: 0, complaint, append });
+        Ok(way)
     }
 
     fn note(&self, to: NodeId, result: &Result<Vec<u8>, tonic::Status>) {
@@ -205,19 +230,20 @@ impl Pool {
         payload: Vec<u8>,
         limit: Duration,
     ) -> Result<Vec<u8>, tonic::Status> {
-        let mut client = self.client(to, &node.addr).map_err(tonic::Status::unavailable)?;
+        let (mut client, appends) = self.way(to, &node.addr).map_err(tonic::Status::unavailable)?;
         let request =
             RaftRequest { from: Some(self.inner.guard.me().message()), to: to.0, payload: payload.into() };
         let answer = tokio::time::timeout(limit, async {
             match call {
-                Call::Append => client.append(request).await,
+                Call::Append => return append(&client, &appends, request).await,
                 Call::Vote => client.vote(request).await,
                 Call::Snapshot => client.snapshot(request).await,
                 Call::PreVote => client.pre_vote(request).await,
             }
+            .map(tonic::Response::into_inner)
         });
         let result = match answer.await {
-            Ok(Ok(response)) => self.believe(to, node, response.get_ref()),
+            Ok(Ok(response)) => self.believe(to, node, &response),
             Ok(Err(status)) => Err(status),
             Err(_) => Err(tonic::Status::deadline_exceeded("no answer in time")),
         };

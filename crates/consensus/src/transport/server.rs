@@ -1,11 +1,13 @@
 //! Answers the peers' calls.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::{Stream, StreamExt};
 use openraft::ServerState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::guard::Guard;
 use super::{Certified, MESSAGE_LIMIT, Me, PreVoteRequest, PreVoteResponse};
@@ -25,6 +27,7 @@ const SNAPSHOT_LIMIT: u64 = 64 << 20;
 pub type RaftService = RaftServer<Service>;
 
 /// Answers for one member.
+#[derive(Clone)]
 pub struct Service {
     raft: RaftHandle,
     contacts: Arc<Contacts>,
@@ -73,19 +76,47 @@ pub(crate) fn recorded_name(raft: &RaftHandle, id: NodeId) -> Option<String> {
 
 impl Service {
     fn answer<T: Serialize>(&self, value: &T) -> Result<Response<RaftResponse>, Status> {
+        self.response(value).map(Response::new)
+    }
+
+    fn response<T: Serialize>(&self, value: &T) -> Result<RaftResponse, Status> {
         let payload = codec::encode(value).map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(RaftResponse { payload: payload.into(), from: Some(self.me.message()) }))
+        Ok(RaftResponse { payload: payload.into(), from: Some(self.me.message()) })
     }
 
     fn open<T: DeserializeOwned>(&self, call: &Request<RaftRequest>) -> Result<(NodeId, T), Status> {
-        let request = call.get_ref();
+        self.read(call.extensions().get(), call.get_ref())
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        caller: Option<&Certified>,
+        request: &RaftRequest,
+    ) -> Result<(NodeId, T), Status> {
         let recorded = |id| recorded(&self.raft, id);
         let from = self.guard.admit(request.from.as_ref(), Some(NodeId(request.to)), recorded)?;
         let name = recorded_name(&self.raft, from);
-        Certified::speaks_for(call.extensions().get(), name.as_deref())?;
+        Certified::speaks_for(caller, name.as_deref())?;
         let value = codec::decode(&request.payload)
             .map_err(|error| Status::invalid_argument(format!("cannot read the message: {error}")))?;
         Ok((from, value))
+    }
+
+    async fn append_from(
+        &self,
+        caller: Option<&Certified>,
+        request: &RaftRequest,
+    ) -> Result<RaftResponse, Status> {
+        let (from, message): (_, AppendRequest) = self.read(caller, request)?;
+        own(from, &message.vote)?;
+        let result = self.raft.append_entries(message).await;
+        if matches!(
+            result,
+            Ok(AppendResponse::Success | AppendResponse::PartialSuccess(_) | AppendResponse::Conflict)
+        ) {
+            self.contacts.leader_heard();
+        }
+        self.response(&result)
     }
 
     /// Returns whether a leader is alive, as far as is known here: then nobody else is voted for.
@@ -106,16 +137,21 @@ impl Service {
 #[tonic::async_trait]
 impl Raft for Service {
     async fn append(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
-        let (from, message): (_, AppendRequest) = self.open(&request)?;
-        own(from, &message.vote)?;
-        let result = self.raft.append_entries(message).await;
-        if matches!(
-            result,
-            Ok(AppendResponse::Success | AppendResponse::PartialSuccess(_) | AppendResponse::Conflict)
-        ) {
-            self.contacts.leader_heard();
-        }
-        self.answer(&result)
+        self.append_from(request.extensions().get(), request.get_ref()).await.map(Response::new)
+    }
+
+    type AppendsStream = Pin<Box<dyn Stream<Item = Result<RaftResponse, Status>> + Send>>;
+
+    async fn appends(
+        &self,
+        request: Request<Streaming<RaftRequest>>,
+    ) -> Result<Response<Self::AppendsStream>, Status> {
+        let (service, caller) = (self.clone(), request.extensions().get::<Certified>().cloned());
+        let answers = request.into_inner().then(move |request| {
+            let (service, caller) = (service.clone(), caller.clone());
+            async move { service.append_from(caller.as_ref(), &request?).await }
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn vote(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {

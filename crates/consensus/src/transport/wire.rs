@@ -9,6 +9,8 @@ use tonic::body::Body;
 use tonic::codegen::{Service, StdError, http};
 use tonic::transport::Channel;
 
+use super::line::Lane;
+
 /// An answer that is under way.
 pub type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, StdError>> + Send>>;
 
@@ -25,6 +27,16 @@ pub enum Wire {
     Channel(Channel),
     /// Anything else.
     Calls(Arc<dyn Calls>),
+}
+
+impl Wire {
+    /// Makes the way of one kind of call to that member: over a stream, where this can carry streams.
+    pub fn lane<Q, A>(&self) -> Lane<Q, A> {
+        match self {
+            Self::Channel(_) => Lane::default(),
+            Self::Calls(_) => Lane::without_streams(),
+        }
+    }
 }
 
 impl Service<http::Request<Body>> for Wire {

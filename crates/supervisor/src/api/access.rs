@@ -256,6 +256,8 @@ mod tests {
     fn each_role_may_do_its_own() {
         check(MEMBER, "/rhone.v1.Raft/Append", "as pg-1");
         check(MEMBER, "/rhone.v1.Agent/Renew", "as pg-1");
+        check(MEMBER, "/rhone.v1.Agent/Renewals", "as pg-1");
+        check(ADMIN, "/rhone.v1.Raft/Appends", "only members");
         check(MEMBER, "/rhone.v1.Admin/Status", "as pg-1");
         check(MEMBER, "/rhone.v1.Admin/Switchover", "need a certificate with the role admin");
         check(MEMBER, "passed on /rhone.v1.Admin/Switchover", "as pg-1");

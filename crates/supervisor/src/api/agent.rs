@@ -1,8 +1,10 @@
 //! What other supervisors may ask of this one; strangers are turned away before anything else.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::{Stream, StreamExt};
 use rhone_consensus::command::{ClusterCommand, Member, MemberKind, Outcome};
 use rhone_consensus::ids::{Epoch, Incarnation, LogIndex, NodeId};
 use rhone_consensus::proto::Identity;
@@ -11,7 +13,7 @@ use rhone_consensus::store::hard::Founder;
 use rhone_consensus::transport::Certified;
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::proto::v1::agent_server::Agent;
 use crate::api::proto::v1::{
@@ -81,6 +83,20 @@ impl AgentService {
             return Ok(());
         }
         Err(Status::failed_precondition(format!("epoch {epoch} is not known here, nor {node} as the leader")))
+    }
+
+    /// Judges a renewal, now.
+    fn renewal(&self, caller: Option<&Certified>, request: &RenewRequest) -> Result<RenewReply, Status> {
+        // A voter that lost its store is another one now, at the same address: it must not be counted as the old one.
+        let to = Some(NodeId(request.to));
+        let node = self.named(self.known_and_meant(request.from.as_ref(), to, caller)?)?;
+        self.owner_at_most(node, Epoch(request.epoch))?;
+        let result = self.shared.voter.renew(
+            Epoch(request.epoch),
+            Lsn::new(request.flushed_lsn),
+            LogIndex(request.membership),
+        );
+        Ok(renew_reply(request.seq, result))
     }
 
     /// Like `known`, and only members that the state names: what they say counts in decisions.
@@ -271,16 +287,20 @@ impl Agent for AgentService {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         let (caller, request) = opened(request);
-        // A voter that lost its store is another one now, at the same address: it must not be counted as the old one.
-        let to = Some(NodeId(request.to));
-        let node = self.named(self.known_and_meant(request.from.as_ref(), to, caller.as_ref())?)?;
-        self.owner_at_most(node, Epoch(request.epoch))?;
-        let result = self.shared.voter.renew(
-            Epoch(request.epoch),
-            Lsn::new(request.flushed_lsn),
-            LogIndex(request.membership),
-        );
-        Ok(Response::new(renew_reply(request.seq, result)))
+        self.renewal(caller.as_ref(), &request).map(Response::new)
+    }
+
+    type RenewalsStream = Pin<Box<dyn Stream<Item = Result<RenewReply, Status>> + Send>>;
+
+    async fn renewals(
+        &self,
+        request: Request<Streaming<RenewRequest>>,
+    ) -> Result<Response<Self::RenewalsStream>, Status> {
+        let (caller, requests) = opened(request);
+        let service = self.clone();
+        // Each is judged when it arrives here, and nothing is kept back.
+        let replies = requests.map(move |request| service.renewal(caller.as_ref(), &request?));
+        Ok(Response::new(Box::pin(replies)))
     }
 
     async fn pause_pooler(

@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
@@ -371,19 +372,39 @@ pub(crate) fn trim_heap() {
 }
 
 /// Drops the pages of programs and libraries that are as their files have them, and has what is used again
-/// mapped by small pages: by huge ones a few functions would bring all the rest back.
+/// mapped page by page: by huge pages, or by the 64 KiB that the kernel maps round a page, a few functions would bring all
+/// the rest back. It maps nothing beyond a mapping's end, so that each second part becomes a mapping of its own, by a
+/// flag that concerns core dumps alone. Returns the mappings, for [`join_program_pages`].
 ///
 /// # Errors
 /// The kernel did not say what is mapped. Pages that are locked in memory stay, which is no error.
-pub(crate) fn drop_program_pages() -> io::Result<()> {
+pub(crate) fn drop_program_pages() -> io::Result<Vec<Range<usize>>> {
+    use rustix::mm::Advice;
     let smaps = io::BufReader::with_capacity(4096, std::fs::File::open("/proc/self/smaps")?);
-    for mapping in crate::footprint::unchanged(smaps)? {
-        let (start, length) = (ptr::with_exposed_provenance_mut(mapping.start), mapping.len());
-        for advice in [rustix::mm::Advice::LinuxNoHugepage, rustix::mm::Advice::LinuxDontNeed] {
-            // SAFETY: the kernel has just said that the range maps a program or a library, which nobody unmaps,
-            // cannot be written to and has no anonymous page: what is read there next is what was there before.
-            let _ = unsafe { rustix::mm::madvise(start, length, advice) };
+    let mappings = crate::footprint::unchanged(smaps)?;
+    let bytes = mappings.iter().map(ExactSizeIterator::len).sum();
+    let part = crate::footprint::part(bytes, rustix::param::page_size());
+    for mapping in &mappings {
+        advise(mapping, Advice::LinuxNoHugepage);
+        for start in mapping.clone().step_by(part.saturating_mul(2).max(1)) {
+            advise(&(start..start.saturating_add(part).min(mapping.end)), Advice::LinuxDontDump);
         }
+        advise(mapping, Advice::LinuxDontNeed);
     }
-    Ok(())
+    Ok(mappings)
+}
+
+/// Makes one mapping again of what [`drop_program_pages`] split. What is mapped stays mapped.
+pub(crate) fn join_program_pages(mappings: &[Range<usize>]) {
+    for mapping in mappings {
+        advise(mapping, rustix::mm::Advice::LinuxDoDump);
+    }
+}
+
+/// Advises the kernel about a part of the program or of a library; a refusal changes nothing.
+fn advise(range: &Range<usize>, advice: rustix::mm::Advice) {
+    let start = ptr::with_exposed_provenance_mut(range.start);
+    // SAFETY: the kernel has said that the range maps a program or a library, which nobody unmaps, cannot be written
+    // to and has no anonymous page: what is read there next is what was there before.
+    let _ = unsafe { rustix::mm::madvise(start, range.len(), advice) };
 }

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rhone_consensus::ids::{Epoch, LogIndex, NodeId};
 use rhone_consensus::settings::Timing;
-use rhone_consensus::transport::Wire;
+use rhone_consensus::transport::{Lane, Wire};
 use rhone_pgctl::wal::Lsn;
 use tokio::sync::watch;
 
@@ -225,6 +225,7 @@ struct Answer {
 struct Peer {
     address: String,
     client: AgentClient<Wire>,
+    renewals: Arc<Lane<RenewRequest, RenewReply>>,
     in_flight: usize,
 }
 
@@ -321,14 +322,16 @@ impl Renewer {
         let Some(address) = target.addresses.get(&node) else { return };
         if self.peers.get(&node).is_none_or(|peer| peer.address != *address) {
             let Ok(channel) = self.context.dialer.channel(address) else { return };
-            let peer = Peer { address: address.clone(), client: AgentClient::new(channel), in_flight: 0 };
+            let renewals = Arc::new(channel.lane());
+            let client = AgentClient::new(channel);
+            let peer = Peer { address: address.clone(), client, renewals, in_flight: 0 };
             self.peers.insert(node, peer);
         }
         let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.in_flight < IN_FLIGHT_MAX) else {
             return;
         };
         peer.in_flight += 1;
-        let mut client = peer.client.clone();
+        let (client, renewals) = (peer.client.clone(), Arc::clone(&peer.renewals));
         let request = RenewRequest {
             from: Some(target.identity.clone()),
             epoch: target.epoch.0,
@@ -340,8 +343,20 @@ impl Renewer {
         let epoch = target.epoch;
         let limit = Duration::from_millis(u64::from(target.timing.lease_ms));
         self.answers.push(Box::pin(async move {
-            let reply = tokio::time::timeout(limit, client.renew(request)).await;
-            let reply = reply.ok().and_then(Result::ok).map(tonic::Response::into_inner);
+            let called = renewals.call(
+                request,
+                |requests| {
+                    let mut client = client.clone();
+                    async move { client.renewals(requests).await }
+                },
+                |request| {
+                    let mut client = client.clone();
+                    async move { client.renew(request).await }
+                },
+            );
+            let reply = tokio::time::timeout(limit, called).await.ok().and_then(Result::ok);
+            // Counted for the renewal that it is about, or not at all.
+            let reply = reply.filter(|reply| reply.seq == seq);
             Answer { node, epoch, seq, reply }
         }));
     }

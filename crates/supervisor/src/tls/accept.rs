@@ -17,6 +17,7 @@ use tonic::transport::server::Connected;
 
 use super::certificate::{Certificate, Identity};
 use super::connect::tune;
+use super::doubt::Doubt;
 use super::security::Security;
 
 /// How long a handshake may take.
@@ -65,7 +66,7 @@ pub struct ServerIo {
 #[derive(Debug)]
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<TcpStream>>, Doubt),
 }
 
 impl Connected for ServerIo {
@@ -128,12 +129,14 @@ async fn greet(tcp: TcpStream, address: SocketAddr, security: Option<Arc<Securit
         let peer = Peer { address, presented: Presented::Unencrypted };
         return Some(ServerIo { stream: Stream::Plain(tcp), peer });
     }
+    let changes = security.changes();
     let handshake = TlsAcceptor::from(security.server()).accept(tcp).into_fallible();
     match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
         Ok(Ok(tls)) => {
             security.shook_hands();
             let peer = Peer { address, presented: presented(&tls) };
-            Some(ServerIo { stream: Stream::Tls(Box::new(tls)), peer })
+            let doubt = Doubt::about(&security, changes, tls.get_ref().1.peer_certificates());
+            Some(ServerIo { stream: Stream::Tls(Box::new(tls), doubt), peer })
         }
         Ok(Err((error, tcp))) => {
             tracing::info!(?address, %error, "refused a connection");
@@ -182,7 +185,10 @@ impl AsyncRead for ServerIo {
     ) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+            Stream::Tls(tls, doubt) => {
+                doubt.poll(cx)?;
+                Pin::new(tls.as_mut()).poll_read(cx, buf)
+            }
         }
     }
 }
@@ -191,21 +197,21 @@ impl AsyncWrite for ServerIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Stream::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, bytes),
+            Stream::Tls(tls, _) => Pin::new(tls.as_mut()).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Stream::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+            Stream::Tls(tls, _) => Pin::new(tls.as_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Stream::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+            Stream::Tls(tls, _) => Pin::new(tls.as_mut()).poll_shutdown(cx),
         }
     }
 }

@@ -10,12 +10,12 @@ use rhone_consensus::transport::{Batched, Connector, Wire, connect_lazily, prepa
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use super::certificate::{Certificate, Role};
+use super::doubt::{Believed, Doubt};
 use super::security::Security;
 
 /// Name, TCP and TLS together: a peer that accepts and then says nothing is given up (RUST.md 4).
@@ -130,25 +130,28 @@ pub fn trouble(error: &dyn Error) -> Option<String> {
     None
 }
 
-async fn dial(security: Arc<Security>, uri: Uri) -> io::Result<TokioIo<Batched<TlsStream<TcpStream>>>> {
+async fn dial(security: Arc<Security>, uri: Uri) -> io::Result<TokioIo<Batched<Believed>>> {
     let work = connect(&security, &uri);
     let io = tokio::time::timeout(CONNECT_LIMIT, work).await;
     io.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS connection in time")))
         .map(|tls| TokioIo::new(Batched::new(tls)))
 }
 
-async fn connect(security: &Security, uri: &Uri) -> io::Result<TlsStream<TcpStream>> {
+async fn connect(security: &Arc<Security>, uri: &Uri) -> io::Result<Believed> {
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
     let host = uri.host().ok_or_else(|| invalid(format!("{uri} names no host")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| invalid(format!("`{host}` is no host")))?;
     let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(7400))).await?;
     tune(&tcp)?;
+    let changes = security.changes();
     let connector = TlsConnector::from(security.client());
     let tls = connector.connect(name, tcp).await.map_err(|error| explain(&error, &host))?;
     security.shook_hands();
-    let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
-    let presented = certificates.first().map(Certificate::read).transpose().map_err(invalid)?;
+    let certificates = tls.get_ref().1.peer_certificates();
+    let doubt = Doubt::about(security, changes, certificates);
+    let presented =
+        certificates.and_then(<[_]>::first).map(Certificate::read).transpose().map_err(invalid)?;
     let who = presented.and_then(|certificate| certificate.identity);
     let member =
         who.as_ref().is_some_and(|who| who.role == Role::Member && who.cluster == security.cluster());
@@ -158,7 +161,7 @@ async fn connect(security: &Security, uri: &Uri) -> io::Result<TlsStream<TcpStre
             format!("its certificate is for {who}, not for a member of cluster {}", security.cluster());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
-    Ok(tls)
+    Ok(Believed { tls, doubt })
 }
 
 /// TCP as `prepare` has it for connections without TLS.

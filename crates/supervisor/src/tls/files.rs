@@ -50,6 +50,8 @@ pub(super) struct Loaded {
     pub(super) client: Arc<ClientConfig>,
     /// For connections that are made to us.
     pub(super) server: Arc<ServerConfig>,
+    /// Who is believed.
+    pub(super) verifier: Arc<dyn ClientCertVerifier>,
     /// Our own certificate.
     pub(super) own: Certificate,
     /// The CAs that are believed.
@@ -92,7 +94,8 @@ impl TlsFiles {
             .allow_unauthenticated()
             .build()
             .map_err(|error| wrong(&self.ca, error.to_string()))?;
-        signed_by_us(verifier.as_ref(), &chain).map_err(|reason| {
+        let now = wall_time();
+        signed_by_us(verifier.as_ref(), &chain, now).map_err(|reason| {
             wrong(&self.cert, format!("{} does not vouch for it: {reason}", self.ca.display()))
         })?;
         let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified));
@@ -100,7 +103,7 @@ impl TlsFiles {
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(version)
             .map_err(|error| wrong(&self.cert, error.to_string()))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&verifier))
             .with_cert_resolver(Arc::clone(&resolver) as _);
         // No session outlives the certificates that it was made with; connections live for weeks, so
         // that nothing is saved by resuming them.
@@ -118,7 +121,8 @@ impl TlsFiles {
             .iter()
             .map(|der| Certificate::read(der).map_err(|reason| wrong(&self.ca, reason)))
             .collect::<Result<_, _>>()?;
-        Ok(Loaded { client: Arc::new(client), server: Arc::new(server), own: described, authorities })
+        let (client, server) = (Arc::new(client), Arc::new(server));
+        Ok(Loaded { client, server, verifier, own: described, authorities })
     }
 
     /// Says what is wrong with the files, as far as can be seen without another machine.
@@ -168,10 +172,15 @@ fn certified(
     CertifiedKey::from_der(chain.to_vec(), key, provider)
 }
 
-/// Makes sure that the others, who have the same CAs, will believe our certificate.
-fn signed_by_us(verifier: &dyn ClientCertVerifier, chain: &[CertificateDer<'static>]) -> Result<(), String> {
+/// Makes sure that a CA of ours vouches for a certificate, a member's as well as a person's; at `now`, in milliseconds
+/// since 1970, it may have expired.
+pub(super) fn signed_by_us(
+    verifier: &dyn ClientCertVerifier,
+    chain: &[CertificateDer<'static>],
+    now: u64,
+) -> Result<(), String> {
     let Some((own, between)) = chain.split_first() else { return Err("there is none".to_owned()) };
-    let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(wall_time()));
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(now));
     match verifier.verify_client_cert(own, between, now) {
         Ok(_)
         | Err(rustls::Error::InvalidCertificate(

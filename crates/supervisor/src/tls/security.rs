@@ -5,10 +5,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::certificate::Certificate;
-use super::files::{Fingerprint, Loaded, TlsError, TlsFiles};
+use super::files::{Fingerprint, Loaded, TlsError, TlsFiles, signed_by_us};
 use crate::civil::WallTime;
 use crate::runtime::clock::wall_time;
 
@@ -17,6 +19,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// From when on an end that comes near is said, once a day: time enough to notice.
 const NEAR: i64 = 30 * DAY;
+
+/// So long after a change of the files connections stay whose other end is believed no more: where all members get a new CA
+/// and new certificates at once, each has read them by then, and what is cut is made anew.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Seconds.
 const DAY: i64 = 86_400;
@@ -31,6 +37,8 @@ pub struct Security {
     loaded: RwLock<Loaded>,
     stale: AtomicBool,
     handshakes: AtomicU64,
+    changed: watch::Sender<()>,
+    patience: Duration,
 }
 
 impl Security {
@@ -43,7 +51,8 @@ impl Security {
         let loaded = RwLock::new(files.load()?);
         let (cluster, files) = (cluster.to_owned(), files.clone());
         let (stale, handshakes) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { cluster, files, read, loaded, stale, handshakes })
+        let (changed, patience) = (watch::Sender::new(()), PATIENCE);
+        Ok(Self { cluster, files, read, loaded, stale, handshakes, changed, patience })
     }
 
     /// Reads an operator's files; the cluster is the one that the certificate is for.
@@ -117,7 +126,34 @@ impl Security {
         let loaded = self.files.load().and_then(|loaded| self.same_holder(loaded));
         self.stale.store(loaded.is_err(), Ordering::Relaxed);
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded?;
+        self.changed.send_replace(());
         Ok(())
+    }
+
+    /// Returns a receiver that fires when other files are in force.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Returns how long after such a change who is believed no more may stay.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Returns whether a CA that is believed now vouches for a certificate that a connection was made with, expired or not.
+    pub(super) fn believes(&self, chain: &[CertificateDer<'static>]) -> bool {
+        let Some(Ok(holder)) = chain.first().map(Certificate::read) else { return false };
+        // A time at which it is valid: an end that has come would be found before a CA that is not believed.
+        let (from, to) = (holder.not_before.as_ms(), holder.not_after.as_ms());
+        let at = wall_time().min(to).max(from);
+        let verifier = self.now(|loaded| Arc::clone(&loaded.verifier));
+        signed_by_us(verifier.as_ref(), chain, at).is_ok()
+    }
+
+    #[cfg(test)]
+    pub(super) fn without_patience(mut self) -> Self {
+        self.patience = Duration::ZERO;
+        self
     }
 
     /// A certificate for somebody else is a mistake, never a renewal.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::transport::Channel;
 
@@ -11,6 +12,7 @@ use crate::api::access::Access;
 use crate::api::admin_service;
 use crate::api::proto::v1::StatusRequest;
 use crate::api::proto::v1::admin_client::AdminClient;
+use crate::runtime::clock::wall_time;
 use crate::status::OperatorError;
 use crate::status::fake::FakeOperator;
 
@@ -83,6 +85,15 @@ async fn try_as(address: &str, files: &TlsFiles) -> String {
     }
 }
 
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect(what);
+}
+
 #[track_caller]
 fn has(found: &str, expected: &str) {
     assert!(found.contains(expected), "{found} does not say {expected}");
@@ -105,10 +116,10 @@ async fn only_certificates_of_the_ca_for_this_cluster_are_believed_on_both_sides
     let expired = async {
         while !try_as(&address, &late).await.contains("does not accept this certificate: CertificateExpired")
         {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), expired).await.expect("refused as expired");
+    tokio::time::timeout(Duration::from_secs(30), expired).await.expect("refused as expired");
     has(
         &try_as(&address, &pki.issue("rhone://other/admin/anna", 20)).await,
         "distrusted: its certificate is for rhone://main/member/pg-1, not for a member of cluster other",
@@ -149,16 +160,21 @@ async fn without_tls_or_a_certificate_nothing_is_learnt_but_why() {
 }
 
 #[tokio::test]
-async fn a_ca_is_rolled_and_open_connections_stay() {
+async fn a_ca_is_rolled_and_open_connections_stay_as_long_as_theirs_is_believed() {
     let pki = Pki::new();
-    let server = member(&pki);
+    let files = pki.issue("rhone://main/member/pg-1", 20);
+    let server = Arc::new(Security::load("main", &files).expect("good files").without_patience());
     let address = serve(Arc::clone(&server)).await;
     let old = pki.issue("rhone://main/admin/old", 20);
     let old_ca = pki.folder().join("old-ca.crt");
     std::fs::copy(&old.ca, &old_ca).expect("copied");
     let old = TlsFiles { ca: old_ca, ..old };
-    let dialer = Dialer::Tls(Arc::new(Security::of_operator(&old).expect("good files")));
-    let open = dialer.connect(&address).await.expect("a connection");
+    let open_as = async |files: &TlsFiles| {
+        let security = Arc::new(Security::of_operator(files).expect("good files").without_patience());
+        let open = Dialer::Tls(Arc::clone(&security)).connect(&address).await.expect("a connection");
+        (security, open)
+    };
+    let (_, open) = open_as(&old).await;
 
     pki.authority().roll("main", 30).expect("rolled");
     server.reload().expect("both CAs");
@@ -166,14 +182,39 @@ async fn a_ca_is_rolled_and_open_connections_stay() {
     assert_eq!(try_as(&address, &old).await, "main"); // neither side has a new certificate yet
     let new = pki.issue("rhone://main/admin/new", 20);
     assert_eq!(try_as(&address, &new).await, "main"); // one side has
+    let (client, newer) = open_as(&new).await;
     pki.issue("rhone://main/member/pg-1", 20);
     server.reload().expect("a new certificate");
     assert_eq!(try_as(&address, &new).await, "main");
-    assert_eq!(pki.authority().drop_former().expect("dropped"), 1);
+    assert_eq!(ask(open.clone()).await, "main");
+    assert_eq!(ask(newer.clone()).await, "main");
+    assert_eq!((client.handshakes(), pki.authority().drop_former().expect("dropped")), (1, 1));
     server.reload().expect("one CA");
     assert_eq!(try_as(&address, &new).await, "main");
     has(&try_as(&address, &old).await, "distrusted");
-    assert_eq!(ask(open).await, "main");
+    // By the server, whom the one that it does not believe any more still believes.
+    until("the former CA's connection has ended", async || ask(open.clone()).await != "main").await;
+    assert_eq!((ask(newer.clone()).await.as_str(), client.handshakes()), ("main", 1), "the new CA's stays");
+    // By the client: the server showed the former CA's certificate when that connection was made.
+    client.reload().expect("one CA");
+    until("it is made anew", async || ask(newer.clone()).await == "main" && client.handshakes() == 2).await;
+}
+
+#[tokio::test]
+async fn what_has_expired_is_believed_on_open_connections_and_only_by_its_own_ca() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let security = member(&pki);
+    let chain = |pki: &Pki, days| {
+        let files = pki.issue("rhone://main/admin/anna", days);
+        super::files::certificates(&files.cert).expect("a certificate")
+    };
+    assert!(security.believes(&chain(&pki, 20)));
+    let (late, foreign) = (chain(&pki, 0), chain(&other, 0));
+    let ended = async || super::Certificate::read(&late[0]).expect("read").not_after.as_ms() < wall_time();
+    until("it has expired", ended).await;
+    assert!(security.believes(&late));
+    assert!(!security.believes(&foreign));
+    assert!(!security.believes(&[]));
 }
 
 #[test]
