@@ -8,6 +8,7 @@ use rhone_pgctl::wal::SystemId;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::ahead::Ahead;
 use crate::contact::Contacts;
 use crate::election::Election;
 use crate::error::ConsensusError;
@@ -21,7 +22,7 @@ use crate::status::{self, RaftStatus, Role};
 use crate::store::disk::SyncCount;
 use crate::store::hard::HardStateFile;
 use crate::store::log::LogStore;
-use crate::store::machine::{AppliedState, Machine};
+use crate::store::machine::{self, AppliedState, Machine};
 use crate::store::medium::Medium;
 use crate::store::open;
 use crate::store::thread::{Pace, Storage, Work, read};
@@ -64,6 +65,7 @@ pub struct Consensus {
     pub(crate) raft: RaftHandle,
     storage: Storage,
     states: watch::Receiver<Arc<AppliedState>>,
+    ahead: Ahead,
     contacts: Arc<Contacts>,
     me: Arc<Me>,
     guard: Arc<Guard>,
@@ -111,6 +113,13 @@ impl Consensus {
             }
         };
         let (vote, committed, snapshot) = (opened.vote, opened.committed, opened.snapshot.clone());
+        let unreadable = |error: std::io::Error| ConsensusError::StoreDamaged {
+            store: dir.clone(),
+            reason: format!("its snapshot: {error}"),
+        };
+        let (last, _, state) =
+            machine::replay(snapshot.as_ref(), opened.mirror.range(..)).map_err(unreadable)?;
+        let ahead = Ahead::new(AppliedState { index: LogIndex(last.map_or(0, |last| last.index)), state });
         let bound = vote.is_some_and(|vote| vote.committed && vote.leader_id.node_id != id);
         let contacts = Arc::new(Contacts::new(Arc::clone(&host), bound));
         let storage = match pace {
@@ -119,9 +128,7 @@ impl Consensus {
                 .map_err(|e| ConsensusError::io("start the storage thread of", &dir, e))?,
         };
         let log = LogStore::new(storage.clone(), vote, committed, id);
-        let machine = Machine::new(storage.clone(), snapshot).map_err(|error| {
-            ConsensusError::StoreDamaged { store: dir.clone(), reason: format!("its snapshot: {error}") }
-        })?;
+        let machine = Machine::new(storage.clone(), snapshot).map_err(unreadable)?;
         let states = machine.states();
         let run = Run(host.random().map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?);
         let me = Arc::new(Me::new(identity, run, known.system_id));
@@ -146,6 +153,7 @@ impl Consensus {
             raft,
             storage,
             states,
+            ahead,
             contacts,
             me,
             guard,
@@ -224,6 +232,14 @@ impl Consensus {
     /// Returns the replicated state as applied here: now and at each apply.
     pub fn state(&self) -> watch::Receiver<Arc<AppliedState>> {
         self.states.clone()
+    }
+
+    /// Returns what this member's log came to at its start, all of it applied, committed or not, while it is not
+    /// applied here that far.
+    pub fn ahead(&self) -> Option<Arc<AppliedState>> {
+        let last = read(self.storage.mirror()).last().map_or(0, |id| id.index);
+        let applied = self.states.borrow().index;
+        self.ahead.of(applied, LogIndex(last))
     }
 
     /// Returns Raft's state now.

@@ -11,6 +11,7 @@
 //!
 //! Nothing here knows Postgres beyond the types of `rhone_pgctl::wal`, and nothing here
 //! decides: it orders what is proposed and remembers it.
+mod ahead;
 mod codec;
 pub mod command;
 mod contact;

@@ -166,6 +166,26 @@ async fn the_end_of_the_log_is_known_right_after_a_start() {
     assert!(group.members[0].raft().status().last_log >= applied.index);
 }
 
+/// Alone it applies only what it knows to be committed, and says what its log came to; with the others it applies the rest.
+#[tokio::test]
+async fn what_the_log_came_to_is_told_until_it_is_applied() {
+    let mut group = Group::founded(3, 3).await;
+    let applied = group.propose(prepare()).await;
+    group.applied_by_all(applied.index).await;
+    for member in &mut group.members {
+        member.stop().await;
+    }
+    group.members[0].start().await;
+    let alone = group.members[0].shared();
+    // Whatever of it was known to be committed, and is applied by now.
+    let told = alone.ahead().map(|ahead| (ahead.index, ahead.state.epoch));
+    let known = alone.state().borrow().index >= applied.index;
+    assert!(known || told == Some((applied.index, Epoch(applied.index.0))), "{told:?}");
+    group.members[1].start().await;
+    group.applied_by_all(applied.index).await;
+    assert_eq!(alone.ahead(), None);
+}
+
 #[tokio::test]
 async fn a_learner_never_campaigns_and_is_promoted_through_a_joint_configuration() {
     let group = Group::founded(4, 3).await;

@@ -29,6 +29,7 @@ mod settings;
 mod status;
 mod table;
 pub mod terminal;
+mod watch;
 mod words;
 
 use std::pin::Pin;

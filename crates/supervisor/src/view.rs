@@ -323,6 +323,8 @@ pub struct NodeView<'a> {
     pub leave_now: bool,
     /// Whether the log here holds entries that are not applied yet.
     pub behind: bool,
+    /// Whether the log here, as it was at the start, fences this member in what is not applied yet.
+    pub fenced_ahead: bool,
     /// Whether the guardian lives: without one nobody may be primary.
     pub guardian: bool,
     /// How often pg_rewind failed or did not help in a row.

@@ -219,13 +219,8 @@ fn row(state: &ClusterState, name: &str, instance: &Instance, case: &Case) -> St
     row_with(state, (name, instance), case, Chores::default())
 }
 
-fn row_with(
-    state: &ClusterState,
-    (name, instance): (&str, &Instance),
-    case: &Case,
-    chores: Chores,
-) -> String {
-    let view = NodeView {
+fn view<'a>(state: &'a ClusterState, instance: &'a Instance, case: &Case, chores: Chores) -> NodeView<'a> {
+    NodeView {
         state,
         me: ME,
         instance,
@@ -240,12 +235,22 @@ fn row_with(
         leaving: case.leaving,
         leave_now: false,
         behind: false,
+        fenced_ahead: false,
         guardian: case.guardian,
         rewinds_failed: 0,
         start_failed: None,
         sources: rhone::view::Sources::default(),
         chores,
-    };
+    }
+}
+
+fn row_with(
+    state: &ClusterState,
+    (name, instance): (&str, &Instance),
+    case: &Case,
+    chores: Chores,
+) -> String {
+    let view = view(state, instance, case, chores);
     let decision = decide::node(&view, Moment(0));
     let mut text = format!("{name:<27} promise {:<3}", case.promise);
     text += &case.revoke.map_or(String::new(), |asked| format!("revoke {asked} "));
@@ -313,6 +318,40 @@ fn a_fenced_member_is_stopped_and_rests() {
                 // Its word about its WAL counts as before, and comes first.
                 let text = row(&state, name, &instance, &case(Some(12)));
                 assert!(text.contains("revoke in 12: revoke_asked"), "{text}");
+            }
+        }
+    }
+}
+
+/// A member that has just started holds the fence in its log and has not applied it yet: it does what it does where it
+/// has, and starts nothing first.
+#[test]
+fn a_fence_that_is_not_applied_yet_holds_as_one_that_is() {
+    let case = Case {
+        promise: 8,
+        revoke: None,
+        leaving: false,
+        guardian: true,
+        unfinished: false,
+        copied: false,
+        stranger: false,
+        policies: (9, 9),
+    };
+    for state_name in ["other's, established", "other's, granted", "mine, established"] {
+        let behind = state(state_name);
+        let mut fenced = behind.clone();
+        let outcome = fenced.apply(LogIndex(11), &ClusterCommand::SetFenced { node: ME, fenced: true });
+        for (name, instance) in instances() {
+            let ahead = NodeView { fenced_ahead: true, ..view(&behind, &instance, &case, Chores::default()) };
+            let applied = view(&fenced, &instance, &case, Chores::default());
+            let decided = decide::node(&ahead, Moment(0));
+            assert_eq!(decided, decide::node(&applied, Moment(0)), "{state_name}, {name}");
+            if outcome == Outcome::Done {
+                let stays = matches!(
+                    decided,
+                    NodeDecision::Rest(_) | NodeDecision::Act(Effect::Stop | Effect::Fence, ..)
+                );
+                assert!(stays, "{state_name}, {name}: {decided:?}");
             }
         }
     }

@@ -7,6 +7,7 @@ use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
 use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, hold, report};
+use rhone_chaos::sql::ask;
 use rhone_chaos::workload::Plan;
 
 /// What a verb may take on a loaded machine: it waits for its outcome.
@@ -36,6 +37,7 @@ fn paused_means_that_nobody_takes_over_until_resumed() -> Result<()> {
     workload.wait_for(100, LIMIT)?;
     let primary = cluster.wait_whole()?;
     let (epoch, other) = (cluster.epoch()?, (primary + 1) % 3);
+    run(&cluster, other, &["settings", "set", "postgres.work_mem=8MB"], 0)?;
     ensure!(run(&cluster, other, &["pause"], 0)?.contains("paused"), "the status does not say paused");
     run(&cluster, primary, &["pause", "-o", "json"], 0)?; // a second time is the same
     let at = Moment::now();
@@ -44,6 +46,10 @@ fn paused_means_that_nobody_takes_over_until_resumed() -> Result<()> {
     hold(Duration::from_secs(8));
     ensure!(cluster.epoch()? == epoch, "somebody took over while paused; {}", cluster.dump());
     ensure!(cluster.status(other)?["writable"] == false, "the lost primary is still called writable");
+    // A value that is set is checked by the primary's word; one that is taken back needs none.
+    let said = run(&cluster, other, &["settings", "set", "postgres.work_mem=16MB"], 3)?;
+    ensure!(said.contains("the primary does not answer"), "{said}");
+    run(&cluster, other, &["settings", "reset", "postgres.work_mem"], 0)?;
     run(&cluster, other, &["resume"], 0)?;
     let events = run(&cluster, other, &["events", "-o", "json"], 0)?;
     for reason in ["paused", "resumed"] {
@@ -55,6 +61,13 @@ fn paused_means_that_nobody_takes_over_until_resumed() -> Result<()> {
     workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
     cluster.start_node(primary)?;
     cluster.wait_whole()?;
+    cluster.wait_until("what was taken back counts everywhere", || {
+        for index in 0..cluster.members() {
+            let rows = ask(&cluster.node(index)?.door(), "postgres", "SHOW work_mem", LIMIT)?;
+            ensure!(rows == [[Some("4MB".to_owned())]], "member {}: {rows:?}", index + 1);
+        }
+        Ok(())
+    })?;
     Verdict::of(&cluster, &workload.stop()?, &[Excuse::power_loss(at)])?.check(&cluster)
 }
 
@@ -78,14 +91,16 @@ fn a_fenced_member_stays_stopped_until_it_is_let_go() -> Result<()> {
     node.signal_supervisor(rhone_chaos::process::Signal::KILL)?;
     node.wait_for_end(LIMIT).context("the supervisor ended")?;
     cluster.start_node(standby)?;
-    cluster.wait_until("the restarted supervisor rests", || {
+    let started = cluster.wait_until("the restarted supervisor rests", || {
         let log = std::fs::read_to_string(cluster.node(standby)?.log())?;
         let since = log.rsplit_once("hard state").map_or("", |(_, since)| since);
-        // Its store may end before what says that it is fenced: then it starts its standby, and stops it again.
         ensure!(since.contains("rests reason=fenced"), "it does not say that it is fenced");
-        ensure!(cluster.node(standby)?.postmaster().is_none(), "its Postgres runs");
-        Ok(())
+        // Not even for a moment: its log says that it is fenced, also before it has applied so much of it.
+        let starts = since.lines().find(|line| line.contains("effect=start"));
+        Ok(starts.map(str::to_owned))
     })?;
+    ensure!(started.is_none(), "its Postgres was started: {started:?}; {}", cluster.dump());
+    ensure!(cluster.node(standby)?.postmaster().is_none(), "its Postgres runs");
     run(&cluster, third, &["switchover", "--to", &name(standby)], 3)?;
     ensure!(cluster.node(standby)?.postmaster().is_none(), "its Postgres was started");
     check_gap(&workload, at, GAP_LIMIT, "a standby fenced")?;

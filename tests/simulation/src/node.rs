@@ -230,6 +230,11 @@ impl NodeLoop {
             leaving: self.leaving.is_some(),
             leave_now: self.leaving.is_some_and(|since| has_waited(&self.shared, state, since)),
             behind: self.behind(),
+            fenced_ahead: self
+                .shared
+                .consensus
+                .ahead()
+                .is_some_and(|ahead| ahead.state.is_fenced(self.shared.me())),
             guardian: self.guardian,
             rewinds_failed: facts.rewinds_failed,
             start_failed: start_failed.as_deref(),

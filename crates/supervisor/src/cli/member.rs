@@ -16,6 +16,9 @@ use crate::status::{ClusterStatus, Kind, MemberStatus, State, SwitchoverReply};
 /// How long the change of who votes may take.
 const VOTE_LIMIT: Duration = Duration::from_secs(30);
 
+/// What takes longer is told what it waits for.
+const LATE: Duration = Duration::from_secs(2);
+
 /// Carries out one of the verbs.
 pub(super) async fn run(
     global: &Global,
@@ -123,7 +126,7 @@ async fn remove(global: &Global, whose: Whose, yes: bool, terminal: &mut Termina
     let there = member(&before, name)?.state != State::Unreachable;
     let what = format!("{name} leaves the cluster for good; its data stays where it is");
     terminal.confirm(&what, yes)?;
-    call(global, &before, name, Call::Remove).await?;
+    told_when_late(terminal, call(global, &before, name, Call::Remove)).await?;
     if no_wait {
         if global.json() {
             return print_json(
@@ -152,7 +155,8 @@ async fn vote(global: &Global, whose: Whose, votes: bool, terminal: &mut Termina
     let name = name.as_str();
     let before = status::fetch(global).await?;
     member(&before, name)?;
-    let reply = call(global, &before, name, if votes { Call::Promote } else { Call::Demote }).await?;
+    let change = call(global, &before, name, if votes { Call::Promote } else { Call::Demote });
+    let reply = told_when_late(terminal, change).await?;
     if no_wait {
         if global.json() {
             return print_json(
@@ -188,6 +192,19 @@ async fn vote(global: &Global, whose: Whose, votes: bool, terminal: &mut Termina
     });
     terminal.data(&status::render(&after, terminal.colour()));
     Ok(())
+}
+
+/// Waits for a change of who votes, and tells a person who looks on where it is not done at once: a voter that is late is
+/// waited for, and a busy one takes its time to agree.
+async fn told_when_late<T>(terminal: &mut Terminal, change: impl Future<Output = T>) -> T {
+    let mut change = std::pin::pin!(change);
+    if let Ok(done) = tokio::time::timeout(LATE, &mut change).await {
+        return done;
+    }
+    if terminal.interactive() {
+        terminal.talk("waits until the voters that stay are heard and have agreed");
+    }
+    change.await
 }
 
 #[derive(Clone, Copy)]

@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::args::Global;
-use super::exit::CliError;
+use super::exit::{CliError, Exit};
 use super::table::{self, Align, or_dash};
 use super::terminal::Terminal;
+use super::watch::Outage;
 use super::{client, print_json};
 use crate::api;
 use crate::api::proto::v1;
@@ -29,12 +30,19 @@ pub(crate) async fn fetch(global: &Global) -> Result<ClusterStatus, CliError> {
 
 /// Prints the status, once or again and again.
 pub(super) async fn run(global: &Global, watch: bool, terminal: &mut Terminal) -> Result<(), CliError> {
+    let mut outage = Outage::default();
     loop {
         match fetch(global).await {
-            Ok(status) if global.json() => print_json(terminal, &status)?,
-            Ok(status) => print(&status, watch, terminal),
-            // A watch outlives a failover.
-            Err(error) if watch => terminal.error(&error),
+            Ok(status) => {
+                outage.answered(terminal);
+                if global.json() {
+                    print_json(terminal, &status)?;
+                } else {
+                    print(&status, watch, terminal);
+                }
+            }
+            // A watch outlives a failover, and a member's restart.
+            Err(error) if watch && error.exit != Exit::Usage => outage.failed(&error, terminal),
             Err(error) => return Err(error),
         }
         if !watch {

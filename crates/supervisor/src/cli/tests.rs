@@ -234,6 +234,29 @@ async fn nobody_there_is_said_with_where_was_looked() {
 }
 
 #[tokio::test]
+async fn who_names_nobody_to_ask_is_told_how_to() {
+    if std::path::Path::new(crate::config::DEFAULT_PATH).exists() {
+        eprintln!("skipped: this machine is a member");
+        return;
+    }
+    // Nobody was asked: that is a matter of the command line, also of one that would ask again and again.
+    for line in ["rhone status", "rhone status --watch", "rhone switchover", "rhone member list"] {
+        let (mut terminal, out, err) = Terminal::captured();
+        let cli = words::read(line.split(' ').map(Into::into), None).expect("a good command line");
+        let outcome = execute(cli, &mut terminal).await;
+        check(
+            (finish(&mut terminal, outcome), out.text(), err.text()),
+            expect![[r#"
+                ---- stderr
+                error: no member to ask: there is no /etc/rhone/rhone.toml
+                hint: name a member with `--host HOST`, or its configuration with `-c FILE`, before the verb
+                ---- Usage
+            "#]],
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_member_that_does_not_lead_names_who_does() {
     let leader = Member::start(FakeOperator::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

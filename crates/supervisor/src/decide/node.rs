@@ -281,10 +281,11 @@ fn unowned(view: &NodeView<'_>) -> NodeDecision {
 }
 
 /// An operator fenced this member: its instance is stopped in order and stays so. Never the newest owner's,
-/// whom the state does not let be fenced.
+/// whom the state does not let be fenced. A member that has just started, and whose log holds the fence beyond
+/// what is applied, does not start its instance first (decision 0065).
 fn held(view: &NodeView<'_>) -> Option<NodeDecision> {
     let owns = view.state.current_grant().is_some_and(|grant| grant.owner == view.me);
-    if owns || !view.state.is_fenced(view.me) {
+    if owns || !(view.fenced_ahead || view.state.is_fenced(view.me)) {
         return None;
     }
     let epoch = view.state.epoch.max(view.promise);

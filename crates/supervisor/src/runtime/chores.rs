@@ -12,7 +12,7 @@ use rhone_pgctl::parameters::{self, Parameter};
 
 use super::operator::{RuntimeOperator, refused};
 use crate::api::proto::v1::{ParametersRequest, PerformRequest, Work};
-use crate::decide::members::{self, TooFew};
+use crate::decide::members::{self, Presence, THERE_MS, TooFew};
 use crate::runtime::codec;
 use crate::runtime::found;
 use crate::runtime::local::target;
@@ -26,8 +26,14 @@ const TAKE_ON_LIMIT: Duration = Duration::from_secs(3);
 /// How long a server may take to list its parameters.
 const PARAMETERS_LIMIT: Duration = Duration::from_secs(5);
 
-/// A member whose last report is older is not there.
-const THERE_MS: u64 = 3000;
+/// For how long the reports of voters are waited for, before a vote is refused to be taken.
+const REPORTS_LIMIT_MS: u64 = 10_000;
+
+/// Between two looks at the reports.
+const REPORTS_LOOK: Duration = Duration::from_millis(100);
+
+/// For how long a leader that is to be removed looks for somebody who leads in its place: several elections.
+const YIELD_LIMIT_MS: u64 = 10_000;
 
 /// How long a change of who votes may take.
 const VOTERS_LIMIT_MS: u64 = 30_000;
@@ -141,13 +147,19 @@ impl RuntimeOperator {
             }
             MemberWork::Keep => self.pass_on(state, member, Work::Keep, 0).await?,
             MemberWork::Remove => {
-                self.may_lose_vote(state, member)?;
+                if let Some(reason) = self.shared().would_refuse(&ClusterCommand::Remove(member.node)) {
+                    return Err(refused(reason, None));
+                }
+                self.may_lose_vote(state, member).await?;
+                if member.node == self.shared().me() {
+                    return Err(self.let_another_lead(member).await);
+                }
                 self.propose(ClusterCommand::Remove(member.node)).await?;
                 self.until_no_voter(member).await?;
             }
             MemberWork::Demote | MemberWork::Promote => {
                 if request.work == MemberWork::Demote {
-                    self.may_lose_vote(state, member)?;
+                    self.may_lose_vote(state, member).await?;
                 }
                 return self.let_vote(state, member, request.work == MemberWork::Promote).await;
             }
@@ -155,11 +167,23 @@ impl RuntimeOperator {
         Ok(reply)
     }
 
-    /// A vote is taken only where a majority of those who stay is there: else nobody could agree on anything.
-    fn may_lose_vote(&self, state: &ClusterState, member: &Member) -> Result<(), OperatorError> {
-        let status = self.shared().consensus.status();
-        let answer = members::may_lose_vote(&status.voters, member.node, |node| self.is_there(node));
-        let Err(TooFew { living, all, away }) = answer else { return Ok(()) };
+    /// A vote is taken only where a majority of those who stay is there: else nobody could agree on anything. Who
+    /// is only late is waited for.
+    async fn may_lose_vote(&self, state: &ClusterState, member: &Member) -> Result<(), OperatorError> {
+        let begun = self.shared().now();
+        let TooFew { living, all, away, .. } = loop {
+            let status = self.shared().consensus.status();
+            let Err(few) = members::may_lose_vote(&status.voters, member.node, |node| self.presence(node))
+            else {
+                return Ok(());
+            };
+            if !few.passing || self.shared().now().millis_since(begun) > REPORTS_LIMIT_MS {
+                break few;
+            }
+            tokio::time::sleep(REPORTS_LOOK).await;
+            // Another leader hears the reports now.
+            self.leading()?;
+        };
         let away: Vec<&str> = away
             .iter()
             .filter_map(|node| state.members.get(node).map(|member| member.name.as_str()))
@@ -173,11 +197,38 @@ impl RuntimeOperator {
         })
     }
 
+    /// Who leads does not remove itself: once it is gone nobody tells it that its vote is, and who asked for it
+    /// would wait for that in vain. Another member leads first, and is asked.
+    async fn let_another_lead(&self, member: &Member) -> OperatorError {
+        tracing::info!("this member is to be removed and leads raft: another one leads first");
+        let begun = self.shared().now();
+        while self.shared().now().millis_since(begun) < YIELD_LIMIT_MS {
+            if self.shared().consensus.yield_leadership().await
+                && let Err(led) = self.leading()
+            {
+                return led;
+            }
+            tokio::time::sleep(VOTERS_LOOK).await;
+        }
+        OperatorError::Refused {
+            reason: format!("{} leads Raft, and no other member took over from it", member.name),
+            hint: Some("`rhone status` shows who is reachable; then try again".to_owned()),
+        }
+    }
+
+    /// What the reports say of a member.
+    fn presence(&self, node: NodeId) -> Presence {
+        let (me, now) = (self.shared().me(), self.shared().now());
+        if node == me {
+            return Presence::There;
+        }
+        let table = self.shared().table.borrow();
+        Presence::of(table.get(&node).map(|received| now.millis_since(received.at)))
+    }
+
     /// Whether a member was heard lately.
     pub(super) fn is_there(&self, node: NodeId) -> bool {
-        let (me, now) = (self.shared().me(), self.shared().now());
-        let table = self.shared().table.borrow();
-        node == me || table.get(&node).is_some_and(|received| now.millis_since(received.at) < THERE_MS)
+        self.presence(node) == Presence::There
     }
 
     async fn pass_on(

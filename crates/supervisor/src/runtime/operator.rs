@@ -53,7 +53,7 @@ impl RuntimeOperator {
     }
 
     /// Only the Raft leader changes anything: others say where it is.
-    fn leading(&self) -> Result<(), OperatorError> {
+    pub(super) fn leading(&self) -> Result<(), OperatorError> {
         let status = self.shared.consensus.status();
         if status.leading {
             return Ok(());

@@ -45,6 +45,7 @@ fn member<'a>(state: &'a ClusterState, instance: &'a Instance) -> NodeView<'a> {
         leaving: false,
         leave_now: false,
         behind: false,
+        fenced_ahead: false,
         guardian: true,
         rewinds_failed: 0,
         start_failed: Some("hush"),

@@ -161,6 +161,7 @@ impl Node {
             leaving: self.leaving,
             leave_now: self.leave_now,
             behind: false,
+            fenced_ahead: false,
             guardian: true,
             rewinds_failed: 0,
             start_failed: None,

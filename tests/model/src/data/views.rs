@@ -94,6 +94,7 @@ impl<const N: usize> DataWorld<N> {
             leaving: false,
             leave_now: false,
             behind: here.applied < here.log,
+            fenced_ahead: false,
             guardian: true,
             rewinds_failed: 0,
             start_failed: None,

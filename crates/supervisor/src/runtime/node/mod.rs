@@ -102,6 +102,8 @@ struct NodeLoop {
     lost: bool,
     leaving: Option<Moment>,
     stopped_since: Option<Moment>,
+    /// Whether the log here fences this member in what it holds since before the start and is not applied yet.
+    fenced_ahead: bool,
     said: Option<Reason>,
     failures: Failures,
     upkeep: Option<JoinHandle<()>>,
@@ -133,6 +135,7 @@ pub async fn run(
         lost: false,
         leaving: None,
         stopped_since: None,
+        fenced_ahead: false,
         said: None,
         failures: Failures::default(),
         upkeep: None,
@@ -254,6 +257,9 @@ async fn finished_effect(running: &mut Option<Running>) -> Finished {
 impl NodeLoop {
     /// Looks where that is due, decides, begins what was decided. Returns when to end.
     fn turn(&mut self) -> Option<Ended> {
+        // Before the state is taken: what is not ahead of it any more is in it.
+        let ahead = self.shared.consensus.ahead();
+        self.fenced_ahead = ahead.is_some_and(|ahead| ahead.state.is_fenced(self.shared.me()));
         let applied = Arc::clone(&self.shared.consensus.state().borrow());
         let state = &applied.state;
         if state.is_founded() {
@@ -354,6 +360,7 @@ impl NodeLoop {
             leaving: self.leaving.is_some(),
             leave_now: self.leave_now(state),
             behind: facts.behind,
+            fenced_ahead: self.fenced_ahead,
             guardian: self.guardian,
             rewinds_failed: facts.rewinds_failed,
             start_failed: facts.start_failed,
@@ -412,7 +419,7 @@ impl NodeLoop {
             before = Some(running.task);
         }
         let fenced = self.shared.consensus.state().borrow().state.is_fenced(self.shared.me());
-        let able = self.leaving.is_none() && !fenced;
+        let able = self.leaving.is_none() && !fenced && !self.fenced_ahead;
         let reloads = self.shared.asked.borrow().reloads;
         let local = Arc::clone(&self.local);
         let task = tokio::spawn(async move {
