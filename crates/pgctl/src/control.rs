@@ -35,6 +35,20 @@ pub enum DbState {
 }
 
 impl DbState {
+    /// Reads the number at the end of the file's head (`DBState`, pg_control.h).
+    fn of_head(head: &[u8; STATE_ENDS]) -> Self {
+        match head.last_chunk().map(|number| u32::from_ne_bytes(*number)) {
+            Some(0) => Self::Starting,
+            Some(1) => Self::ShutDown,
+            Some(2) => Self::ShutDownInRecovery,
+            Some(3) => Self::ShuttingDown,
+            Some(4) => Self::InCrashRecovery,
+            Some(5) => Self::InArchiveRecovery,
+            Some(6) => Self::InProduction,
+            Some(_) | None => Self::Unknown,
+        }
+    }
+
     /// Says whether the server ended in an orderly way.
     pub const fn is_clean(self) -> bool {
         matches!(self, Self::ShutDown | Self::ShutDownInRecovery)
@@ -68,6 +82,19 @@ impl fmt::Display for DbState {
         })
     }
 }
+
+/// Reads from the file itself what the server is doing: for looks at one that does not answer yet, which a program
+/// each time would cost too much. Nothing when the file cannot be read.
+pub fn state_now(data_dir: &Path) -> Option<DbState> {
+    let mut head = [0; STATE_ENDS];
+    let mut file = std::fs::File::open(data_dir.join("global/pg_control")).ok()?;
+    std::io::Read::read_exact(&mut file, &mut head).ok()?;
+    Some(DbState::of_head(&head))
+}
+
+/// The file begins with the system identifier (8 bytes), the versions of the format and of the catalog (4 each) and
+/// the state (4), in the machine's own order, from Postgres 9.4 to 18 (`ControlFileData`, pg_control.h).
+const STATE_ENDS: usize = 20;
 
 /// Settings of the primary that a standby must not go below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +221,24 @@ pub async fn read_control(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn reads_the_state_from_the_head_of_the_file() {
+        let check = |number: u32, words: &str| {
+            let mut head = [7; STATE_ENDS];
+            head[16..].copy_from_slice(&number.to_ne_bytes());
+            assert_eq!(DbState::of_head(&head), DbState::of_words(words), "{number}");
+        };
+        // The order of `dbState()` in pg_controldata.c.
+        check(0, "starting up");
+        check(1, "shut down");
+        check(2, "shut down in recovery");
+        check(3, "shutting down");
+        check(4, "in crash recovery");
+        check(5, "in archive recovery");
+        check(6, "in production");
+        check(7, "unrecognized status code");
+    }
 
     /// As Postgres 15 prints it; the lines that are read are the same from 13 to 18.
     pub(crate) const FIFTEEN: &str = "\

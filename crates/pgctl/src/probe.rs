@@ -96,6 +96,8 @@ pub struct WalReceiver {
 /// One row of `pg_stat_replication`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WalSender {
+    /// The role that it logged in as; none when that was dropped.
+    pub user: Option<String>,
     /// What the standby calls itself.
     pub application_name: String,
     /// Where it connects from; none over a Unix socket.
@@ -112,6 +114,8 @@ pub struct WalSender {
     pub replayed: Option<Lsn>,
     /// `async`, `potential`, `sync` or `quorum`.
     pub sync_state: String,
+    /// Its place among those that commits wait for; 0 when they do not wait for it.
+    pub sync_priority: u32,
     /// When it answered last, in seconds since 1970 by its own clock.
     pub replied_at: Option<f64>,
 }
@@ -152,7 +156,7 @@ FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r
   CROSS JOIN pg_control_system() s CROSS JOIN pg_control_checkpoint() c CROSS JOIN pg_control_recovery() v
   LEFT JOIN pg_stat_wal_receiver w ON true;
 SELECT application_name, client_addr, state, sent_lsn, write_lsn, flush_lsn, replay_lsn, sync_state,
-  extract(epoch FROM reply_time) FROM pg_stat_replication ORDER BY application_name, pid;
+  extract(epoch FROM reply_time), usename, sync_priority FROM pg_stat_replication ORDER BY application_name, pid;
 SELECT slot_name, slot_type = 'physical', active, restart_lsn, wal_status
   FROM pg_replication_slots ORDER BY slot_name";
 
@@ -274,6 +278,7 @@ fn standby(row: &SimpleQueryRow) -> Option<StandbyFacts> {
 
 fn walsender(row: &SimpleQueryRow) -> Option<WalSender> {
     Some(WalSender {
+        user: field(row, 9),
         application_name: field(row, 0)?,
         client_addr: field(row, 1),
         state: field(row, 2)?,
@@ -282,6 +287,7 @@ fn walsender(row: &SimpleQueryRow) -> Option<WalSender> {
         flushed: field(row, 5),
         replayed: field(row, 6),
         sync_state: field(row, 7)?,
+        sync_priority: field(row, 10)?,
         replied_at: field(row, 8),
     })
 }

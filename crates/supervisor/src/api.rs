@@ -7,6 +7,7 @@ pub mod admin;
 pub mod agent;
 mod convert;
 mod convert_settings;
+pub mod discovery;
 pub mod health;
 mod metrics;
 mod page;

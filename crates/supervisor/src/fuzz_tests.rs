@@ -214,6 +214,7 @@ fn said() -> Vec<Vec<u8>> {
         from: from.clone(),
         report: codec::pack(&report(1)),
         replication_secret: b"secret".to_vec(),
+        aside: Some(v1::Aside { node: 0, replayed_lsn: Some(0x301_0000), crash_recovery: true }),
     };
     vec![
         hello.encode_to_vec(),

@@ -159,6 +159,13 @@ pub struct ServerFacts {
     pub refused_lines: Vec<String>,
     /// A new copy that was asked for.
     pub copying: Option<Copying>,
+    /// The end of the WAL that a standby has replayed. Like the next, for readers and people alone: it travels beside
+    /// the report ([`crate::runtime::aside`]), and no decision looks at it.
+    #[serde(skip)]
+    pub replayed: Option<Lsn>,
+    /// Whether it replays WAL after a crash and does not answer yet.
+    #[serde(skip)]
+    pub crash_recovery: bool,
 }
 
 /// A new copy that was asked for and is not there yet.

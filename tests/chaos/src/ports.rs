@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio_postgres::NoTls;
 
 use crate::binary;
@@ -85,18 +85,39 @@ pub fn run_psycopg2(cluster: &Cluster, script: &str, arguments: &[&str]) -> Resu
     process::run(command.args(["-c", script]).args(arguments), Duration::from_secs(90)).map(Some)
 }
 
-/// Reads `/metrics` of a member and returns the value of the line that begins with `name` and holds `label`.
-pub fn metric(cluster: &Cluster, index: usize, name: &str, label: &str) -> Result<f64> {
+/// Asks a member over HTTP from the clients' place, as a check or a script would; returns the status and the body.
+pub fn get(cluster: &Cluster, index: usize, path: &str) -> Result<(u16, String)> {
     let address = (cluster.node(index)?.address(), HTTP_PORT);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n");
     let read = cluster.network().thread(Place::Client, move || {
         let mut stream = TcpStream::connect_timeout(&address.into(), Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(request.as_bytes())?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
     });
     let text = read.join().map_err(|_| anyhow!("the reader panicked"))??;
+    let (head, body) = text.split_once("\r\n\r\n").context("an answer")?;
+    let status = head.split(' ').nth(1).context("a status")?.parse().context("read the status")?;
+    Ok((status, body.to_owned()))
+}
+
+/// Waits until checks of a member give these: `/replica 200`, a path and a status each.
+pub fn wait_for_checks(cluster: &Cluster, index: usize, expected: &[&str]) -> Result<()> {
+    cluster.wait_until(&format!("pg-{} answers {expected:?}", index + 1), || {
+        for check in expected {
+            let (path, wanted) = check.split_once(' ').context("a path and a status")?;
+            let (status, body) = get(cluster, index, path)?;
+            ensure!(status.to_string() == wanted, "{path}: {status} {body}");
+        }
+        Ok(())
+    })
+}
+
+/// Reads `/metrics` of a member and returns the value of the line that begins with `name` and holds `label`.
+pub fn metric(cluster: &Cluster, index: usize, name: &str, label: &str) -> Result<f64> {
+    let text = get(cluster, index, "/metrics")?.1;
     let wanted = format!("{name}{{");
     let line = text.lines().find(|line| line.starts_with(&wanted) && line.contains(label));
     let line = line.with_context(|| format!("{name} with {label} in /metrics"))?;

@@ -11,10 +11,11 @@ use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec};
 use rhone_chaos::lock::take_turn;
 use rhone_chaos::namespace::{Means, Place};
 use rhone_chaos::node::{HTTP_PORT, POSTGRES_PORT};
-use rhone_chaos::ports::until;
+use rhone_chaos::ports::{get, until, wait_for_checks};
 use rhone_chaos::process::{self, Owned, Signal};
 use rhone_chaos::scenario::report;
 use rhone_chaos::sql::{Door, ask};
+use serde_json::Value;
 
 const FAILOVERS: usize = 10;
 const TO_PRIMARY: u16 = 5000;
@@ -95,6 +96,80 @@ fn haproxy_with_patronis_configuration_follows_ten_failovers() -> Result<()> {
     result.with_context(|| cluster.dump())
 }
 
+/// What others ask: vip-manager (`dcs-type: patroni`) holds the address where `GET /leader` gives 200, and nowhere
+/// else; check_patroni and its like read `/cluster`, `/patroni` and `/history`.
+fn addresses_and_monitors(cluster: &Cluster, primary: usize) -> Result<()> {
+    for index in 0..3 {
+        let expected = if index == primary { "/leader 200" } else { "/leader 503" };
+        wait_for_checks(cluster, index, &[expected, "/liveness 200", "/readiness 200"])?;
+        cluster.wait_until("a monitor finds one leader and two standbys that follow it", || {
+            let read = |path: &str| -> Result<Value> {
+                let (status, body) = get(cluster, index, path)?;
+                ensure!(status == 200, "{path}: {status}");
+                serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
+            };
+            let told = read("/cluster")?;
+            let members = told["members"].as_array().context("members")?;
+            let name = format!("pg-{}", primary + 1);
+            let leads = |m: &Value| m["role"] == "leader" && m["state"] == "running" && m["name"] == *name;
+            let leader = members.iter().find(|m| leads(m)).with_context(|| format!("{name} in {told}"))?;
+            let follows = |m: &Value| {
+                m["role"] == "replica" && m["state"] == "streaming" && m["timeline"] == leader["timeline"]
+            };
+            let near = |m: &Value| m["replay_lag"].as_u64().is_some_and(|lag| lag < 1 << 20);
+            let following = members.iter().filter(|m| follows(m) && near(m)).count();
+            ensure!(members.len() == 3 && following == 2, "{following} follow in {told}");
+            let own = read("/patroni")?;
+            let role = if index == primary { "primary" } else { "replica" };
+            ensure!(own["role"] == role && own["state"] == "running", "{own}");
+            ensure!(own["timeline"] == leader["timeline"] && own.get("pending_restart").is_none(), "{own}");
+            if index == primary {
+                let by = |row: &Value| row["usename"] == "rhone_replicator" && row["sync_priority"] == 0;
+                let rows = own["replication"].as_array().with_context(|| format!("{own}"))?;
+                ensure!(rows.len() == 2 && rows.iter().all(by), "{own}");
+            }
+            let history = read("/history")?;
+            let last = history.as_array().and_then(|rows| rows.last()).context("a change")?;
+            ensure!(last[4] == *name && last[0].as_u64() < leader["timeline"].as_u64(), "{history}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The real check_patroni, where it is installed (`pip install check-patroni`).
+fn monitored(cluster: &Cluster, primary: usize) -> Result<()> {
+    let Some(program) = binary::program("check_patroni") else {
+        report("SKIPPED: check_patroni is not installed (pip install check-patroni)");
+        return Ok(());
+    };
+    let url = |index: usize| Ok(format!("http://{}:{HTTP_PORT}", cluster.node(index)?.address()));
+    let run = |index: usize, check: &str| -> Result<()> {
+        let mut command = cluster.network().command(Place::Client, &program);
+        let url: Result<String> = url(index);
+        command.args(["--timeout", "30", "-e", &url?]).args(check.split(' '));
+        let output = process::run(&mut command, LIMIT)?;
+        ensure!(output.code == Some(0), "{check}: {output:?}");
+        Ok(())
+    };
+    for check in [
+        "cluster_has_leader",
+        "cluster_has_replica --warning @1 --critical @0 --max-lag 1MB",
+        "cluster_node_count --healthy-critical @2",
+        "cluster_is_in_maintenance",
+        "cluster_has_scheduled_action",
+        "node_is_alive",
+        "node_is_primary",
+        "node_is_pending_restart",
+        "node_patroni_version --patroni-version 4.1.0",
+    ] {
+        run(primary, check)?;
+    }
+    run((primary + 1) % 3, "node_is_replica --max-lag 1MB")?;
+    report("check_patroni is content");
+    Ok(())
+}
+
 fn follow(cluster: &mut Cluster, program: &Path) -> Result<()> {
     let mut primary = cluster.wait_whole()?;
     let table = "CREATE TABLE followed (change int); ALTER TABLE followed OWNER TO chaos";
@@ -120,8 +195,10 @@ fn follow(cluster: &mut Cluster, program: &Path) -> Result<()> {
         ensure!(whole == next, "change {change}: another change came by itself");
         let standbys: Vec<usize> = (0..3).filter(|&index| index != next).collect();
         haproxy.leads_to(cluster, TO_STANDBY, &standbys)?;
+        addresses_and_monitors(cluster, next)?;
         primary = next;
     }
+    monitored(cluster, primary)?;
     let rows = haproxy.ask(cluster, TO_PRIMARY, "SELECT count(*) FROM followed")?;
     ensure!(rows == FAILOVERS.to_string(), "{rows} of {FAILOVERS} rows are there");
     report(&format!("{FAILOVERS} changes of primary followed, {rows} rows written through HAProxy"));

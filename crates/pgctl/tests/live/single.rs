@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rhone_pgctl::apply::{write_access, write_settings};
 use rhone_pgctl::connection::Session;
+use rhone_pgctl::control::{DbState, state_now};
 use rhone_pgctl::error::PgError;
 use rhone_pgctl::hba::{AccessRules, Gate};
 use rhone_pgctl::initdb::{InitOptions, initdb};
@@ -38,6 +39,7 @@ async fn a_new_server_is_made_observed_and_stopped() {
     let state = observe(&server.data, &server.install, &server.user, &mut connection, LIMIT).await.unwrap();
     let facts = *state.primary().unwrap();
     assert_eq!(facts.flushed.timeline.get(), 1);
+    assert_eq!(state_now(&server.data), Some(DbState::InProduction));
     assert_eq!(state.probe().unwrap().system_id, server.identify().await.system_id);
     assert!(primary_flush_lsn(&mut connection, LIMIT).await.unwrap().flushed >= facts.flushed.lsn);
     let session = server.session().await;
@@ -63,6 +65,8 @@ async fn a_new_server_is_made_observed_and_stopped() {
     server.stop().await;
     let state = observe(&server.data, &server.install, &server.user, &mut connection, LIMIT).await.unwrap();
     assert!(matches!(state, ServerState::Stopped { crashed: false, .. }), "{state:?}");
+    assert_eq!(state_now(&server.data), Some(DbState::ShutDown));
+    assert_eq!(state_now(&server.data.join("none")), None);
 }
 
 #[tokio::test]

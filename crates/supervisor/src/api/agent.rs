@@ -24,7 +24,7 @@ use crate::api::proto::v1::{
 };
 use crate::runtime::lease::renew_reply;
 use crate::runtime::shared::{RevokeAsk, Shared, table_rows};
-use crate::runtime::{chores, codec, doctor, found, rehearse};
+use crate::runtime::{aside, chores, codec, doctor, found, rehearse};
 use crate::view::{Instance, Received, Report};
 
 /// How long an admission may take: two proposals on slow disks.
@@ -242,9 +242,12 @@ impl Agent for AgentService {
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
         let (caller, request) = opened(request);
         let node = self.member(request.from.as_ref(), caller.as_ref())?;
-        let Some(report) = codec::unpack::<Report>(&request.report) else {
+        let Some(mut report) = codec::unpack::<Report>(&request.report) else {
             return Err(Status::invalid_argument("the report cannot be read"));
         };
+        if let Some(told) = &request.aside {
+            aside::put(&mut report, told);
+        }
         let now = self.shared.now();
         let leader = self.shared.consensus.status().leading;
         let mut reply = ReportReply { leader, ..ReportReply::default() };
@@ -252,7 +255,9 @@ impl Agent for AgentService {
             self.shared.table.send_modify(|table| {
                 table.insert(node, Received { at: now, report });
             });
-            reply.table = codec::pack(&table_rows(&self.shared.table.borrow(), now));
+            let table = self.shared.table.borrow();
+            reply.table = codec::pack(&table_rows(&table, now));
+            reply.asides = aside::of_table(&table);
         }
         // Only a member that the state names with this very store gets the password, or gives it.
         let named = self.shared.consensus.state().borrow().state.members.contains_key(&node);

@@ -19,6 +19,7 @@ use super::{metrics, page, patroni};
 use crate::civil::WallTime;
 use crate::config::units;
 use crate::runtime::clock::wall_time;
+use crate::status::local::Synchronous;
 use crate::status::{Event, LocalView, Role, State};
 
 /// Connections served at a time; more wait to be accepted.
@@ -173,17 +174,27 @@ fn html(code: StatusCode, check: &Check<'_>) -> Response {
 fn passes(check: &Check<'_>, path: &str) -> bool {
     let (view, query) = (check.view, &check.query);
     let primary = view.is_writable_primary(check.now);
-    let standby = view.is_running_standby() && !view.no_load_balance;
-    let sync = standby && is_sync(view);
-    let near = || query.lag_allows(view);
+    let standby = view.is_running_standby()
+        && !view.no_load_balance
+        && query.lag_allows(view)
+        && query.replication_matches(view);
+    // Who has each acknowledged commit, and who is one of those that commits wait for (decision 0067).
+    let (each, some) = match view.synchronous() {
+        Synchronous::Each => (standby, standby),
+        Synchronous::Some => (false, standby),
+        Synchronous::None => (false, false),
+    };
     let tagged = query.tags_match(view);
     match path {
-        "/" | "/primary" | "/read-write" | "/leader" | "/master" => primary && tagged,
-        "/replica" => standby && near() && tagged && query.replication_matches(view),
-        "/read-only" => primary && tagged || standby && near() && tagged,
-        "/synchronous" | "/sync" | "/quorum" => sync && tagged,
-        "/read-only-sync" | "/read-only-quorum" => (primary || sync) && tagged,
-        "/asynchronous" | "/async" => standby && !is_sync(view) && near() && tagged,
+        // Patroni asks a primary for no tags by these paths.
+        "/" | "/primary" | "/read-write" | "/leader" | "/master" => primary,
+        "/replica" => standby && tagged,
+        "/read-only" => (primary || standby) && tagged,
+        "/synchronous" | "/sync" => each && tagged,
+        "/quorum" => some && tagged,
+        "/read-only-sync" | "/read-only-synchronous" => (primary || each) && tagged,
+        "/read-only-quorum" => (primary || some) && tagged,
+        "/asynchronous" | "/async" => standby && !some && tagged,
         "/health" => serves(view),
         "/readiness" => primary || ready_standby(check),
         "/liveness" => view.loop_at.is_none_or(|at| check.now.saturating_sub(at) < STALLED_LOOP),
@@ -191,10 +202,6 @@ fn passes(check: &Check<'_>, path: &str) -> bool {
         // unknown path's.
         _ => false,
     }
-}
-
-fn is_sync(view: &LocalView) -> bool {
-    view.sync.members.contains(&view.name)
 }
 
 /// Postgres answers queries here, whatever its role.
@@ -213,7 +220,7 @@ fn ready_standby(check: &Check<'_>) -> bool {
     }
 }
 
-/// `/readiness` without `lag` allows so much (Patroni: `maximum_lag_on_failover`).
+/// `/readiness` without `lag` allows so much where the setting, as in Patroni `maximum_lag_on_failover`, is not known.
 const READY_LAG_BYTES: u64 = 1024 * 1024;
 
 /// What a check's URL asks beyond its path. Names that are not known are ignored.
@@ -245,23 +252,23 @@ impl Query {
         Ok(parsed)
     }
 
-    /// An unknown lag passes only when none is asked for.
+    /// The lag of replay: what a reader would see. An unknown one passes only when none is asked for.
     fn lag_allows(&self, view: &LocalView) -> bool {
-        self.lag.is_none_or(|limit| view.lag_bytes.is_some_and(|lag| lag <= limit))
+        self.lag.is_none_or(|limit| view.replay_lag_bytes.is_some_and(|lag| lag <= limit))
     }
 
     fn readiness_allows(&self, view: &LocalView) -> bool {
-        let own = view.members.iter().find(|m| m.status.name == view.name);
-        let lag =
-            if self.received { own.and_then(|m| m.receive_lag) } else { own.and_then(|m| m.replay_lag) };
-        lag.or(view.lag_bytes).is_some_and(|lag| lag <= self.lag.unwrap_or(READY_LAG_BYTES))
+        let lag = if self.received { view.lag_bytes } else { view.replay_lag_bytes };
+        let usual = view.settings.as_ref().map_or(READY_LAG_BYTES, |settings| settings.max_lag_on_failover);
+        lag.is_some_and(|lag| lag <= self.lag.unwrap_or(usual))
     }
 
+    /// A tag that this member does not have matches nothing.
     fn tags_match(&self, view: &LocalView) -> bool {
-        self.tags.iter().all(|(key, value)| match view.tags.get(key) {
-            Some(tag) => tag.eq_ignore_ascii_case(value),
-            None => value.eq_ignore_ascii_case("false"),
-        })
+        let matches = |(key, value): &(String, String)| {
+            view.tags.get(key).is_some_and(|tag| tag.eq_ignore_ascii_case(value))
+        };
+        self.tags.iter().all(matches)
     }
 
     fn replication_matches(&self, view: &LocalView) -> bool {

@@ -1,15 +1,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+use rhone_consensus::settings::Settings;
 
 use super::{Query, serve};
 use crate::civil::WallTime;
 use crate::status::fake;
 use crate::status::local::{PeerView, Recovery, ReplicationRow};
-use crate::status::{Event, LocalView, Role, State, SyncStatus};
+use crate::status::{Event, LocalView, PendingSetting, Role, State, SyncMode, SyncStatus};
 
 /// The clock of these tests stands at 100 s.
 fn now() -> Duration {
@@ -29,6 +32,8 @@ fn primary() -> LocalView {
         lsn: "0/5A3F2C8".parse().ok(),
         replication: vec![ReplicationRow {
             application_name: "pg-2".to_owned(),
+            usename: Some("barman".to_owned()),
+            sync_priority: 1,
             ..ReplicationRow::default()
         }],
         members: fake::status()
@@ -53,7 +58,9 @@ fn standby() -> LocalView {
         writable_primary: false,
         lsn: None,
         recovery: Some(Recovery { received: "0/5A3F2C8".parse().ok(), ..Recovery::default() }),
-        lag_bytes: Some(1 << 20),
+        // It holds all, and has replayed all but a megabyte.
+        lag_bytes: Some(0),
+        replay_lag_bytes: Some(1 << 20),
         replication: Vec::new(),
         tags: [("zone".to_owned(), "a".to_owned())].into(),
         ..primary()
@@ -102,11 +109,11 @@ async fn codes(view: &LocalView, paths: &str) -> Vec<(String, u16)> {
 
 #[tokio::test]
 async fn checks_on_a_primary() {
-    let paths = "/ /primary /read-write /leader /read-only /read-only-sync /health /readiness /liveness /patroni \
+    let paths = "/ /primary /primary?tag_zone=b&lag=1 /read-only?tag_zone=b /read-write /leader /read-only /read-only-sync /health /readiness /liveness /patroni \
                  /cluster /history /config /metrics /ui /replica /standby-leader /sync /async /nonsense";
     assert_codes(
         &codes(&primary(), paths).await,
-        "/ 200\n/primary 200\n/read-write 200\n/leader 200\n/read-only 200\n/read-only-sync 200\n/health 200
+        "/ 200\n/primary 200\n/primary?tag_zone=b&lag=1 200\n/read-only?tag_zone=b 503\n/read-write 200\n/leader 200\n/read-only 200\n/read-only-sync 200\n/health 200
         /readiness 200\n/liveness 200\n/patroni 200\n/cluster 200\n/history 200\n/config 200\n/metrics 200\n/ui 200
         /replica 503\n/standby-leader 503\n/sync 503\n/async 503\n/nonsense 503",
     );
@@ -114,24 +121,80 @@ async fn checks_on_a_primary() {
 
 #[tokio::test]
 async fn checks_on_a_standby() {
-    let paths = "/ /primary /replica /replica?lag=2MB /replica?lag=1048575 /replica?tag_zone=a /replica?tag_zone=b \
+    let paths = "/ /primary /replica /replica?lag=2MB /replica?lag=1048575 /replica?tag_zone=a /replica?tag_zone=b /replica?tag_none=false \
                  /replica?replication_state=streaming /replica?replication_state=in+archive+recovery \
                  /read-only?lag=1kB /async /asynchronous?lag=1MB /sync /quorum /readiness /readiness?lag=1kB \
                  /health /replica?lag=far";
     assert_codes(
         &codes(&standby(), paths).await,
         "/ 503\n/primary 503\n/replica 200\n/replica?lag=2MB 200\n/replica?lag=1048575 503\n/replica?tag_zone=a 200
-        /replica?tag_zone=b 503\n/replica?replication_state=streaming 200
+        /replica?tag_zone=b 503\n/replica?tag_none=false 503\n/replica?replication_state=streaming 200
         /replica?replication_state=in+archive+recovery 503\n/read-only?lag=1kB 503\n/async 200
         /asynchronous?lag=1MB 200\n/sync 503\n/quorum 503\n/readiness 200\n/readiness?lag=1kB 503\n/health 200
         /replica?lag=far 400",
     );
-    let sync = SyncStatus { members: vec!["pg-2".to_owned()], ..SyncStatus::default() };
-    let view = LocalView { sync, ..standby() };
-    assert_codes(
-        &codes(&view, "/sync /read-only-sync /async").await,
-        "/sync 200\n/read-only-sync 200\n/async 503",
-    );
+}
+
+/// `1 of pg-2 pg-3` waits for one of two; `changing` before it: the setting is on its way.
+fn waits(text: &str) -> SyncStatus {
+    let (settled, text) = text.strip_prefix("changing ").map_or((true, text), |text| (false, text));
+    let (required, members) = text.split_once(" of").expect("1 of pg-2");
+    SyncStatus {
+        mode: SyncMode::Quorum,
+        required: required.parse().expect("a number"),
+        members: members.split_whitespace().map(str::to_owned).collect(),
+        settled,
+    }
+}
+
+#[tokio::test]
+async fn checks_for_synchronous_standbys() {
+    let paths =
+        "/sync /synchronous /quorum /read-only-sync /read-only-synchronous /read-only-quorum /async /replica";
+    for (policy, who, expected) in [
+        // Two of two: each has every commit that was acknowledged.
+        ("2 of pg-2 pg-3", "pg-2", "200 200 200 200 200 200 503 200"),
+        ("1 of pg-2", "pg-2", "200 200 200 200 200 200 503 200"),
+        // One of two: either may lack the last ones. The usual three members.
+        ("1 of pg-2 pg-3", "pg-2", "503 503 200 503 503 200 503 200"),
+        ("changing 1 of pg-2", "pg-2", "503 503 200 503 503 200 503 200"),
+        ("1 of pg-3", "pg-2", "503 503 503 503 503 503 200 200"),
+        ("0 of", "pg-2", "503 503 503 503 503 503 200 200"),
+        ("1 of pg-2 pg-3", "pg-1", "503 503 503 200 200 200 503 503"),
+    ] {
+        let sync = waits(policy);
+        let view = if who == "pg-1" { primary() } else { standby() };
+        let got = codes(&LocalView { sync, ..view }, paths).await;
+        let got: Vec<String> = got.into_iter().map(|(_, code)| code.to_string()).collect();
+        assert_eq!(got.join(" "), expected, "{policy}, asked of {who}");
+    }
+    // Each asks for a lag, for tags and for how it replicates as well, and leaves out whom readers shun.
+    let far = "/sync?lag=1kB /quorum?lag=1kB /read-only-sync?lag=1kB /sync?tag_zone=b \
+               /sync?replication_state=in+archive+recovery /sync?lag=1MB&tag_zone=a&replication_state=streaming";
+    let view = LocalView { sync: waits("1 of pg-2"), ..standby() };
+    let got = codes(&view, far).await;
+    assert_eq!(got.iter().map(|(_, code)| *code).collect::<Vec<_>>(), [503, 503, 503, 503, 503, 200]);
+    let shunned = codes(&LocalView { no_load_balance: true, ..view }, "/sync /quorum /replica /health").await;
+    assert_eq!(shunned.iter().map(|(_, code)| *code).collect::<Vec<_>>(), [503, 503, 503, 200]);
+}
+
+#[tokio::test]
+async fn a_lag_is_that_of_replay() {
+    let paths = "/replica?lag=1MB /replica?lag=1023kB /read-only?lag=1kB /asynchronous?lag=1kB /readiness \
+                 /readiness?lag=1kB /readiness?lag=1kB&mode=apply /readiness?lag=1kB&mode=write /replica";
+    let check = async |view: &LocalView, expected: [u16; 9]| {
+        let got: Vec<u16> = codes(view, paths).await.into_iter().map(|(_, code)| code).collect();
+        assert_eq!(got, expected, "{view:?}");
+    };
+    // All is received, and a megabyte is not replayed: what `delay` and a paused replay do.
+    check(&standby(), [200, 503, 503, 503, 200, 503, 503, 200, 200]).await;
+    // The setting is what readiness goes by where nothing is asked for.
+    let settings = Settings { max_lag_on_failover: 1 << 10, ..Settings::default() };
+    let strict = LocalView { settings: Some(settings), ..standby() };
+    check(&strict, [200, 503, 503, 503, 503, 503, 503, 200, 200]).await;
+    // Not known: it passes only where nothing is asked for.
+    let unknown = LocalView { replay_lag_bytes: None, lag_bytes: None, ..standby() };
+    check(&unknown, [503, 503, 503, 503, 503, 503, 503, 503, 200]).await;
 }
 
 #[tokio::test]
@@ -162,7 +225,7 @@ async fn head_and_options_answer_without_a_body_and_nothing_changes_anything() {
 #[tokio::test]
 async fn bodies_are_patronis() {
     let (_, body) = ask(&standby(), "GET /primary").await;
-    let value: serde_json::Value = serde_json::from_str(&body).expect("JSON with a failed check too");
+    let value: Value = serde_json::from_str(&body).expect("JSON with a failed check too");
     assert_eq!(value["role"], "replica");
     assert_eq!(value["state"], "running");
     assert_eq!(value["replication_state"], "streaming");
@@ -171,15 +234,77 @@ async fn bodies_are_patronis() {
     assert_eq!(value["dcs_last_seen"], 1_795_245_180);
     assert_eq!(value["postmaster_start_time"], "2026-11-21 07:13:00.123000+00:00");
     assert_eq!(value["patroni"]["scope"], "main");
-    let cluster: serde_json::Value =
-        serde_json::from_str(&ask(&primary(), "GET /cluster").await.1).expect("JSON");
+    let own: Value = serde_json::from_str(&ask(&primary(), "GET /patroni").await.1).expect("JSON");
+    let row = &own["replication"][0];
+    assert_eq!((&row["usename"], &row["sync_priority"]), (&json!("barman"), &json!(1)));
+    let cluster: Value = serde_json::from_str(&ask(&primary(), "GET /cluster").await.1).expect("JSON");
     let members = cluster["members"].as_array().expect("members");
     let roles: Vec<&str> = members.iter().filter_map(|m| m["role"].as_str()).collect();
     assert_eq!(roles, ["leader", "replica", "replica"]);
     assert_eq!(members[1]["lag"], 0);
     assert_eq!(members[2]["lag"], "unknown");
+    assert_eq!((&members[1]["lsn"], &members[1]["receive_lag"]), (&json!("0/5A3F2C8"), &json!(0)));
+    // An older member does not tell what it has replayed.
+    assert_eq!(
+        (&members[1]["replay_lsn"], &members[1]["replay_lag"]),
+        (&json!("unknown"), &json!("unknown"))
+    );
+    assert!(members[0].get("lag").is_none());
     let history = ask(&primary(), "GET /history").await.1;
     assert_eq!(history, "[[4,94375792,\"primary_silent\",\"2026-11-21T07:18:00.000+00:00\",\"pg-1\"]]");
+}
+
+#[tokio::test]
+async fn what_waits_for_a_restart_is_told_with_both_values() {
+    let setting = |name: &str, wanted: Option<&str>| PendingSetting {
+        name: name.to_owned(),
+        running: "100".to_owned(),
+        wanted: wanted.map(str::to_owned),
+    };
+    let pending_restart = vec![
+        setting("max_connections", Some("200")),
+        setting("max_wal_senders", None),
+        setting("vault.token", Some("x")),
+    ];
+    let body = ask(&LocalView { pending_restart, ..primary() }, "GET /patroni").await.1;
+    let value: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(value["pending_restart"], true);
+    assert_eq!(
+        value["pending_restart_reason"],
+        json!({
+            "max_connections": {"old_value": "100", "new_value": "200"},
+            "max_wal_senders": {"old_value": "100", "new_value": null},
+            "vault.token": {"old_value": null, "new_value": null},
+        })
+    );
+    let body = ask(&primary(), "GET /patroni").await.1;
+    assert!(!body.contains("pending_restart"), "{body}");
+}
+
+#[tokio::test]
+async fn the_configuration_is_shaped_as_patronis_and_tells_no_secrets() {
+    let postgres = [
+        ("shared_buffers", "64MB"),
+        ("archive_command", "curl -u me:secret"),
+        ("primary_conninfo", "password=secret"),
+        ("vault.token", "secret"),
+    ];
+    let settings = Settings {
+        postgres: postgres.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        ..Settings::default()
+    };
+    let sync = waits("1 of pg-2 pg-3");
+    let body = ask(&LocalView { settings: Some(settings), sync, ..primary() }, "GET /config").await.1;
+    assert_eq!(
+        serde_json::from_str::<Value>(&body).expect("JSON"),
+        json!({
+            "pause": false, "synchronous_mode": "quorum", "synchronous_mode_strict": false,
+            "synchronous_node_count": 1, "maximum_lag_on_failover": 1_048_576,
+            "postgresql": {
+                "parameters": {"shared_buffers": "64MB"}, "use_pg_rewind": true, "use_slots": true,
+            },
+        })
+    );
 }
 
 #[tokio::test]

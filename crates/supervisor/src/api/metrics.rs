@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use crate::guardian::LastResort;
+use crate::status::local::Synchronous;
 use crate::status::{LocalView, Role, State};
 
 /// Collects samples as text.
@@ -104,7 +105,10 @@ fn own(page: &mut Page, view: &LocalView, now: Duration) {
         page.gauge("rhone_timeline", "Timeline of the local WAL.", timeline);
     }
     if let Some(lag) = view.lag_bytes {
-        page.gauge("rhone_lag_bytes", "WAL behind the primary.", lag);
+        page.gauge("rhone_lag_bytes", "WAL held behind the primary.", lag);
+    }
+    if let Some(lag) = view.replay_lag_bytes {
+        page.gauge("rhone_replay_lag_bytes", "WAL replayed behind the primary: what readers see.", lag);
     }
     if let Some(certificates) = view.certificates {
         let name = "rhone_certificate_expiry_seconds";
@@ -186,6 +190,12 @@ fn members(page: &mut Page, view: &LocalView) {
             page.line("rhone_member_lag_bytes", labels, lag);
         }
     }
+    page.family("gauge", "rhone_member_replay_lag_bytes", "Replayed WAL of a member behind the primary.");
+    for ((labels, _), peer) in labelled.iter().zip(&view.members) {
+        if let Some(lag) = peer.replay_lag {
+            page.line("rhone_member_replay_lag_bytes", labels, lag);
+        }
+    }
 }
 
 /// What the proxy ports count.
@@ -223,8 +233,7 @@ fn proxy(page: &mut Page, view: &LocalView) {
 
 fn patroni(page: &mut Page, view: &LocalView, now: Duration) {
     let standby = view.role == Role::Standby;
-    let sync = standby && view.sync.members.contains(&view.name);
-    let several = view.sync.members.len() > 1;
+    let sync = view.synchronous();
     page.gauge("patroni_version", "Patroni whose answers these are, without periods.", "040100");
     page.flag("patroni_postgres_running", "Value is 1 if Postgres is running, 0 otherwise.", serves(view));
     let started = view.postmaster_started.map_or(0.0, super::super::civil::WallTime::as_seconds);
@@ -236,12 +245,12 @@ fn patroni(page: &mut Page, view: &LocalView, now: Duration) {
     page.flag(
         "patroni_sync_standby",
         "Value is 1 if this node is a sync standby, 0 otherwise.",
-        sync && !several,
+        sync == Synchronous::Each,
     );
     page.flag(
         "patroni_quorum_standby",
         "Value is 1 if this node is a quorum standby, 0 otherwise.",
-        sync && several,
+        sync == Synchronous::Some,
     );
     page.flag(
         "patroni_postgres_streaming",

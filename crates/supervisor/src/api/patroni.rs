@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::civil::WallTime;
-use crate::status::local::{PeerView, ReplicationRow};
-use crate::status::{Kind, LocalView, Role, State};
+use crate::status::local::{PeerView, ReplicationRow, Synchronous};
+use crate::status::{Kind, LocalView, PendingSetting, Role, State};
 
 /// The version of Patroni whose answers these are. Tools compare it; ours is in `rhone.version`.
 const PATRONI_VERSION: &str = "4.1.0";
@@ -40,9 +40,10 @@ pub(super) fn state(view: &LocalView, now: Duration) -> Value {
     if !view.replication.is_empty() {
         put("replication", view.replication.iter().map(replication_row).collect());
     }
-    if view.sync.members.contains(&view.name) {
-        let key = if view.sync.members.len() > 1 { "quorum_standby" } else { "sync_standby" };
-        put(key, json!(true));
+    match view.synchronous() {
+        Synchronous::Each => put("sync_standby", json!(true)),
+        Synchronous::Some => put("quorum_standby", json!(true)),
+        Synchronous::None => {}
     }
     if view.cluster_unlocked {
         put("cluster_unlocked", json!(true));
@@ -52,8 +53,7 @@ pub(super) fn state(view: &LocalView, now: Duration) -> Value {
     }
     if !view.pending_restart.is_empty() {
         put("pending_restart", json!(true));
-        let reasons = view.pending_restart.iter().map(|name| (name.clone(), json!("changed")));
-        put("pending_restart_reason", Value::Object(reasons.collect()));
+        put("pending_restart_reason", reasons(&view.pending_restart));
     }
     if !view.tags.is_empty() {
         put("tags", json!(view.tags));
@@ -69,6 +69,20 @@ pub(super) fn state(view: &LocalView, now: Duration) -> Value {
         }),
     );
     Value::Object(body)
+}
+
+/// What waits for a restart: the value that runs, and the one that is set; `null` for Postgres' own default, and where
+/// nothing is told.
+fn reasons(pending: &[PendingSetting]) -> Value {
+    let reason = |setting: &PendingSetting| {
+        let told = Some(setting).filter(|setting| !may_hold_a_secret(&setting.name));
+        let values = json!({
+            "old_value": told.map(|setting| &setting.running),
+            "new_value": told.and_then(|setting| setting.wanted.as_ref()),
+        });
+        (setting.name.clone(), values)
+    };
+    Value::Object(pending.iter().map(reason).collect())
 }
 
 /// Patroni's word for the local Postgres' state.
@@ -156,11 +170,11 @@ fn member(view: &LocalView, peer: &PeerView, now: Duration) -> Value {
     let is_self = status.name == view.name;
     // Only this member's own lease is known here; of others the replicated role must do.
     let leads = status.role == Role::Primary && (!is_self || view.is_writable_primary(now));
-    let role = match (leads, view.sync.members.contains(&status.name), view.sync.members.len()) {
-        (true, _, _) => "leader",
-        (false, true, 1) => "sync_standby",
-        (false, true, _) => "quorum_standby",
-        (false, false, _) => "replica",
+    let role = match (leads, view.sync.synchronous(&status.name)) {
+        (true, _) => "leader",
+        (false, Synchronous::Each) => "sync_standby",
+        (false, Synchronous::Some) => "quorum_standby",
+        (false, Synchronous::None) => "replica",
     };
     let mut body = json!({
         "name": status.name,
@@ -173,13 +187,17 @@ fn member(view: &LocalView, peer: &PeerView, now: Duration) -> Value {
     });
     let Some(object) = body.as_object_mut() else { return body };
     if !leads {
-        let known = |lag: Option<u64>| lag.map_or_else(|| json!("unknown"), |lag| json!(lag));
-        object.insert("lag".to_owned(), known(peer.replay_lag.or(status.lag_bytes)));
-        object.insert("receive_lag".to_owned(), known(peer.receive_lag.or(status.lag_bytes)));
-        object.insert("replay_lag".to_owned(), known(peer.replay_lag.or(status.lag_bytes)));
+        // Patroni's `lag` is that of whichever is further, received or replayed: our position.
+        let (held, seen) = ((status.lsn, status.lag_bytes), (peer.replayed, peer.replay_lag));
+        for (prefix, (lsn, lag)) in [("", held), ("receive_", held), ("replay_", seen)] {
+            let lsn = lsn.map_or_else(|| "unknown".to_owned(), |lsn| lsn.to_string());
+            object.insert(format!("{prefix}lsn"), json!(lsn));
+            object.insert(format!("{prefix}lag"), lag.map_or_else(|| json!("unknown"), |lag| json!(lag)));
+        }
     }
     if status.pending_restart == Some(true) {
         object.insert("pending_restart".to_owned(), json!(true));
+        object.insert("pending_restart_reason".to_owned(), reasons(&status.pending));
     }
     if !status.tags.is_empty() {
         object.insert("tags".to_owned(), json!(status.tags));
@@ -220,10 +238,26 @@ pub(super) fn config(view: &LocalView) -> Value {
         crate::status::SyncMode::Off => json!(false),
         crate::status::SyncMode::Quorum | crate::status::SyncMode::Strict => json!("quorum"),
     };
-    json!({
+    let mut body = json!({
         "pause": view.paused,
         "synchronous_mode": mode,
         "synchronous_mode_strict": view.sync.mode == crate::status::SyncMode::Strict,
         "synchronous_node_count": view.sync.required,
-    })
+    });
+    if let (Some(settings), Some(object)) = (&view.settings, body.as_object_mut()) {
+        let told = settings.postgres.iter().filter(|(name, _)| !may_hold_a_secret(name));
+        let parameters: Map<String, Value> = told.map(|(name, value)| (name.clone(), json!(value))).collect();
+        object.insert("maximum_lag_on_failover".to_owned(), json!(settings.max_lag_on_failover));
+        object.insert(
+            "postgresql".to_owned(),
+            json!({"parameters": parameters, "use_pg_rewind": true, "use_slots": true}),
+        );
+    }
+    body
+}
+
+/// Whoever reaches the port may read this: what people put passwords into is told only to those with a certificate
+/// (`rhone settings`). Commands, connection strings, and whatever an extension takes.
+fn may_hold_a_secret(parameter: &str) -> bool {
+    parameter.contains('.') || parameter.ends_with("_command") || parameter.ends_with("conninfo")
 }

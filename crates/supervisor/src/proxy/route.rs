@@ -70,7 +70,8 @@ pub(super) struct Server {
     /// Whether it is this member's own.
     pub(super) here: bool,
     pub(super) usable: Use,
-    /// WAL behind the furthest position that is known, in bytes.
+    /// WAL behind the furthest position that is known, in bytes: of a standby what it has replayed, since that is
+    /// what a reader sees; what it has received where its version does not tell more.
     pub(super) lag: Option<u64>,
 }
 
@@ -104,7 +105,7 @@ pub(super) struct Facts<'a> {
 pub(super) fn survey(facts: &Facts<'_>) -> Survey {
     let Facts { state, me, .. } = *facts;
     let owner = state.current_grant().map(|grant| grant.owner);
-    let found: Vec<(NodeId, Use, Option<Lsn>)> = state
+    let found: Vec<(NodeId, Use, Option<(Lsn, Lsn)>)> = state
         .data_members()
         .map(|member| {
             let report = report_of(facts, member.node);
@@ -113,16 +114,15 @@ pub(super) fn survey(facts: &Facts<'_>) -> Survey {
             } else {
                 standby_use(report)
             };
-            let lsn = report.and_then(|report| report.instance.position()).map(|position| position.lsn);
-            (member.node, usable, lsn.filter(|_| usable != Use::None))
+            (member.node, usable, report.filter(|_| usable != Use::None).and_then(ends))
         })
         .collect();
-    let furthest = found.iter().filter_map(|(_, _, lsn)| *lsn).max();
-    let servers = found.into_iter().map(|(node, usable, lsn)| Server {
+    let furthest = found.iter().filter_map(|(_, _, ends)| ends.map(|(held, _)| held)).max();
+    let servers = found.into_iter().map(|(node, usable, ends)| Server {
         node,
         here: node == me,
         usable,
-        lag: furthest.zip(lsn).map(|(furthest, lsn)| furthest.bytes_since(lsn)),
+        lag: furthest.zip(ends).map(|(furthest, (_, seen))| furthest.bytes_since(seen)),
     });
     Survey {
         epoch: state.epoch,
@@ -130,6 +130,12 @@ pub(super) fn survey(facts: &Facts<'_>) -> Survey {
         handover: state.handover.as_ref().is_some_and(|handover| handover.epoch == state.epoch),
         servers: servers.collect(),
     }
+}
+
+/// Returns the end of the WAL that a server holds, and of that which its readers see.
+fn ends(report: &Report) -> Option<(Lsn, Lsn)> {
+    let held = report.instance.position()?.lsn;
+    Some((held, report.server.replayed.unwrap_or(held)))
 }
 
 /// Returns a member's report where it is young enough to count.

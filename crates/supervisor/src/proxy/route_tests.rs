@@ -20,8 +20,8 @@ fn position(text: &str) -> WalPosition {
     text.parse().expect("a position")
 }
 
-/// `primary 8 5:0/30`, `closed 8 5:0/30` (its gate), `frozen 8`, `standby 5:0/30`, `alone 5:0/30` (it does not
-/// stream), `stopped`, `starting`.
+/// `primary 8 5:0/30`, `closed 8 5:0/30` (its gate), `frozen 8`, `standby 5:0/30`, `standby 5:0/30 0/20` (it has
+/// replayed less), `alone 5:0/30` (it does not stream), `stopped`, `starting`.
 fn instance(text: &str) -> Instance {
     let words: Vec<&str> = text.split(' ').collect();
     let standby = |at: &str, streaming| Instance::Standby {
@@ -40,7 +40,7 @@ fn instance(text: &str) -> Instance {
             Instance::Primary { epoch: epoch(own), position: position(at), gate_open: false }
         }
         ["frozen", own] => Instance::Frozen { epoch: epoch(own) },
-        ["standby", at] => standby(at, true),
+        ["standby", at] | ["standby", at, _] => standby(at, true),
         ["alone", at] => standby(at, false),
         ["stopped"] => Instance::Stopped { position: None, clean: true, primary: false },
         ["starting"] => Instance::Starting,
@@ -154,7 +154,10 @@ fn case(text: &str) -> Case {
             _ => (rest, "0"),
         };
         let age: u64 = age.parse().expect("seconds");
-        let report = report(instance(what));
+        let mut report = report(instance(what));
+        if let ["standby", _, replayed] = what.split(' ').collect::<Vec<_>>().as_slice() {
+            report.server.replayed = Some(replayed.parse().expect("an LSN"));
+        }
         if node(name) == NodeId(1) {
             case.own = Some(report);
         } else {
@@ -262,6 +265,21 @@ fn ro_leaves_out_who_is_behind_and_falls_back() {
     check("preparing n1 led | n1 stopped | n2 alone 5:0/9000 | n3 alone 5:0/30", "n2");
     // One that was not heard from is not tried.
     check("preparing n1 led | n1 stopped | n2 standby 5:0/30 9s", "NoStandby");
+}
+
+#[test]
+fn ro_looks_at_what_a_reader_would_see() {
+    let check = |text: &str, expected: &str| check(Port::Ro, text, expected);
+    let case = |n2: &str, n3: &str| {
+        format!("established n1 leased | n1 primary 8 5:0/9000 | n2 standby {n2} | n3 standby {n3}")
+    };
+    // Replay is paused, or held back: all WAL is there, and readers see none of it.
+    check(&case("5:0/9000 0/30", "5:0/9000 0/8000"), "n3");
+    check(&case("5:0/9000 0/30", "5:0/30"), "n1");
+    // A member of an older version does not tell what it has replayed.
+    check(&case("5:0/9000", "5:0/9000 0/30"), "n2");
+    // Without a primary the furthest standby is what others are measured by, also for itself.
+    check("preparing n1 led | n1 stopped | n2 standby 5:0/9000 0/30 | n3 standby 5:0/8800 0/8800", "n3");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! - [`local`] and [`effects`]: what is done to Postgres.
 //! - [`recorder`]: writes changed decisions with what they were taken from.
 
+pub(crate) mod aside;
 pub mod chores;
 pub mod clock;
 pub(crate) mod codec;

@@ -67,6 +67,7 @@ fn role_and_state(received: Option<&Received>, epoch: Epoch, now: Moment) -> (Ro
         (None, Instance::Standby { streaming: true, .. }) => State::Streaming,
         (None, Instance::Standby { .. }) => State::ArchiveRecovery,
         (None, Instance::Frozen { .. }) => State::Frozen,
+        (None, Instance::Starting) if report.server.crash_recovery => State::CrashRecovery,
         (None, Instance::Starting) => State::Starting,
         (None, Instance::Stopped { clean: false, .. } | Instance::Hung { .. }) => State::Crashed,
         (None, Instance::Unknown | Instance::Absent | Instance::Unusable(_) | Instance::Stopped { .. }) => {
@@ -100,21 +101,23 @@ pub(super) fn what_it_does(
 
 /// Returns the cluster at a glance, as this member knows it.
 pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
+    let now = shared.now();
+    status_of(shared, &whole_table(shared, now), now)
+}
+
+fn status_of(shared: &Shared, table: &Table, now: Moment) -> ClusterStatus {
     let applied = Arc::clone(&shared.consensus.state().borrow());
     let state = &applied.state;
     let raft = shared.consensus.status();
-    let now = shared.now();
-    let mut table = shared.table.borrow().clone();
-    include_own(shared, &mut table, now);
     let owner = state.current_grant().map(|grant| grant.owner);
-    let primary_lsn = owner.and_then(|node| lsn_of(&table, node));
+    let primary_lsn = owner.and_then(|node| lsn_of(table, node));
     let name = |node: NodeId| state.members.get(&node).map(|member| member.name.clone());
     let mut members: Vec<MemberStatus> = state
         .members
         .values()
         .map(|member| {
             let voter = raft.voters.contains(&member.node);
-            member_status(member, &table, voter, primary_lsn, state.epoch, now)
+            member_status(member, table, voter, primary_lsn, state.epoch, now)
         })
         .collect();
     show_fenced(state, &mut members);
@@ -138,7 +141,7 @@ pub(super) fn cluster_status(shared: &Shared) -> ClusterStatus {
         paused: state.paused,
         writable,
         sync: outlook::sync_status(state),
-        failover_would_lose: outlook::failover_would_lose(state, &table, now),
+        failover_would_lose: outlook::failover_would_lose(state, table, now),
         warnings: warnings(state, raft.leader.is_some(), &members),
         members,
         settings_version: (state.settings_version > 0).then_some(state.settings_version),
@@ -184,10 +187,13 @@ fn show_fenced(state: &ClusterState, members: &mut [MemberStatus]) {
     }
 }
 
-fn include_own(shared: &Shared, table: &mut Table, now: Moment) {
+/// Returns all reports as they are known here, this member's own too.
+fn whole_table(shared: &Shared, now: Moment) -> Table {
+    let mut table = shared.table.borrow().clone();
     if let Some(report) = shared.own.borrow().clone() {
         table.insert(shared.me(), Received { at: now, report });
     }
+    table
 }
 
 fn lsn_of(table: &Table, node: NodeId) -> Option<Lsn> {
@@ -403,9 +409,10 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
     let applied = Arc::clone(&shared.consensus.state().borrow());
     let state = &applied.state;
     let raft = shared.consensus.status();
-    let status = cluster_status(shared);
-    let own = shared.own.borrow().clone();
     let now = shared.now();
+    let table = whole_table(shared, now);
+    let status = status_of(shared, &table, now);
+    let own = shared.own.borrow().clone();
     let received = own.as_ref().map(|report| Received { at: now, report: report.clone() });
     let voter = raft.voters.contains(&shared.me());
     let (role, own_state) = what_it_does(&shared.member(), voter, received.as_ref(), Epoch(0), now);
@@ -413,7 +420,9 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
     let open = matches!(own.as_ref().map(|report| &report.instance),
         Some(Instance::Primary { gate_open: true, epoch, .. }) if *epoch == lease.epoch);
     let position = own.as_ref().and_then(|report| report.instance.position());
-    let mine = status.members.iter().find(|member| member.name == shared.config.node.name);
+    let members: Vec<PeerView> =
+        status.members.iter().map(|member| peer_view(state, &table, member)).collect();
+    let mine = members.iter().find(|peer| peer.status.name == shared.config.node.name);
     LocalView {
         scope: shared.config.cluster.clone(),
         name: shared.config.node.name.clone(),
@@ -429,9 +438,10 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         timeline: position.map(|p| p.timeline),
         lsn: position.filter(|_| role == Role::Primary).map(|p| p.lsn),
         recovery: facts.probe.as_ref().and_then(recovery),
-        lag_bytes: mine.and_then(|member| member.lag_bytes),
+        lag_bytes: mine.and_then(|peer| peer.status.lag_bytes),
+        replay_lag_bytes: mine.and_then(|peer| peer.replay_lag),
         replication: facts.probe.as_ref().map(replication).unwrap_or_default(),
-        members: status.members.iter().map(|member| peer_view(state, member)).collect(),
+        members,
         sync: status.sync.clone(),
         paused: state.paused,
         scheduled: scheduled(state),
@@ -440,7 +450,8 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
         tags: shared.config.node.tags.labels.clone(),
         no_load_balance: shared.config.node.tags.no_load_balance,
         system_id: state.system_id,
-        pending_restart: facts.pending.iter().map(|pending| pending.name.clone()).collect(),
+        pending_restart: own.as_ref().map(pending).unwrap_or_default(),
+        settings: state.is_founded().then(|| state.settings.clone()),
         server_version: facts.probe.as_ref().map(|probe| probe.version),
         postmaster_started: facts.probe.as_ref().map(|probe| wall_of_seconds(probe.started)),
         history: history(state),
@@ -476,13 +487,25 @@ fn majority_last_seen(shared: &Shared, leading: bool) -> Option<WallTime> {
     Some(WallTime::from_ms(wall_time().saturating_sub(age)))
 }
 
-fn peer_view(state: &ClusterState, member: &MemberStatus) -> PeerView {
-    let http = state.member_named(&member.name).map(|m| format!("http://{}/patroni", m.http));
+fn peer_view(state: &ClusterState, table: &Table, status: &MemberStatus) -> PeerView {
+    let member = state.member_named(&status.name);
+    let replayed = member.and_then(|m| table.get(&m.node)).and_then(|r| r.report.server.replayed);
+    let primary = state.current_grant().and_then(|grant| lsn_of(table, grant.owner));
     PeerView {
-        status: member.clone(),
-        api_url: http,
-        receive_lag: member.lag_bytes,
-        replay_lag: member.lag_bytes,
+        status: status.clone(),
+        api_url: member.map(|m| format!("http://{}/patroni", m.http)),
+        replayed,
+        replay_lag: replay_lag(status, primary, replayed),
+    }
+}
+
+/// Returns how far replay is behind the primary, or behind what has been received where that is newer than the
+/// primary's last report.
+fn replay_lag(status: &MemberStatus, primary: Option<Lsn>, replayed: Option<Lsn>) -> Option<u64> {
+    match status.role {
+        Role::Primary => status.lag_bytes,
+        Role::Standby | Role::None => Some(primary?.max(status.lsn?).bytes_since(replayed?)),
+        Role::Witness => None,
     }
 }
 
@@ -503,12 +526,12 @@ fn replication(probe: &Probe) -> Vec<ReplicationRow> {
         .walsenders
         .iter()
         .map(|sender| ReplicationRow {
-            usename: crate::runtime::local::REPLICATOR.to_owned(),
+            usename: sender.user.clone(),
             application_name: sender.application_name.clone(),
             client_addr: sender.client_addr.clone(),
             state: sender.state.clone(),
             sync_state: sender.sync_state.clone(),
-            sync_priority: 0,
+            sync_priority: sender.sync_priority,
         })
         .collect()
 }
@@ -521,3 +544,7 @@ fn replication(probe: &Probe) -> Vec<ReplicationRow> {
 fn wall_of_seconds(seconds: f64) -> WallTime {
     WallTime::from_ms((seconds.max(0.0) * 1000.0) as u64)
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use rhone_consensus::ids::NodeId;
 
 use crate::api::proto::v1::ReportRequest;
-use crate::runtime::codec;
 use crate::runtime::shared::{Shared, TableRow, table_of_rows};
 use crate::runtime::ticker::about;
+use crate::runtime::{aside, codec};
 use crate::view::{Received, Report};
 
 /// How often a report goes out when nothing changes.
@@ -52,6 +52,7 @@ async fn send(shared: &Arc<Shared>) {
         from: Some(shared.identity()),
         report: codec::pack(&report),
         replication_secret: shared.secret.get().unwrap_or_default().into_bytes(),
+        aside: aside::of(NodeId(0), &report),
     };
     let reply = shared
         .peers
@@ -67,7 +68,8 @@ async fn send(shared: &Arc<Shared>) {
     // This member may have begun to lead meanwhile: then what it hears itself is newer.
     let follows = !shared.consensus.status().leading;
     if let Some(rows) = codec::unpack::<Vec<TableRow>>(&reply.table).filter(|_| reply.leader && follows) {
-        let table = table_of_rows(rows, shared.now());
+        let mut table = table_of_rows(rows, shared.now());
+        aside::put_into(&mut table, &reply.asides);
         shared.table.send_replace(table);
     }
     if let Ok(secret) = String::from_utf8(reply.replication_secret)

@@ -22,11 +22,12 @@ use rhone_pgctl::walwatch::WalWatch;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tonic::service::Routes;
 
 use crate::api::access::Access;
 use crate::api::agent::AgentService;
 use crate::api::proto::v1::agent_server::AgentServer;
-use crate::api::{admin_service, health, proto, socket};
+use crate::api::{admin_service, discovery, health, socket};
 use crate::config::{Config, DeadMan, Postgres, Tls};
 use crate::guardian::{Guardian, GuardianError, GuardianOptions, Lease as PageLease, emergency};
 use crate::runtime::clock::Clock;
@@ -422,12 +423,13 @@ pub(super) async fn serving(
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
     crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
+    let reflection = discovery::reflection()?;
     let shown = view.clone();
     let teller = Arc::clone(&operator);
     let events = Arc::new(move || teller.recent_events());
     let mut tasks: Vec<Task> = vec![
-        Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
-        Box::pin(serve_socket(shared, owner, operator)?),
+        Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator), reflection.clone()).await?),
+        Box::pin(serve_socket(shared, owner, operator, reflection).await?),
         Box::pin(async move {
             health::serve(http, view, events, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -478,23 +480,18 @@ async fn listen(address: &str, key: &str) -> anyhow::Result<TcpListener> {
 async fn serve_grpc(
     shared: Arc<Shared>,
     operator: Arc<RuntimeOperator>,
+    reflection: Routes,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send> {
     let listener = listen(&shared.config.node.listen.to_string(), "node.listen").await?;
-    let (health_reporter, health_service) = tonic_health::server::health_reporter();
-    health_reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(rhone_consensus::proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let services = [discovery::ADMIN, discovery::AGENT, discovery::RAFT];
+    let found = discovery::with_health(reflection, &services).await;
     let router = tonic::transport::Server::builder()
         // Idle connections are the kernel's keepalive's to end (`tls::incoming`); this one finds what it cannot.
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(64)
         .layer(Access::new(&shared.config.cluster, &[], Arc::clone(&shared.strangers)))
-        .add_service(health_service)
-        .add_service(reflection)
+        .add_routes(found)
         .add_service(shared.consensus.service())
         .add_service(
             AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
@@ -504,15 +501,18 @@ async fn serve_grpc(
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
-fn serve_socket(
+async fn serve_socket(
     shared: &Shared,
     owner: &OsUser,
     operator: Arc<RuntimeOperator>,
+    reflection: Routes,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
     let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
+    let found = discovery::with_health(reflection, &[discovery::ADMIN]).await;
     let uids = [0, OsUser::current().uid, owner.uid];
     let router = tonic::transport::Server::builder()
         .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
+        .add_routes(found)
         .add_service(admin_service(operator));
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rhone_consensus::ids::Epoch;
+use rhone_consensus::settings::Settings;
 use rhone_pgctl::wal::{Lsn, SystemId, Timeline};
 
-use super::{HistoryEntry, MemberStatus, Role, State, SyncStatus};
+use super::{HistoryEntry, MemberStatus, PendingSetting, Role, State, SyncStatus};
 use crate::civil::WallTime;
 use crate::guardian::LastResort;
 
 /// A walsender of the local Postgres, from `pg_stat_replication`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicationRow {
-    /// Role it logged in as.
-    pub usename: String,
+    /// Role it logged in as; none when that was dropped.
+    pub usename: Option<String>,
     /// The standby's name.
     pub application_name: String,
     /// Its address; none over a Unix socket.
@@ -23,7 +24,7 @@ pub struct ReplicationRow {
     pub state: String,
     /// `async`, `quorum`, `sync`, `potential`.
     pub sync_state: String,
-    /// Its place in `synchronous_standby_names`; 0 when not named.
+    /// Its place in `synchronous_standby_names` (1 for each of a quorum); 0 when not named.
     pub sync_priority: u32,
 }
 
@@ -34,9 +35,9 @@ pub struct PeerView {
     pub status: MemberStatus,
     /// Where its HTTP server listens: `http://10.0.0.11:8008/patroni`.
     pub api_url: Option<String>,
-    /// Received WAL behind the primary's, in bytes.
-    pub receive_lag: Option<u64>,
-    /// Replayed WAL behind the primary's, in bytes.
+    /// The end of the WAL that it has replayed; none: it is no standby, or its version does not tell.
+    pub replayed: Option<Lsn>,
+    /// Replayed WAL behind the primary's, in bytes. Received WAL behind it is `status.lag_bytes`.
     pub replay_lag: Option<u64>,
 }
 
@@ -109,8 +110,10 @@ pub struct LocalView {
     pub lsn: Option<Lsn>,
     /// What a standby received and replayed; none on a primary.
     pub recovery: Option<Recovery>,
-    /// Bytes behind the primary as far as known here; none: not known.
+    /// Bytes that the WAL here ends behind the primary's, as far as known; none: not known.
     pub lag_bytes: Option<u64>,
+    /// Bytes that replay is behind the primary, which is what a reader sees; none: not known.
+    pub replay_lag_bytes: Option<u64>,
     /// Walsenders of the local Postgres.
     pub replication: Vec<ReplicationRow>,
     /// All members, this one too.
@@ -131,8 +134,10 @@ pub struct LocalView {
     pub tags: BTreeMap<String, String>,
     /// Postgres' system identifier.
     pub system_id: Option<SystemId>,
-    /// Settings that wait for a restart, by name.
-    pub pending_restart: Vec<String>,
+    /// Settings that wait for a restart.
+    pub pending_restart: Vec<PendingSetting>,
+    /// The replicated settings; none before the founding.
+    pub settings: Option<Settings>,
     /// Postgres' `server_version_num`: 150018.
     pub server_version: Option<u32>,
     /// When the postmaster was started.
@@ -164,7 +169,36 @@ pub struct Certificates {
     pub handshakes: u64,
 }
 
+/// What a standby is to commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synchronous {
+    /// Each waits for it: it has every commit that was acknowledged.
+    Each,
+    /// Each waits for some of several, of which it is one: it may lack the last ones.
+    Some,
+    /// None waits for it.
+    None,
+}
+
+impl SyncStatus {
+    /// Says what the member of this name is to commits. While the setting changes nobody is sure to have each of them.
+    pub fn synchronous(&self, name: &str) -> Synchronous {
+        if !self.members.iter().any(|member| member == name) {
+            Synchronous::None
+        } else if self.settled && self.required as usize >= self.members.len() {
+            Synchronous::Each
+        } else {
+            Synchronous::Some
+        }
+    }
+}
+
 impl LocalView {
+    /// Says what the local standby is to commits.
+    pub fn synchronous(&self) -> Synchronous {
+        if self.role == Role::Standby { self.sync.synchronous(&self.name) } else { Synchronous::None }
+    }
+
     /// Says whether writes may be sent here at `now` (`CLOCK_BOOTTIME`): the gate is open and
     /// the lease has not ended since this view was made.
     pub fn is_writable_primary(&self, now: Duration) -> bool {

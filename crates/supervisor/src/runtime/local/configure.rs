@@ -1,7 +1,8 @@
 //! What the running instance was told of the replicated settings, and what of it waits for a restart.
 
-use rhone_pgctl::probe::Probe;
+use rhone_pgctl::probe::{Probe, RoleFacts};
 use rhone_pgctl::settings::{MANAGED_FILE, value_in};
+use rhone_pgctl::wal::Lsn;
 
 use super::Local;
 use crate::view::{Copying, Pending, ServerFacts};
@@ -47,7 +48,17 @@ impl Local {
                 error: facts.copies_failed.1.clone(),
             }),
             refused_lines: if facts.ready { facts.refused_lines.clone() } else { Vec::new() },
+            replayed: facts.probe.as_ref().filter(|_| facts.ready).and_then(replayed),
+            crash_recovery: facts.crash_recovery,
         }
+    }
+}
+
+/// Returns the end of the WAL that a standby has replayed; nothing of a primary.
+fn replayed(probe: &Probe) -> Option<Lsn> {
+    match &probe.role {
+        RoleFacts::Standby(standby) => standby.replayed,
+        RoleFacts::Primary(_) => None,
     }
 }
 

@@ -115,6 +115,8 @@ pub struct Facts {
     pub streamed: BootTime,
     /// Whether it has answered since its start.
     pub ready: bool,
+    /// Whether it replays WAL after a crash and does not answer yet.
+    pub crash_recovery: bool,
     /// Whether no data directory is left that a clone has replaced, as far as is known.
     pub old_removed: bool,
     /// Why `rhone.id` cannot be read.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rhone_pgctl::control::{self, DbState};
 use rhone_pgctl::datadir::{self, DataDir};
 use rhone_pgctl::error::PgError;
 use rhone_pgctl::probe::{Probe, RoleFacts, StandbyFacts, probe};
@@ -30,14 +31,18 @@ impl Local {
             let facts = self.facts();
             facts.primary_epoch.max(facts.lease_epoch)
         };
-        match self.guardian.page().state() {
+        let instance = match self.guardian.page().state() {
             GuardState::Frozen | GuardState::Freezing => Instance::Frozen { epoch },
             GuardState::Starting | GuardState::Running | GuardState::Killing => self.running().await,
             GuardState::Idle | GuardState::Dead => match identity {
                 Ok(_) => self.stopped().await,
                 Err(error) => Instance::Unusable(crate::runtime::node::chain(&error)),
             },
-        }
+        };
+        let crash_recovery = instance == Instance::Starting
+            && control::state_now(self.data_dir()) == Some(DbState::InCrashRecovery);
+        self.facts().crash_recovery = crash_recovery;
+        instance
     }
 
     async fn running(&self) -> Instance {
@@ -201,11 +206,7 @@ impl Local {
         }
         let clean = !control.crashed();
         let primary = !found.standby_signal
-            && !matches!(
-                control.state,
-                rhone_pgctl::control::DbState::InArchiveRecovery
-                    | rhone_pgctl::control::DbState::ShutDownInRecovery
-            );
+            && !matches!(control.state, DbState::InArchiveRecovery | DbState::ShutDownInRecovery);
         let seen = rhone_pgctl::timeline::seen_timelines(self.data_dir())
             .ok()
             .and_then(|seen| seen.last().copied())
