@@ -9,6 +9,7 @@ mod convert;
 mod convert_settings;
 pub mod health;
 mod metrics;
+mod once;
 mod page;
 mod patroni;
 pub mod proto;

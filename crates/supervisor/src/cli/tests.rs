@@ -9,6 +9,10 @@ use crate::api::{admin_service, socket};
 use crate::status::OperatorError;
 use crate::status::fake::FakeOperator;
 
+#[path = "outcome_tests.rs"]
+mod outcome;
+#[path = "report_tests.rs"]
+mod report;
 #[path = "verbs_tests.rs"]
 mod verbs;
 

@@ -24,7 +24,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::access::Access;
+use crate::api::admin::AdminService;
 use crate::api::agent::AgentService;
+use crate::api::proto::v1::admin_server::AdminServer;
 use crate::api::proto::v1::agent_server::AgentServer;
 use crate::api::{admin_service, health, proto, socket};
 use crate::config::{Config, DeadMan, Postgres, Tls};
@@ -419,13 +421,13 @@ pub(super) async fn serving(
     view: watch::Receiver<Arc<LocalView>>,
 ) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
-    let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
+    let admin = admin_service(Arc::new(RuntimeOperator::new(Arc::clone(shared))));
     crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let shown = view.clone();
     let mut tasks: Vec<Task> = vec![
-        Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator)).await?),
-        Box::pin(serve_socket(shared, owner, operator)?),
+        Box::pin(serve_grpc(Arc::clone(shared), admin.clone()).await?),
+        Box::pin(serve_socket(shared, owner, admin)?),
         Box::pin(async move {
             health::serve(http, view, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -475,7 +477,7 @@ async fn listen(address: &str, key: &str) -> anyhow::Result<TcpListener> {
 
 async fn serve_grpc(
     shared: Arc<Shared>,
-    operator: Arc<RuntimeOperator>,
+    admin: AdminServer<AdminService<RuntimeOperator>>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send> {
     let listener = listen(&shared.config.node.listen.to_string(), "node.listen").await?;
     let (health_reporter, health_service) = tonic_health::server::health_reporter();
@@ -497,7 +499,7 @@ async fn serve_grpc(
         .add_service(
             AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
         )
-        .add_service(admin_service(operator));
+        .add_service(admin);
     let incoming = tls::incoming(listener, shared.security.clone());
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
@@ -505,13 +507,13 @@ async fn serve_grpc(
 fn serve_socket(
     shared: &Shared,
     owner: &OsUser,
-    operator: Arc<RuntimeOperator>,
+    admin: AdminServer<AdminService<RuntimeOperator>>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
     let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
     let uids = [0, OsUser::current().uid, owner.uid];
     let router = tonic::transport::Server::builder()
         .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
-        .add_service(admin_service(operator));
+        .add_service(admin);
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 
