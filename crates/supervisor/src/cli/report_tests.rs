@@ -17,6 +17,7 @@ fn with_secrets() -> Member {
     write("owner.pw", format!("{owner}\n"));
     write("users.txt", format!("\"app\" \"{}\"\n", pool.replace('"', "\"\"")));
     let known = std::fs::read_to_string(at.join("rhone.toml")).expect("the file");
+    let known = known.replace("[node]\n", "[node]\nhttp = \"127.0.0.1:1\"\n");
     let shown = at.display();
     write(
         "rhone.toml",
