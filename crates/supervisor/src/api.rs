@@ -10,6 +10,7 @@ mod convert_settings;
 pub mod discovery;
 pub mod health;
 mod metrics;
+mod once;
 mod page;
 mod patroni;
 pub mod proto;

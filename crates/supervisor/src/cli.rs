@@ -7,6 +7,7 @@ pub mod args;
 pub mod certs;
 mod check;
 mod client;
+mod detached;
 mod doctor;
 mod events;
 mod exit;
@@ -17,11 +18,13 @@ mod import;
 mod inject;
 mod man;
 mod member;
+mod newcomer;
 mod operate;
 mod psql;
 mod recover;
 mod reinit;
 mod replay;
+mod report;
 mod restart;
 mod schedule;
 mod serve;
@@ -141,6 +144,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         }
         Command::Recover { force_new_cluster: _, yes } => recover::run(&global, yes, terminal).await,
         Command::Doctor => doctor::run(&global, terminal).await,
+        Command::Report { dir } => report::run(&global, &dir, terminal).await,
         Command::Completions { shell } => {
             completions(shell, terminal);
             Ok(())
@@ -159,6 +163,25 @@ fn completions(shell: clap_complete::Shell, terminal: &mut Terminal) {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "rhone", &mut script);
     terminal.data(&String::from_utf8_lossy(&script));
+}
+
+/// What `-o json` prints of a change whose new state the text shows: the change, then the cluster after it.
+#[derive(serde::Serialize)]
+struct Changed<'a, T> {
+    #[serde(flatten)]
+    change: &'a T,
+    /// As `status -o json` prints it; none: nothing was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a crate::status::ClusterStatus>,
+}
+
+/// Prints a change as JSON on one line, with the cluster after it where that is known.
+fn print_changed<T: serde::Serialize>(
+    terminal: &mut Terminal,
+    change: &T,
+    cluster: Option<&crate::status::ClusterStatus>,
+) -> Result<(), CliError> {
+    print_json(terminal, &Changed { change, cluster })
 }
 
 /// Prints data as JSON on one line.

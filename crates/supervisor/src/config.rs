@@ -62,6 +62,8 @@ pub struct Config {
     pub bootstrap: Bootstrap,
     /// `[hooks]`.
     pub hooks: Hooks,
+    /// A key of `[postgres]` that counts for nothing: a variable makes this member a witness.
+    pub spare: Option<&'static str>,
 }
 
 /// `[node]`: this member of the cluster.
@@ -215,3 +217,7 @@ impl Config {
 )]
 #[path = "config/tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "config/environment_tests.rs"]
+mod environment_tests;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use prost::Message;
 use rhone_consensus::command::{ClusterCommand, Grant, Member, MemberKind, PrepareReason, WallTime as At};
 use rhone_consensus::ids::{DataId, Epoch, Incarnation, LogIndex, NodeId, Replica};
@@ -224,7 +223,7 @@ fn said() -> Vec<Vec<u8>> {
             .encode_to_vec(),
         v1::RenewRequest { from: from.clone(), epoch: 3, seq: 9, flushed_lsn: 1 << 40, membership: 1, to: 2 }
             .encode_to_vec(),
-        v1::PerformRequest { from, epoch: 3, work: 2, started_ms: 5 }.encode_to_vec(),
+        v1::PerformRequest { from, epoch: 3, work: 2, started_ms: 5, data_id: 0 }.encode_to_vec(),
         codec::pack(&Exam::default()),
         codec::pack(&vec![Parameter::default()]),
     ]
@@ -353,6 +352,7 @@ fn fuzz_the_operators_service() {
     let corpus = admin_requests().into_iter().flat_map(|(method, body)| {
         [[&[method, 1], body.as_slice()].concat(), [&[method, 0], framed(&body).as_slice()].concat()]
     });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     Fuzz::new("Admin", corpus).words(&["pg-1", "postgres.work_mem", "timing"]).cases(600).run(|bytes| {
         let (head_bytes, rest) = bytes.split_at(bytes.len().min(2));
         let method = METHODS[usize::from(head_bytes.first().copied().unwrap_or(0)) % METHODS.len()];
@@ -363,8 +363,7 @@ fn fuzz_the_operators_service() {
             .body(tonic::body::Body::new(axum::body::Body::from(body)))
             .expect("a request");
         let mut service = admin_service(Arc::new(FakeOperator::default()));
-        let response =
-            service.call(request).now_or_never().expect("the stand-in waits for nothing").expect("an answer");
+        let response = runtime.block_on(service.call(request)).expect("an answer");
         let status = tonic::Status::from_header_map(response.headers());
         if let Some(status) = &status {
             assert!(!status.message().is_empty(), "{method}: {:?} without words", status.code());

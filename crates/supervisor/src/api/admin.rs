@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use rhone_consensus::ids::Epoch;
+use rhone_consensus::ids::{DataId, Epoch};
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
 use super::convert::to_change_reply;
 use super::convert_settings::{member_request, settings_request, to_settings_reply};
+use super::once::{Call, Once};
 use super::proto::v1;
 use super::proto::v1::admin_server::{Admin, AdminServer};
 use crate::civil::WallTime;
@@ -21,62 +22,78 @@ use crate::status::{
 /// A request to `Admin` larger than this is refused: each holds a few names.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// Makes the gRPC service, to be added to a tonic router.
+/// Makes the gRPC service, to be added to tonic routers: clones of it, so that all know of the same calls.
 pub fn admin_service<O: Operator>(operator: Arc<O>) -> AdminServer<AdminService<O>> {
-    AdminServer::new(AdminService { operator }).max_decoding_message_size(MAX_REQUEST_BYTES)
+    let service = AdminService { operator, once: Arc::default() };
+    AdminServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES)
 }
 
 /// The `Admin` service; made by [`admin_service`].
 #[derive(Debug)]
 pub struct AdminService<O> {
     operator: Arc<O>,
+    once: Arc<Once>,
+}
+
+/// Refuses a change that was meant for another epoch.
+async fn check_epoch(operator: &impl Operator, expected: Option<Epoch>) -> Result<(), Status> {
+    let Some(expected) = expected else { return Ok(()) };
+    let present = operator.status().await?.epoch;
+    if present == Some(expected) {
+        return Ok(());
+    }
+    let present = present.map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());
+    let reason = format!("the epoch is {present}, not {expected}: the cluster has changed meanwhile");
+    Err(OperatorError::Refused { reason, hint: Some("look again with `rhone status`".to_owned()) }.into())
+}
+
+/// Turns what says nothing but that it is done into the answer to a change.
+fn done(outcome: Result<(), OperatorError>) -> Result<v1::ChangeReply, Status> {
+    to_change_reply(outcome.map(|()| SwitchoverReply { finished: true, ..SwitchoverReply::default() }))
 }
 
 impl<O: Operator> AdminService<O> {
-    /// Refuses a change that was meant for another epoch.
-    async fn check_epoch(&self, expected: Option<Epoch>) -> Result<(), Status> {
-        let Some(expected) = expected else { return Ok(()) };
-        let present = self.operator.status().await?.epoch;
-        if present == Some(expected) {
-            return Ok(());
-        }
-        let present = present.map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());
-        let reason = format!("the epoch is {present}, not {expected}: the cluster has changed meanwhile");
-        Err(OperatorError::Refused { reason, hint: Some("look again with `rhone status`".to_owned()) }.into())
-    }
-
     async fn set_paused(
         &self,
+        call: Call,
         expected: Option<u64>,
         paused: bool,
     ) -> Result<Response<v1::ChangeReply>, Status> {
-        self.check_epoch(expected.map(Epoch)).await?;
-        let outcome = self.operator.pause(paused).await;
-        let reply =
-            to_change_reply(outcome.map(|()| SwitchoverReply { finished: true, ..Default::default() }))?;
-        Ok(Response::new(reply))
+        let operator = Arc::clone(&self.operator);
+        let work = async move {
+            check_epoch(&*operator, expected.map(Epoch)).await?;
+            done(operator.pause(paused).await)
+        };
+        self.once.carry_out(call, work).await
     }
-}
 
-impl<O: Operator> AdminService<O> {
-    async fn hold(&self, request: FenceRequest) -> Result<Response<v1::ChangeReply>, Status> {
-        self.check_epoch(request.expected_epoch).await?;
-        Ok(Response::new(to_change_reply(self.operator.fence(request).await)?))
+    async fn hold(&self, call: Call, request: FenceRequest) -> Result<Response<v1::ChangeReply>, Status> {
+        let operator = Arc::clone(&self.operator);
+        let work = async move {
+            check_epoch(&*operator, request.expected_epoch).await?;
+            to_change_reply(operator.fence(request).await)
+        };
+        self.once.carry_out(call, work).await
     }
-}
 
-impl<O: Operator> AdminService<O> {
-    async fn work(&self, request: MemberRequest) -> Result<Response<v1::ChangeReply>, Status> {
-        self.check_epoch(request.expected_epoch).await?;
-        Ok(Response::new(to_change_reply(self.operator.perform(request).await)?))
+    async fn work(&self, call: Call, request: MemberRequest) -> Result<Response<v1::ChangeReply>, Status> {
+        let operator = Arc::clone(&self.operator);
+        let work = async move {
+            check_epoch(&*operator, request.expected_epoch).await?;
+            to_change_reply(operator.perform(request).await)
+        };
+        self.once.carry_out(call, work).await
     }
 
     async fn work_on(
         &self,
+        method: &str,
         request: Request<v1::MemberRequest>,
         work: MemberWork,
     ) -> Result<Response<v1::ChangeReply>, Status> {
-        self.work(member_request(request.into_inner(), work)).await
+        let request = request.into_inner();
+        let call = Call::of(method, &request.idempotency_key, &request);
+        self.work(call, member_request(request, work)).await
     }
 }
 
@@ -114,6 +131,7 @@ impl<O: Operator> Admin for AdminService<O> {
         request: Request<v1::SwitchoverRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
+        let call = Call::of("Switchover", &request.idempotency_key, &request);
         let when = match (request.at_ms, request.after_ms) {
             (Some(at), None) => Some(When::At(WallTime::from_ms(at))),
             (None, Some(after)) => Some(When::After(std::time::Duration::from_millis(after))),
@@ -129,21 +147,28 @@ impl<O: Operator> Admin for AdminService<O> {
             no_wait: request.no_wait,
             by: request.by,
         };
-        let outcome = match when {
-            Some(when) => self.operator.schedule(request, when).await,
-            None => self.operator.switchover(request).await,
+        let operator = Arc::clone(&self.operator);
+        let work = async move {
+            to_change_reply(match when {
+                Some(when) => operator.schedule(request, when).await,
+                None => operator.switchover(request).await,
+            })
         };
-        Ok(Response::new(to_change_reply(outcome)?))
+        self.once.carry_out(call, work).await
     }
 
     async fn cancel_switchover(
         &self,
         request: Request<v1::CancelSwitchoverRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
-        self.check_epoch(request.into_inner().expected_epoch.map(Epoch)).await?;
-        let outcome = self.operator.cancel_scheduled().await;
-        let reply = outcome.map(|()| SwitchoverReply { finished: true, ..SwitchoverReply::default() });
-        Ok(Response::new(to_change_reply(reply)?))
+        let request = request.into_inner();
+        let call = Call::of("CancelSwitchover", &request.idempotency_key, &request);
+        let operator = Arc::clone(&self.operator);
+        let work = async move {
+            check_epoch(&*operator, request.expected_epoch.map(Epoch)).await?;
+            done(operator.cancel_scheduled().await)
+        };
+        self.once.carry_out(call, work).await
     }
 
     async fn failover(
@@ -151,35 +176,42 @@ impl<O: Operator> Admin for AdminService<O> {
         request: Request<v1::FailoverRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
-        let outcome = self.operator.failover(FailoverRequest {
+        let call = Call::of("Failover", &request.idempotency_key, &request);
+        let request = FailoverRequest {
             to: request.to,
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
             accept_data_loss: request.accept_data_loss,
             by: request.by,
             no_wait: request.no_wait,
-        });
-        Ok(Response::new(to_change_reply(outcome.await)?))
+        };
+        let operator = Arc::clone(&self.operator);
+        self.once.carry_out(call, async move { to_change_reply(operator.failover(request).await) }).await
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::ChangeReply>, Status> {
-        self.set_paused(request.into_inner().expected_epoch, true).await
+        let request = request.into_inner();
+        let call = Call::of("Pause", &request.idempotency_key, &request);
+        self.set_paused(call, request.expected_epoch, true).await
     }
 
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ChangeReply>, Status> {
-        self.set_paused(request.into_inner().expected_epoch, false).await
+        let request = request.into_inner();
+        let call = Call::of("Resume", &request.idempotency_key, &request);
+        self.set_paused(call, request.expected_epoch, false).await
     }
 
     async fn fence(&self, request: Request<v1::FenceRequest>) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
-        self.hold(FenceRequest {
+        let call = Call::of("Fence", &request.idempotency_key, &request);
+        let request = FenceRequest {
             name: request.name,
             fenced: true,
             hand_over: request.hand_over,
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
-        })
-        .await
+        };
+        self.hold(call, request).await
     }
 
     async fn unfence(
@@ -187,14 +219,15 @@ impl<O: Operator> Admin for AdminService<O> {
         request: Request<v1::UnfenceRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
-        self.hold(FenceRequest {
+        let call = Call::of("Unfence", &request.idempotency_key, &request);
+        let request = FenceRequest {
             name: request.name,
             fenced: false,
             hand_over: false,
             expected_epoch: request.expected_epoch.map(Epoch),
             idempotency_key: request.idempotency_key,
-        })
-        .await
+        };
+        self.hold(call, request).await
     }
 
     async fn settings(&self, _: Request<v1::SettingsRequest>) -> Result<Response<v1::SettingsReply>, Status> {
@@ -219,8 +252,12 @@ impl<O: Operator> Admin for AdminService<O> {
         &self,
         request: Request<v1::ChangeSettingsRequest>,
     ) -> Result<Response<v1::ChangeSettingsReply>, Status> {
-        let outcome = self.operator.change_settings(settings_request(request.into_inner())).await;
-        Ok(Response::new(to_settings_reply(outcome)?))
+        let request = request.into_inner();
+        let call = Call::of("ChangeSettings", &request.idempotency_key, &request);
+        let (operator, request) = (Arc::clone(&self.operator), settings_request(request));
+        self.once
+            .carry_out(call, async move { to_settings_reply(operator.change_settings(request).await) })
+            .await
     }
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
@@ -229,7 +266,7 @@ impl<O: Operator> Admin for AdminService<O> {
     }
 
     async fn reload(&self, request: Request<v1::MemberRequest>) -> Result<Response<v1::ChangeReply>, Status> {
-        self.work_on(request, MemberWork::Reload).await
+        self.work_on("Reload", request, MemberWork::Reload).await
     }
 
     async fn restart(
@@ -237,39 +274,45 @@ impl<O: Operator> Admin for AdminService<O> {
         request: Request<v1::RestartRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
+        let call = Call::of("Restart", &request.idempotency_key, &request);
         let started = request.started_ms.map(WallTime::from_ms);
-        self.work(MemberRequest {
+        let request = MemberRequest {
             name: request.name,
             work: MemberWork::Restart { started },
             expected_epoch: request.expected_epoch.map(Epoch),
-        })
-        .await
+        };
+        self.work(call, request).await
     }
 
     async fn reinit(&self, request: Request<v1::MemberRequest>) -> Result<Response<v1::ChangeReply>, Status> {
-        let work = if request.get_ref().cancel { MemberWork::Keep } else { MemberWork::Reinit };
-        self.work_on(request, work).await
+        let asked = request.get_ref();
+        let data = asked.data_id.as_deref().map(|id| {
+            id.parse::<DataId>().map_err(|_| Status::invalid_argument("data_id is that of Status: 16 digits"))
+        });
+        let work =
+            if asked.cancel { MemberWork::Keep } else { MemberWork::Reinit { data: data.transpose()? } };
+        self.work_on("Reinit", request, work).await
     }
 
     async fn remove_member(
         &self,
         request: Request<v1::MemberRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
-        self.work_on(request, MemberWork::Remove).await
+        self.work_on("RemoveMember", request, MemberWork::Remove).await
     }
 
     async fn promote_member(
         &self,
         request: Request<v1::MemberRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
-        self.work_on(request, MemberWork::Promote).await
+        self.work_on("PromoteMember", request, MemberWork::Promote).await
     }
 
     async fn demote_member(
         &self,
         request: Request<v1::MemberRequest>,
     ) -> Result<Response<v1::ChangeReply>, Status> {
-        self.work_on(request, MemberWork::Demote).await
+        self.work_on("DemoteMember", request, MemberWork::Demote).await
     }
 
     async fn dsn(&self, request: Request<v1::DsnRequest>) -> Result<Response<v1::DsnReply>, Status> {

@@ -327,7 +327,8 @@ impl Agent for AgentService {
         if self.shared.consensus.status().leader != Some(node) {
             return Err(Status::failed_precondition(format!("{node} is not known here as the leader")));
         }
-        let taken = chores::take_on(&self.shared, Epoch(request.epoch), request.work(), request.started_ms);
+        let meant = chores::Meant { started_ms: request.started_ms, data: request.data_id };
+        let taken = chores::take_on(&self.shared, Epoch(request.epoch), request.work(), meant);
         let reason = taken.err();
         Ok(Response::new(PerformReply { accepted: reason.is_none(), reason: reason.unwrap_or_default() }))
     }

@@ -172,7 +172,7 @@ pub enum Command {
     /// A private CA for TLS between members and with operators
     #[command(subcommand)]
     Certs(Certs),
-    /// Prints what has happened since the member that is asked was started
+    /// Prints what has happened in the cluster
     Events {
         /// Go on with what happens, until Ctrl-C
         #[arg(short, long)]
@@ -194,7 +194,7 @@ pub enum Command {
     Fence {
         /// The member
         name: String,
-        /// If it is the primary, hand over to a standby first
+        /// Do not ask: the primary hands over to a standby first
         #[arg(long)]
         yes: bool,
         /// Return as soon as it is decided
@@ -241,7 +241,7 @@ pub enum Command {
         /// Only where a changed setting waits for a restart
         #[arg(long)]
         if_pending: bool,
-        /// Return as soon as it has begun (with a member's name)
+        /// Return as soon as it has begun; a sequence goes on in the background of this machine
         #[arg(long)]
         no_wait: bool,
     },
@@ -286,6 +286,15 @@ pub enum Command {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+    },
+    /// Packs what a maintainer would ask for into one file, without secrets
+    ///
+    /// Writes rhone-report-NAME-TIME.tar.gz: status, decisions, history, events, settings, findings, metrics, the
+    /// configuration and the last lines of the logs. On a member it has more of it than with `--host`.
+    Report {
+        /// Where to write it [default: the current folder]
+        #[arg(long, value_name = "FOLDER", default_value = ".", hide_default_value = true)]
+        dir: PathBuf,
     },
     /// Says what an operator should fix: clocks, disks, versions, slots, what corrupts silently
     Doctor,
@@ -405,10 +414,10 @@ pub enum MemberVerb {
     List,
     /// Prints the configuration that a new member joins with
     Add {
-        /// Its name
-        name: String,
-        /// Its host, as the others reach it
-        address: String,
+        /// Its name [default: the next free one]
+        name: Option<String>,
+        /// Its host, as the others reach it [default: a placeholder]
+        address: Option<String>,
     },
     /// Removes a member for good
     Remove {

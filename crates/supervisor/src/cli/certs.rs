@@ -15,6 +15,12 @@ use crate::runtime::clock::wall_time;
 use crate::tls::authority::{AUTHORITY_DAYS, Authority, ISSUED_DAYS, Order};
 use crate::tls::{Certificate, Identity, Role, TlsError, certificates_of};
 
+/// The cluster's name where nothing says another.
+const DEFAULT_CLUSTER: &str = "main";
+
+/// A member is reached there from its own machine.
+const LOCALHOST: &str = "localhost";
+
 /// What may be done with certificates.
 #[derive(Debug, Subcommand)]
 pub enum Certs {
@@ -23,7 +29,7 @@ pub enum Certs {
         /// Where [default: the current folder]
         #[arg(long, value_name = "FOLDER", default_value = ".", hide_default_value = true)]
         dir: PathBuf,
-        /// The cluster that it is for [default: that of the configuration]
+        /// The cluster that it is for [default: that of the configuration, else main]
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
         /// How long it lasts
@@ -37,7 +43,7 @@ pub enum Certs {
         drop_former: bool,
     },
     /// Issues a certificate: NAME.crt and NAME.key. `--host` names where a member is reached, each name
-    /// and address of it [default, for the member of the configuration: `node.advertise`]
+    /// and address of it [default: NAME and localhost; for the member of the configuration: `node.advertise`]
     Issue {
         /// The member's `node.name`, or a person's name
         name: String,
@@ -100,12 +106,14 @@ pub(super) fn run(global: &Global, verb: Certs, terminal: &mut Terminal) -> Resu
                     "{dropped} former CA(s) are no longer believed, where this ca.crt is put"
                 ));
             } else if roll {
+                let known = cluster.or_else(|| authority.cluster());
                 let cluster =
-                    cluster.or_else(|| authority.cluster()).map_or_else(|| of_config(global), Ok)?;
+                    or_default(known.map_or_else(|| of_config(global), |it| Ok(Some(it)))?, terminal);
                 authority.roll(&cluster, days).map_err(|error| failed(&error))?;
                 terminal.talk("hint: put ca.crt on every member first, then issue new certificates, then `rhone certs init --drop-former`");
             } else {
-                let cluster = cluster.map_or_else(|| of_config(global), Ok)?;
+                let known = cluster.map_or_else(|| of_config(global), |it| Ok(Some(it)))?;
+                let cluster = or_default(known, terminal);
                 authority.init(&cluster, days).map_err(|error| failed(&error))?;
                 terminal.talk("hint: keep ca.key off the members; `rhone certs issue pg-1 --host ADDRESS` makes a member's certificate");
             }
@@ -113,8 +121,16 @@ pub(super) fn run(global: &Global, verb: Certs, terminal: &mut Terminal) -> Resu
         }
         Certs::Issue { name, role, dir, days } => {
             let authority = Authority::in_folder(&dir);
-            let cluster = authority.cluster().map_or_else(|| of_config(global), Ok)?;
+            // Without a CA nothing is issued, whatever the cluster's name.
+            let cluster = authority.cluster().map_or_else(|| of_config(global), |it| Ok(Some(it)))?;
+            let cluster = cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned());
             let order = order(global, &cluster, &name, role.into(), days)?;
+            if order.hosts.iter().any(|host| host == LOCALHOST) && global.hosts.is_empty() {
+                terminal.talk(&format!(
+                    "hint: it is good for {}; `--host` names where else the member is reached",
+                    order.hosts.join(", ")
+                ));
+            }
             let issued = authority.issue(&order).map_err(|error| failed(&error))?;
             terminal.talk(&format!("{} has its key, mode 0600", issued.key.display()));
             show(global, &[issued.cert], terminal)
@@ -145,10 +161,22 @@ fn config_here(global: &Global) -> Option<Config> {
     Config::load(&path, &config::environment()).ok()
 }
 
-fn of_config(global: &Global) -> Result<String, CliError> {
-    config_here(global).map(|config| config.cluster).ok_or_else(|| {
-        CliError::new(Exit::Usage, "for which cluster?")
-            .hint("name a configuration with `-c FILE`; `rhone certs init --cluster NAME` makes a new CA")
+/// The cluster of the configuration, if there is one.
+///
+/// # Errors
+/// There is one, and it is not sound.
+fn of_config(global: &Global) -> Result<Option<String>, CliError> {
+    let path = global.config.clone().unwrap_or_else(|| PathBuf::from(config::DEFAULT_PATH));
+    if path.exists() { Ok(Some(client::load_config(global)?.cluster)) } else { Ok(None) }
+}
+
+/// The cluster that a new CA is for: where nothing says another, the one of every example.
+fn or_default(found: Option<String>, terminal: &mut Terminal) -> String {
+    found.unwrap_or_else(|| {
+        terminal.talk(&format!(
+            "hint: this is for the cluster {DEFAULT_CLUSTER}; `--cluster NAME` names another, a configuration too"
+        ));
+        DEFAULT_CLUSTER.to_owned()
     })
 }
 
@@ -165,11 +193,7 @@ fn order(global: &Global, cluster: &str, name: &str, role: Role, days: u32) -> R
         hosts.push(config.node.advertise.host);
     }
     if hosts.is_empty() && role == Role::Member {
-        return Err(CliError::new(
-            Exit::Usage,
-            "a member's certificate names the hosts at which it is reached",
-        )
-        .hint(format!("`rhone certs issue {name} --host 10.0.0.11 --host {name}.lan`")));
+        hosts.extend([name, LOCALHOST, "127.0.0.1", "::1"].map(str::to_owned));
     }
     Ok(Order { identity, hosts, days })
 }

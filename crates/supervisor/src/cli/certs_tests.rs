@@ -9,7 +9,8 @@ async fn run(folder: &std::path::Path, line: &str) -> (Exit, String, String) {
     let at = folder.to_str().expect("UTF-8");
     let line = line.replace("DIR", at);
     let (mut terminal, out, err) = Terminal::captured();
-    let words = ["rhone", "-c", "/nonexistent/rhone.toml"].into_iter().chain(line.split(' '));
+    let config = if line.starts_with("-c ") { [].as_slice() } else { &["-c", "/nonexistent/rhone.toml"] };
+    let words = std::iter::once("rhone").chain(config.iter().copied()).chain(line.split(' '));
     let cli = Cli::try_parse_from(words).expect("a good command line");
     let outcome = execute(cli, &mut terminal).await;
     (finish(&mut terminal, outcome), out.text().replace(at, "DIR"), err.text().replace(at, "DIR"))
@@ -24,19 +25,28 @@ fn has(found: &str, expected: &str) {
 async fn a_ca_issues_for_members_and_people_and_is_rolled() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    let (exit, _, err) = run(at, "certs init --dir DIR").await;
-    assert_eq!((exit, err.lines().next()), (Exit::Usage, Some("error: for which cluster?")));
-    let (exit, out, err) = run(at, "certs init --dir DIR --cluster main").await;
+    let (exit, out, err) = run(at, "certs init --dir DIR/other --cluster other").await;
+    assert_eq!((exit, err.lines().count()), (Exit::Done, 1), "{err}");
+    has(&out, "CN=rhone other ");
+    // Without a name and a configuration it is the one that nobody named.
+    let (exit, out, err) = run(at, "certs init --dir DIR").await;
     assert_eq!(exit, Exit::Done, "{err}");
+    has(&err, "hint: this is for the cluster main; `--cluster NAME` names another");
     has(&out, "DIR/ca.crt  CN=rhone main ");
     has(&err, "hint: keep ca.key off the members");
     let (exit, _, err) = run(at, "certs init --dir DIR --cluster main").await;
     assert_eq!(exit, Exit::Failed);
     has(&err, "hint: `rhone certs init --roll` makes a successor");
 
-    let (exit, _, err) = run(at, "certs issue pg-1 --dir DIR").await;
+    let (exit, out, err) = run(at, "certs issue pg-1 --dir DIR").await;
+    assert_eq!(exit, Exit::Done, "{err}");
+    has(&out, "rhone://main/member/pg-1  pg-1, localhost, 127.0.0.1, ::1  20");
+    has(&err, "hint: it is good for pg-1, localhost, 127.0.0.1, ::1; `--host` names where else");
+    let wrong = at.join("wrong.toml");
+    std::fs::write(&wrong, "clutser = \"main\"\n").expect("written");
+    let (exit, _, err) = run(at, "-c DIR/wrong.toml certs init --dir DIR/wrong").await;
     assert_eq!(exit, Exit::Usage);
-    has(&err, "hint: `rhone certs issue pg-1 --host 10.0.0.11 --host pg-1.lan`");
+    has(&err, "did you mean `cluster`?");
     let (exit, out, _) = run(at, "certs issue pg-1 --host 10.0.0.11 --host pg-1.lan --dir DIR").await;
     assert_eq!(exit, Exit::Done);
     has(&out, "OU=member, CN=pg-1  rhone://main/member/pg-1  10.0.0.11, pg-1.lan  20");

@@ -8,13 +8,18 @@ use crate::api;
 use crate::api::proto::v1;
 use crate::doctor::{Finding, Severity};
 
-/// Asks and prints. Ends with status 1 where something is an error.
-pub(super) async fn run(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
-    let findings: Vec<Finding> = client::ask(global, false, async |mut client| {
+/// Asks.
+pub(super) async fn fetch(global: &Global) -> Result<Vec<Finding>, CliError> {
+    client::ask(global, false, async |mut client| {
         let reply = client.doctor(v1::DoctorRequest {}).await?.into_inner();
         Ok(reply.findings.into_iter().map(api::finding).collect())
     })
-    .await?;
+    .await
+}
+
+/// Asks and prints. Ends with status 1 where something is an error.
+pub(super) async fn run(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
+    let findings = fetch(global).await?;
     if global.json() {
         print_json(terminal, &findings)?;
     } else {
@@ -38,7 +43,8 @@ pub(super) async fn run(global: &Global, terminal: &mut Terminal) -> Result<(), 
     Ok(())
 }
 
-fn line(finding: &Finding) -> String {
+/// Renders a finding.
+pub(super) fn line(finding: &Finding) -> String {
     let severity = match finding.severity {
         Severity::Error => "error",
         Severity::Warning => "warning",

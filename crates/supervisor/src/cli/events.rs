@@ -27,12 +27,30 @@ pub(super) async fn run(global: &Global, follow: bool, terminal: &mut Terminal) 
     }
 }
 
+/// Asks for the events that a member remembers.
+pub(super) async fn remembered(global: &Global) -> Result<Vec<Event>, CliError> {
+    client::ask(global, false, async |mut client| {
+        let mut stream = client.events(v1::EventsRequest { follow: false }).await?.into_inner();
+        let mut found = Vec::new();
+        while let Some(event) = stream.message().await? {
+            found.push(api::event(event));
+        }
+        Ok(found)
+    })
+    .await
+}
+
 fn print(global: &Global, event: &Event, terminal: &mut Terminal) -> Result<(), CliError> {
     if global.json() {
         return print_json(terminal, event);
     }
+    terminal.data(&line(event));
+    Ok(())
+}
+
+/// Renders an event; one of the whole cluster is nobody's.
+pub(super) fn line(event: &Event) -> String {
     let when = event.time.map_or_else(|| "-".to_owned(), super::super::civil::WallTime::short);
     let node = event.node.as_deref().unwrap_or("-");
-    terminal.data(&format!("{when}  {node}  {}: {}\n", event.reason, event.message));
-    Ok(())
+    format!("{when}  {node}  {}: {}\n", event.reason, event.message)
 }

@@ -11,12 +11,17 @@ use crate::api;
 use crate::api::proto::v1;
 use crate::status::Explanation;
 
-/// Asks and prints.
-pub(super) async fn run(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
-    let explanation = client::ask(global, false, async |mut client| {
+/// Asks.
+pub(super) async fn fetch(global: &Global) -> Result<Explanation, CliError> {
+    client::ask(global, false, async |mut client| {
         Ok(api::explanation(client.explain(v1::ExplainRequest {}).await?.into_inner()))
     })
-    .await?;
+    .await
+}
+
+/// Asks and prints.
+pub(super) async fn run(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
+    let explanation = fetch(global).await?;
     if global.json() {
         return print_json(terminal, &explanation);
     }

@@ -9,13 +9,18 @@ use crate::api;
 use crate::api::proto::v1;
 use crate::status::HistoryEntry;
 
-/// Asks and prints.
-pub(super) async fn run(global: &Global, limit: u32, terminal: &mut Terminal) -> Result<(), CliError> {
-    let entries = client::ask(global, false, async |mut client| {
+/// Asks.
+pub(super) async fn fetch(global: &Global, limit: u32) -> Result<Vec<HistoryEntry>, CliError> {
+    client::ask(global, false, async |mut client| {
         let reply = client.history(v1::HistoryRequest { limit }).await?.into_inner();
         Ok(reply.entries.into_iter().map(api::history_entry).collect::<Vec<_>>())
     })
-    .await?;
+    .await
+}
+
+/// Asks and prints.
+pub(super) async fn run(global: &Global, limit: u32, terminal: &mut Terminal) -> Result<(), CliError> {
+    let entries = fetch(global, limit).await?;
     if global.json() {
         return print_json(terminal, &entries);
     }

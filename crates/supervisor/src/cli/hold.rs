@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::args::Global;
 use super::exit::{CliError, Exit};
 use super::terminal::Terminal;
-use super::{client, print_json, status};
+use super::{client, print_changed, print_json, status};
 use crate::api;
 use crate::api::proto::v1;
 use crate::status::{ClusterStatus, State, SwitchoverReply};
@@ -74,7 +74,7 @@ pub(super) async fn pause(
     }
     let after = wait(global, HEARD_LIMIT, |status| status.paused == paused).await?;
     if global.json() {
-        return print_json(terminal, &serde_json::json!({ "paused": paused }));
+        return print_changed(terminal, &serde_json::json!({ "paused": paused }), Some(&after));
     }
     terminal.talk(if paused {
         "automatic failover is off; a primary that loses its lease is fenced all the same"
@@ -86,14 +86,24 @@ pub(super) async fn pause(
 }
 
 /// Stops a member's Postgres and keeps it stopped.
+///
+/// The primary hands over first, which loses nothing; that it is the primary is what was seen at the epoch that
+/// is sent along.
 pub(super) async fn fence(
     global: &Global,
     whose: Whose,
-    hand_over: bool,
+    yes: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
     let Whose { name, no_wait } = whose;
-    let expected_epoch = status::fetch(global).await?.epoch.map(|epoch| epoch.0);
+    let before = status::fetch(global).await?;
+    let expected_epoch = before.epoch.map(|epoch| epoch.0);
+    let leads = before.primary.as_ref() == Some(&name);
+    if leads {
+        terminal
+            .ask(&format!("{name} is the primary: it hands over to a standby, then it is stopped"), yes)?;
+    }
+    let hand_over = leads || yes;
     let idempotency_key = client::idempotency_key()?;
     let request = v1::FenceRequest { idempotency_key, expected_epoch, name: name.clone(), hand_over };
     let reply = client::ask(global, true, async |mut client| {
@@ -142,7 +152,7 @@ fn tell(
             handed_over_to: reply.to.as_deref(),
             epoch: reply.epoch.map(|e| e.0),
         };
-        return print_json(terminal, &told);
+        return print_changed(terminal, &told, after);
     }
     if let Some(to) = &reply.to {
         terminal.talk(&format!("handed over to {to}"));

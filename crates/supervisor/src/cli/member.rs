@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::args::{Global, MemberVerb};
 use super::exit::{CliError, Exit};
 use super::hold::{Whose, wait};
+use super::newcomer::add;
 use super::table::{self, Align, or_dash};
 use super::terminal::Terminal;
-use super::{client, print_json, status};
+use super::{client, print_changed, print_json, status};
 use crate::api;
 use crate::api::proto::v1;
-use crate::config::Tls;
 use crate::status::{ClusterStatus, Kind, MemberStatus, State, SwitchoverReply};
 
 /// How long the change of who votes may take.
@@ -27,7 +27,7 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     match verb {
         None | Some(MemberVerb::List) => list(global, terminal).await,
-        Some(MemberVerb::Add { name, address }) => add(global, &name, &address, terminal).await,
+        Some(MemberVerb::Add { name, address }) => add(global, name, address, terminal).await,
         Some(MemberVerb::Remove { name, yes, no_wait }) => {
             remove(global, Whose { name, no_wait }, yes, terminal).await
         }
@@ -79,53 +79,13 @@ async fn list(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> 
     Ok(())
 }
 
-/// A member admits itself: what it takes is a configuration that names the cluster and somebody in it.
-async fn add(global: &Global, name: &str, address: &str, terminal: &mut Terminal) -> Result<(), CliError> {
-    let status = status::fetch(global).await?;
-    if let Some(known) = status.members.iter().find(|member| member.name == name) {
-        return Err(CliError::new(
-            Exit::Refused,
-            format!("refused, nothing was changed: {name} is a member already, and {}", known.state),
-        )
-        .hint("a machine that lost its disk joins again under its old name by itself"));
-    }
-    let peers = client::addresses(global)?;
-    // As this cluster does it, where that can be seen from here.
-    let insecure = client::load_config(global).is_ok_and(|config| matches!(config.tls, Tls::Insecure));
-    let (tls, certificate) = if insecure {
-        ("insecure = true\n".to_owned(), String::new())
-    } else {
-        (
-            format!(
-                "ca   = \"/etc/rhone/ca.crt\"\ncert = \"/etc/rhone/{name}.crt\"\nkey  = \"/etc/rhone/{name}.key\"\n"
-            ),
-            format!(", with a certificate (`rhone certs issue {name} --host {address}`)"),
-        )
-    };
-    let config = format!(
-        "cluster = {cluster:?}\n\n[node]\nname      = {name:?}\nstate-dir = \"/var/lib/rhone\"\n\
-         listen    = \"0.0.0.0:7400\"\nadvertise = \"{address}:7400\"\nhttp      = \"0.0.0.0:8008\"\n\
-         peers     = {peers:?}\n\n[postgres]\ndata-dir  = \"/var/lib/postgresql/15/main\"   # empty: it is copied from the primary\n\
-         listen    = \"0.0.0.0:5432\"\nadvertise = \"{address}:5432\"\n\n[tls]\n{tls}",
-        cluster = status.cluster,
-    );
-    if global.json() {
-        return print_json(terminal, &serde_json::json!({ "name": name, "config": config }));
-    }
-    terminal.data(&config);
-    terminal.talk(&format!(
-        "put this on {address} as /etc/rhone/rhone.toml{certificate}, and start rhone there: it joins by itself"
-    ));
-    Ok(())
-}
-
 async fn remove(global: &Global, whose: Whose, yes: bool, terminal: &mut Terminal) -> Result<(), CliError> {
     let Whose { name, no_wait } = whose;
     let name = name.as_str();
     let before = status::fetch(global).await?;
     let there = member(&before, name)?.state != State::Unreachable;
     let what = format!("{name} leaves the cluster for good; its data stays where it is");
-    terminal.confirm(&what, yes)?;
+    terminal.ask(&what, yes)?;
     told_when_late(terminal, call(global, &before, name, Call::Remove)).await?;
     if no_wait {
         if global.json() {
@@ -140,7 +100,8 @@ async fn remove(global: &Global, whose: Whose, yes: bool, terminal: &mut Termina
     let after =
         wait(global, VOTE_LIMIT, |status| status.members.iter().all(|member| member.name != name)).await?;
     if global.json() {
-        return print_json(terminal, &serde_json::json!({ "name": name, "removed": true }));
+        let told = serde_json::json!({ "name": name, "removed": true });
+        return print_changed(terminal, &told, Some(&after));
     }
     terminal.talk(&format!("{name} is no member any more"));
     if there {
@@ -178,10 +139,8 @@ async fn vote(global: &Global, whose: Whose, votes: bool, terminal: &mut Termina
     let is = member(&after, name)?.voter;
     if global.json() {
         let epoch = reply.epoch.map(|epoch| epoch.0);
-        return print_json(
-            terminal,
-            &serde_json::json!({ "name": name, "votes": is, "may_vote": votes, "epoch": epoch }),
-        );
+        let told = serde_json::json!({ "name": name, "votes": is, "may_vote": votes, "epoch": epoch });
+        return print_changed(terminal, &told, Some(&after));
     }
     terminal.talk(&match (votes, is) {
         (true, false) => format!(
@@ -226,6 +185,12 @@ pub(super) async fn call(
         idempotency_key: client::idempotency_key()?,
         expected_epoch: before.epoch.map(|epoch| epoch.0),
         name: name.to_owned(),
+        // A copy that is there by then is not made again.
+        data_id: before
+            .members
+            .iter()
+            .find(|member| member.name == name && matches!(what, Call::Reinit))
+            .and_then(|member| member.data_id.clone()),
         cancel: matches!(what, Call::Keep),
     };
     client::ask(global, true, async |mut client| {

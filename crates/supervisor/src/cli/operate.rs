@@ -3,7 +3,7 @@
 use super::args::Global;
 use super::exit::CliError;
 use super::terminal::Terminal;
-use super::{client, print_json, status};
+use super::{client, print_changed, status};
 use crate::api;
 use crate::api::proto::v1;
 use crate::status::SwitchoverReply;
@@ -82,14 +82,13 @@ async fn show(
     words: &str,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
+    let after = if reply.finished { status::fetch(global).await.ok() } else { None };
     if global.json() {
-        return print_json(terminal, reply);
+        return print_changed(terminal, reply, after.as_ref());
     }
     terminal.talk(words);
-    if reply.finished
-        && let Ok(after) = status::fetch(global).await
-    {
-        terminal.data(&status::render(&after, terminal.colour()));
+    if let Some(after) = &after {
+        terminal.data(&status::render(after, terminal.colour()));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::exit::{CliError, Exit};
 use super::hold::{Whose, wait};
 use super::member::{Call, call, member};
 use super::terminal::Terminal;
-use super::{print_json, status};
+use super::{print_changed, print_json, status};
 use crate::config::units::print_size;
 use crate::status::{ClusterStatus, MemberStatus, State};
 
@@ -58,7 +58,7 @@ pub(super) async fn reinit(
     let known = member(&before, name)?.clone();
     let what =
         format!("{name} is copied anew from the primary; what it has is removed once the copy streams");
-    terminal.confirm(&what, yes)?;
+    terminal.ask(&what, yes)?;
     call(global, &before, name, Call::Reinit).await?;
     if no_wait {
         terminal.talk(&format!("{name} is being copied; `rhone status --watch` shows it"));
@@ -97,7 +97,8 @@ pub(super) async fn reinit(
             .hint("`rhone status` shows how far it is")
     })??;
     if global.json() {
-        return print_json(terminal, &serde_json::json!({ "name": name, "finished": true }));
+        let told = serde_json::json!({ "name": name, "finished": true });
+        return print_changed(terminal, &told, Some(&after));
     }
     terminal.data(&status::render(&after, terminal.colour()));
     Ok(())
@@ -119,7 +120,7 @@ pub(super) async fn cancel(global: &Global, name: &str, terminal: &mut Terminal)
     let after = wait(global, BEGIN_LIMIT, settled).await?;
     let kept = member(&after, name)?.data_id == known.data_id;
     if global.json() {
-        return print_json(terminal, &serde_json::json!({ "name": name, "kept": kept }));
+        return print_changed(terminal, &serde_json::json!({ "name": name, "kept": kept }), Some(&after));
     }
     terminal.talk(&if kept {
         format!("{name} keeps what it has")

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::args::Global;
 use super::exit::{CliError, Exit};
 use super::terminal::Terminal;
-use super::{client, print_json, status};
+use super::{client, detached, print_changed, print_json, status};
 use crate::api;
 use crate::api::proto::v1;
 use crate::civil::WallTime;
@@ -130,7 +130,7 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
     let meant = choose(&before, &flags, terminal)?;
     let mut done: Vec<Restarted> = Vec::new();
     if flags.no_wait {
-        return begin_only(global, &before, &meant, terminal).await;
+        return begin_only(global, &before, &meant, &flags, terminal).await;
     }
     let mut told = String::new();
     let mut since = BootTime::ZERO;
@@ -241,10 +241,11 @@ pub(super) async fn restart(global: &Global, flags: Flags, terminal: &mut Termin
             _ = tokio::signal::ctrl_c() => return Err(cut(looked.ok().as_ref(), &meant, "interrupted")),
         }
     }
-    if global.json() {
-        return print_json(terminal, &serde_json::json!({ "restarted": done, "finished": true }));
-    }
     let after = status::fetch(global).await?;
+    if global.json() {
+        let told = serde_json::json!({ "restarted": done, "finished": true });
+        return print_changed(terminal, &told, Some(&after));
+    }
     terminal.data(&status::render(&after, terminal.colour()));
     Ok(())
 }
@@ -320,26 +321,40 @@ fn choose(status: &ClusterStatus, flags: &Flags, terminal: &mut Terminal) -> Res
     Ok(meant)
 }
 
+/// Begins, and waits for nothing. A sequence is nobody's to remember (each step is decided from what is so), and
+/// so goes on in a process of its own.
 async fn begin_only(
     global: &Global,
     status: &ClusterStatus,
     meant: &Meant,
+    flags: &Flags,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
-    let (Some(name), 1) = (meant.keys().next(), meant.len()) else {
-        return Err(CliError::new(
-            Exit::Usage,
-            "--no-wait goes with one member: a rolling restart is a sequence",
-        )
-        .hint("name the member, or leave --no-wait out"));
+    let words = match (meant.keys().next(), meant.len()) {
+        (None, _) => "nothing is to be restarted".to_owned(),
+        (Some(name), 1) => {
+            let hand_over = status.primary.as_ref() == Some(name)
+                && status.members.iter().filter(|m| m.kind == Kind::Data).count() > 1;
+            begin(global, status, meant, name, hand_over).await?;
+            format!("{name} is being restarted; `rhone status --watch` shows it")
+        }
+        (Some(_), _) => {
+            let mut verb = vec!["restart", "--rolling"];
+            verb.extend(flags.if_pending.then_some("--if-pending"));
+            let log = detached::start(global, &verb)?;
+            let names: Vec<&str> = meant.keys().map(String::as_str).collect();
+            format!(
+                "{} are being restarted one after the other; `rhone status --watch` shows it, and {} tells of it",
+                names.join(", "),
+                log.display()
+            )
+        }
     };
-    let hand_over = status.primary.as_ref() == Some(name)
-        && status.members.iter().filter(|m| m.kind == Kind::Data).count() > 1;
-    begin(global, status, meant, name, hand_over).await?;
     if global.json() {
-        return print_json(terminal, &serde_json::json!({ "restarted": [], "finished": false }));
+        let finished = meant.is_empty();
+        return print_json(terminal, &serde_json::json!({ "restarted": [], "finished": finished }));
     }
-    terminal.talk(&format!("{name} is being restarted; `rhone status --watch` shows it"));
+    terminal.talk(&words);
     Ok(())
 }
 
@@ -391,7 +406,7 @@ pub(super) async fn reload(
             idempotency_key: client::idempotency_key()?,
             expected_epoch: before.epoch.map(|epoch| epoch.0),
             name: name.clone(),
-            cancel: false,
+            ..v1::MemberRequest::default()
         };
         let outcome: Result<SwitchoverReply, CliError> = client::ask(global, true, async |mut client| {
             let reply: Result<_, OperatorError> = client.reload(request.clone()).await.map_err(Into::into);

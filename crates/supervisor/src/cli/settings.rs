@@ -68,14 +68,16 @@ fn assignment(text: &str) -> Result<(String, Option<String>), CliError> {
     }
 }
 
-async fn fetch(global: &Global) -> Result<SettingsView, CliError> {
+/// Asks for the settings.
+pub(super) async fn fetch(global: &Global) -> Result<SettingsView, CliError> {
     client::ask(global, false, async |mut client| {
         Ok(api::settings_view(client.settings(v1::SettingsRequest {}).await?.into_inner()))
     })
     .await
 }
 
-async fn versions(global: &Global, limit: u32) -> Result<Vec<SettingsVersion>, CliError> {
+/// Asks for the versions that are kept.
+pub(super) async fn versions(global: &Global, limit: u32) -> Result<Vec<SettingsVersion>, CliError> {
     client::ask(global, false, async |mut client| {
         let reply = client.settings_history(v1::SettingsHistoryRequest { limit }).await?.into_inner();
         Ok(reply.versions.into_iter().map(api::settings_version).collect())
@@ -116,16 +118,14 @@ async fn get(global: &Global, key: &str, terminal: &mut Terminal) -> Result<(), 
     let preset = (key == "timing").then(|| preset_of(&view.values));
     let value = preset.as_ref().or_else(|| view.values.get(key));
     if global.json() {
-        return print_json(terminal, &serde_json::json!({ "key": key, "value": value }));
+        print_json(terminal, &serde_json::json!({ "key": key, "value": value }))?;
+    } else if let Some(value) = value {
+        terminal.data(&format!("{value}\n"));
     }
-    match value {
-        Some(value) => {
-            terminal.data(&format!("{value}\n"));
-            Ok(())
-        }
-        None => Err(CliError::failed(format!("{key} is not set"))
-            .hint("`rhone settings` lists what is; a Postgres parameter is `postgres.NAME`")),
-    }
+    value.map(drop).ok_or_else(|| {
+        CliError::failed(format!("{key} is not set"))
+            .hint("`rhone settings` lists what is; a Postgres parameter is `postgres.NAME`")
+    })
 }
 
 /// Names the preset that single timings make.
@@ -258,6 +258,12 @@ async fn history(global: &Global, limit: u32, terminal: &mut Terminal) -> Result
         terminal.talk("the settings are those of the founding: version 1");
         return Ok(());
     }
+    terminal.data(&table(&versions));
+    Ok(())
+}
+
+/// Renders the versions, a line for each setting that one changed.
+pub(super) fn table(versions: &[SettingsVersion]) -> String {
     let rows: Vec<[String; 4]> = versions
         .iter()
         .flat_map(|version| {
@@ -278,8 +284,7 @@ async fn history(global: &Global, limit: u32, terminal: &mut Terminal) -> Result
         ("BY", Align::Left),
         ("CHANGE", Align::Left),
     ];
-    terminal.data(&table::render(columns, &rows));
-    Ok(())
+    table::render(columns, &rows)
 }
 
 /// What differs between two versions: the newest and the one before it, unless others are named.

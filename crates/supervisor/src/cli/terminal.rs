@@ -54,17 +54,14 @@ impl Terminal {
         self.interactive
     }
 
-    /// Asks a person whether to go on; `yes` answers beforehand.
+    /// Asks a person whether to go on with what loses no data. `yes` answers beforehand, and where nobody is at a
+    /// terminal nobody is asked: a script means what it says.
     ///
     /// # Errors
-    /// The answer is no, or there is nobody to ask.
-    pub fn confirm(&mut self, what: &str, yes: bool) -> Result<(), CliError> {
-        if yes {
+    /// The answer is no.
+    pub fn ask(&mut self, what: &str, yes: bool) -> Result<(), CliError> {
+        if yes || !self.interactive || !std::io::stdin().is_terminal() {
             return Ok(());
-        }
-        if !self.interactive || !std::io::stdin().is_terminal() {
-            return Err(CliError::new(Exit::Refused, format!("refused, nothing was changed: {what}"))
-                .hint("add `--yes` to do it"));
         }
         self.talk(&format!("{what}. Go on? [y/N]"));
         let mut answer = String::new();

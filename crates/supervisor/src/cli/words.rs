@@ -166,9 +166,9 @@ mod tests {
              hint: a similar argument exists: '--host'",
         );
         refused(
-            "rhone member add pg-4",
-            "error: the following required arguments were not provided:\n  <ADDRESS>\n\
-             Usage: rhone member add <NAME> <ADDRESS>\nhint: `rhone member add --help` says what may be typed",
+            "rhone fence",
+            "error: the following required arguments were not provided:\n  <NAME>\n\
+             Usage: rhone fence <NAME>\nhint: `rhone fence --help` says what may be typed",
         );
         refused(
             "rhone restart --rolling pg-1",

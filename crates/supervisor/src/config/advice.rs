@@ -33,6 +33,12 @@ fn warning(message: String, hint: String) -> Problem {
 pub fn advice(config: &Config) -> Vec<Problem> {
     let node = &config.node;
     let mut found = Vec::new();
+    if let Some(key) = config.spare {
+        found.push(warning(
+            format!("`{key}` counts for nothing here: RHONE_NODE_KIND makes this member a witness"),
+            "that is as it should be where one file serves all members; else unset the variable".to_owned(),
+        ));
+    }
     if !node.peers.contains(&node.advertise) {
         found.push(warning(
             format!(

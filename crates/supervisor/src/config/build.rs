@@ -25,10 +25,11 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     }
     let kind = kind(entries);
     let node = node(entries);
+    let mut spare = None;
     let postgres = match kind {
         MemberKind::Data => postgres(entries).map(Some),
         MemberKind::Witness => {
-            refuse_postgres(entries);
+            spare = spare_postgres(entries);
             Some(None)
         }
     };
@@ -39,6 +40,7 @@ pub(super) fn config(path: &Path, entries: &mut Entries) -> Option<Config> {
     let hooks = super::hooks::hooks(entries);
     let config = Config {
         path: path.to_owned(),
+        spare,
         cluster: cluster?,
         node: node?,
         postgres: postgres?,
@@ -112,15 +114,20 @@ fn kind(entries: &mut Entries) -> MemberKind {
     }
 }
 
-/// A witness never runs Postgres: what is said of one was meant for another member.
-fn refuse_postgres(entries: &mut Entries) {
-    if let Some(key) =
-        keys::KEYS.into_iter().filter(|key| key.starts_with("postgres.")).find(|key| entries.is_set(key))
-    {
-        let hint = "remove [postgres], or write kind = \"data\" in [node]";
-        let message = format!("`{key}` means nothing here: a witness never runs Postgres");
-        entries.complain(key, message, Some(hint));
+/// A witness never runs Postgres: what is said of one was meant for another member. Where a variable makes this
+/// member a witness the file is every member's, and what it says of Postgres is the others': returned, and
+/// counts for nothing here.
+fn spare_postgres(entries: &mut Entries) -> Option<&'static str> {
+    let key =
+        keys::KEYS.into_iter().filter(|key| key.starts_with("postgres.")).find(|key| entries.is_set(key))?;
+    if entries.is_from_environment("node.kind") {
+        return Some(key);
     }
+    let hint = "remove [postgres], or write kind = \"data\" in [node]; where one file serves all members, leave \
+                `kind` to RHONE_NODE_KIND";
+    let message = format!("`{key}` means nothing here: a witness never runs Postgres");
+    entries.complain(key, message, Some(hint));
+    None
 }
 
 fn node(entries: &mut Entries) -> Option<Node> {

@@ -164,6 +164,11 @@ impl Entries {
         }
     }
 
+    /// Says whether a variable set the key.
+    pub(super) fn is_from_environment(&self, key: &str) -> bool {
+        self.origins.get(key).is_some_and(|origin| origin.variable.is_some())
+    }
+
     /// Says whether the key was set at all, well or not.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.origins.contains_key(key)
@@ -282,7 +287,7 @@ impl Entries {
         }
     }
 
-    /// Takes a list of strings; from the environment, separated by commas.
+    /// Takes a list of strings; from the environment as [`listed`] reads it.
     pub(super) fn list(&mut self, key: &str) -> Option<Vec<String>> {
         let from_env = self.origins.get(key).is_some_and(|origin| origin.variable.is_some());
         match self.values.remove(key)? {
@@ -303,9 +308,14 @@ impl Entries {
                 }
                 Some(texts)
             }
-            Value::Text(text) if from_env => Some(
-                text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect(),
-            ),
+            Value::Text(text) if from_env => match listed(&text, keys::parts_at_commas(key)) {
+                Ok(items) => Some(items),
+                Err(why) => {
+                    let hint = "[\"…\", \"…\"] as in the file, or one on each line";
+                    self.complain(key, format!("`{key}`: {why}"), Some(hint));
+                    None
+                }
+            },
             other @ (Value::Text(_)
             | Value::Integer(_)
             | Value::Float(_)
@@ -338,6 +348,33 @@ impl Entries {
         }
         found
     }
+}
+
+/// Reads a list from a variable: as TOML writes one (`["…", "…"]`), else an element a line, else parted at
+/// commas where no element can hold one.
+fn listed(text: &str, at_commas: bool) -> Result<Vec<String>, String> {
+    let quoted = text.trim().strip_prefix('[').map(str::trim_start);
+    // An address may begin with a bracket: [fd00::11]:7400.
+    if quoted.is_some_and(|rest| rest.starts_with(['"', '\'', ']'])) {
+        let parsed = DeValue::parse(text.trim()).map_err(|error| error.message().to_owned())?;
+        let DeValue::Array(items) = parsed.get_ref() else { return Err("that is no list".to_owned()) };
+        return items
+            .iter()
+            .map(|item| match item.get_ref() {
+                DeValue::String(text) => Ok(text.to_string()),
+                DeValue::Integer(_)
+                | DeValue::Float(_)
+                | DeValue::Boolean(_)
+                | DeValue::Datetime(_)
+                | DeValue::Array(_)
+                | DeValue::Table(_) => Err("a list of strings has each of them in quotes".to_owned()),
+            })
+            .collect();
+    }
+    let parts = |at: fn(char) -> bool| {
+        text.split(at).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    };
+    Ok(if at_commas { parts(|c| c == ',' || c == '\n') } else { parts(|c| c == '\n') })
 }
 
 /// Counts lines up to the start of a span, from 1.

@@ -103,6 +103,12 @@ pub(super) fn is_value(key: &str) -> bool {
     is_free(key) || KEYS.contains(&key) && (!is_table(key) || key == "bootstrap.timing")
 }
 
+/// Says whether a list of that key is parted at commas in a variable: an address holds none, while a line of
+/// `pg_hba.conf` and a program's argument may.
+pub(super) fn parts_at_commas(key: &str) -> bool {
+    key == "node.peers"
+}
+
 /// Says whether a key names a table.
 pub(super) fn is_table(key: &str) -> bool {
     let inside = format!("{key}.");

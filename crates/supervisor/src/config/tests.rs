@@ -63,7 +63,7 @@ fn a_witness_has_no_postgres() {
         &format!("{witness}[postgres]\ndata-dir = \"/data\"\n"),
         expect![[r#"
             error: rhone.toml:7: `postgres.data-dir` means nothing here: a witness never runs Postgres
-            hint: remove [postgres], or write kind = "data" in [node]"#]],
+            hint: remove [postgres], or write kind = "data" in [node]; where one file serves all members, leave `kind` to RHONE_NODE_KIND"#]],
     );
 }
 

@@ -41,11 +41,20 @@ const VOTERS_LIMIT_MS: u64 = 30_000;
 /// Between two looks at who votes.
 const VOTERS_LOOK: Duration = Duration::from_millis(50);
 
+/// What is meant by work on a member; 0: what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meant {
+    /// The server that started then, in milliseconds since 1970.
+    pub started_ms: u64,
+    /// That data directory.
+    pub data: u64,
+}
+
 /// Takes on what the Raft leader passes on: the node's loop does it as soon as nothing else is due.
 ///
 /// # Errors
 /// Why this member does not.
-pub fn take_on(shared: &Shared, epoch: Epoch, work: Work, started_ms: u64) -> Result<(), String> {
+pub fn take_on(shared: &Shared, epoch: Epoch, work: Work, meant: Meant) -> Result<(), String> {
     let applied = Arc::clone(&shared.consensus.state().borrow());
     let known = applied.state.epoch;
     if known != epoch {
@@ -65,14 +74,17 @@ pub fn take_on(shared: &Shared, epoch: Epoch, work: Work, started_ms: u64) -> Re
         Work::Restart => {
             let running = running.ok_or_else(not_running)?;
             // Another one runs already: it was restarted meanwhile.
-            if started_ms == 0 || started_ms == running {
+            if meant.started_ms == 0 || meant.started_ms == running {
                 shared.asked.send_modify(|asked| asked.restart = Some(running));
             }
         }
         Work::Reinit => {
             let data = shared.hard.get().data.map(|record| record.id);
             let data = data.ok_or_else(|| "it has no data directory of this cluster".to_owned())?;
-            shared.asked.send_modify(|asked| asked.reinit = Some(data));
+            // Another one is there: it was made anew meanwhile.
+            if meant.data == 0 || meant.data == data.0 {
+                shared.asked.send_modify(|asked| asked.reinit = Some(data));
+            }
         }
         Work::Keep => {
             let given_up = shared.asked.send_if_modified(|asked| asked.reinit.take().is_some());
@@ -133,19 +145,21 @@ impl RuntimeOperator {
             SwitchoverReply { epoch: Some(state.epoch), finished: true, ..SwitchoverReply::default() };
         tracing::info!(member = %request.name, work = ?request.work, "an operator asks for work on a member");
         match request.work {
-            MemberWork::Reload => self.pass_on(state, member, Work::Reload, 0).await?,
+            MemberWork::Reload => self.pass_on(state, member, Work::Reload, Meant::default()).await?,
             MemberWork::Restart { started } => {
                 let started_ms = started.map_or(0, crate::civil::WallTime::as_ms);
                 if state.last_owner() == Some(member.node) {
                     return self.restart_alone(state, member, started_ms).await;
                 }
-                self.pass_on(state, member, Work::Restart, started_ms).await?;
+                let meant = Meant { started_ms, ..Meant::default() };
+                self.pass_on(state, member, Work::Restart, meant).await?;
             }
-            MemberWork::Reinit => {
+            MemberWork::Reinit { data } => {
                 self.may_reinit(state, member)?;
-                self.pass_on(state, member, Work::Reinit, 0).await?;
+                let meant = Meant { data: data.map_or(0, |data| data.0), ..Meant::default() };
+                self.pass_on(state, member, Work::Reinit, meant).await?;
             }
-            MemberWork::Keep => self.pass_on(state, member, Work::Keep, 0).await?,
+            MemberWork::Keep => self.pass_on(state, member, Work::Keep, Meant::default()).await?,
             MemberWork::Remove => {
                 if let Some(reason) = self.shared().would_refuse(&ClusterCommand::Remove(member.node)) {
                     return Err(refused(reason, None));
@@ -236,7 +250,7 @@ impl RuntimeOperator {
         state: &ClusterState,
         member: &Member,
         work: Work,
-        started_ms: u64,
+        meant: Meant,
     ) -> Result<(), OperatorError> {
         let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
         if member.kind == MemberKind::Witness {
@@ -250,13 +264,14 @@ impl RuntimeOperator {
             });
         }
         if member.node == self.shared().me() {
-            return take_on(self.shared(), state.epoch, work, started_ms).map_err(no);
+            return take_on(self.shared(), state.epoch, work, meant).map_err(no);
         }
         let request = PerformRequest {
             from: Some(self.shared().identity()),
             epoch: state.epoch.0,
             work: work.into(),
-            started_ms,
+            started_ms: meant.started_ms,
+            data_id: meant.data,
         };
         let call = self
             .shared()

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rhone_pgctl::user::OsUser;
 
 /// The file's name within the state directory.
-const FILE_NAME: &str = "replication.pw";
+pub const FILE_NAME: &str = "replication.pw";
 
 /// The password and where it is kept. Never printed.
 pub struct Secret {

@@ -25,7 +25,9 @@ use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 
 use crate::api::access::Access;
+use crate::api::admin::AdminService;
 use crate::api::agent::AgentService;
+use crate::api::proto::v1::admin_server::AdminServer;
 use crate::api::proto::v1::agent_server::AgentServer;
 use crate::api::{admin_service, discovery, health, socket};
 use crate::config::{Config, DeadMan, Postgres, Tls};
@@ -421,15 +423,15 @@ pub(super) async fn serving(
 ) -> anyhow::Result<Vec<Task>> {
     let settings = first_settings(&shared.config);
     let operator = Arc::new(RuntimeOperator::new(Arc::clone(shared)));
+    let admin = admin_service(Arc::clone(&operator));
     crate::pooler::start(shared)?;
     let http = listen(&shared.config.node.http.to_string(), "node.http").await?;
     let reflection = discovery::reflection()?;
     let shown = view.clone();
-    let teller = Arc::clone(&operator);
-    let events = Arc::new(move || teller.recent_events());
+    let events = Arc::new(move || operator.recent_events());
     let mut tasks: Vec<Task> = vec![
-        Box::pin(serve_grpc(Arc::clone(shared), Arc::clone(&operator), reflection.clone()).await?),
-        Box::pin(serve_socket(shared, owner, operator, reflection).await?),
+        Box::pin(serve_grpc(Arc::clone(shared), admin.clone(), reflection.clone()).await?),
+        Box::pin(serve_socket(shared, owner, admin, reflection).await?),
         Box::pin(async move {
             health::serve(http, view, events, || Duration::from_nanos(Clock.now().as_nanos())).await;
             Ok(())
@@ -479,7 +481,7 @@ async fn listen(address: &str, key: &str) -> anyhow::Result<TcpListener> {
 
 async fn serve_grpc(
     shared: Arc<Shared>,
-    operator: Arc<RuntimeOperator>,
+    admin: AdminServer<AdminService<RuntimeOperator>>,
     reflection: Routes,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send> {
     let listener = listen(&shared.config.node.listen.to_string(), "node.listen").await?;
@@ -496,7 +498,7 @@ async fn serve_grpc(
         .add_service(
             AgentServer::new(AgentService::new(Arc::clone(&shared))).max_decoding_message_size(1 << 20),
         )
-        .add_service(admin_service(operator));
+        .add_service(admin);
     let incoming = tls::incoming(listener, shared.security.clone());
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
@@ -504,7 +506,7 @@ async fn serve_grpc(
 async fn serve_socket(
     shared: &Shared,
     owner: &OsUser,
-    operator: Arc<RuntimeOperator>,
+    admin: AdminServer<AdminService<RuntimeOperator>>,
     reflection: Routes,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
     let incoming = socket::bind(&shared.config.node.state_dir, owner).context("listen on rhone.sock")?;
@@ -513,7 +515,7 @@ async fn serve_socket(
     let router = tonic::transport::Server::builder()
         .layer(Access::new(&shared.config.cluster, &uids, Arc::clone(&shared.strangers)))
         .add_routes(found)
-        .add_service(admin_service(operator));
+        .add_service(admin);
     Ok(async move { Ok(router.serve_with_incoming(incoming).await?) })
 }
 

@@ -19,6 +19,7 @@ pub(crate) struct FakeOperator {
     pub(crate) seen: Mutex<Vec<SwitchoverRequest>>,
     pub(crate) paused: AtomicBool,
     pub(crate) fenced: Mutex<Vec<String>>,
+    pub(crate) fences: Mutex<Vec<FenceRequest>>,
     pub(crate) settings: Mutex<rhone_consensus::settings::Settings>,
     pub(crate) versions: Mutex<Vec<crate::settings::SettingsVersion>>,
     pub(crate) work: Mutex<Vec<super::MemberRequest>>,
@@ -144,13 +145,13 @@ impl Operator for FakeOperator {
             use super::MemberWork::{Demote, Keep, Promote, Reinit, Reload, Remove, Restart};
             match request.work {
                 Remove => status.members.retain(|member| member.name != request.name),
-                work @ (Demote | Keep | Promote | Reinit | Reload | Restart { .. }) => {
+                work @ (Demote | Keep | Promote | Reinit { .. } | Reload | Restart { .. }) => {
                     for member in status.members.iter_mut().filter(|member| member.name == request.name) {
                         match work {
                             Demote => member.voter = false,
                             Promote => member.voter = true,
-                            Reinit | Restart { .. } => {
-                                if work == Reinit {
+                            Reinit { .. } | Restart { .. } => {
+                                if matches!(work, Reinit { .. }) {
                                     member.data_id = Some("000000000000002a".to_owned());
                                 }
                                 member.started = Some(WallTime::from_ms(1_795_245_100_000));
@@ -247,6 +248,7 @@ impl Operator for FakeOperator {
         if let Some(refusal) = self.refusal.clone() {
             return Err(refusal);
         }
+        self.fences.lock().expect("unpoisoned").push(request.clone());
         let mut fenced = self.fenced.lock().expect("unpoisoned");
         fenced.retain(|name| *name != request.name);
         if request.fenced {

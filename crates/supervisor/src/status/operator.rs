@@ -1,6 +1,6 @@
 //! What the runtime answers to operators, and how it says no.
 
-use rhone_consensus::ids::Epoch;
+use rhone_consensus::ids::{DataId, Epoch};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -41,7 +41,7 @@ pub struct SwitchoverRequest {
     pub to: Option<String>,
     /// Refuse unless this is the present epoch.
     pub expected_epoch: Option<Epoch>,
-    /// Drawn by the caller; the same key is never carried out twice.
+    /// Drawn by the caller: a member carries out the calls with one key once.
     pub idempotency_key: String,
     /// Answer as soon as it has begun.
     pub no_wait: bool,
@@ -65,7 +65,7 @@ pub struct FailoverRequest {
     pub to: Option<String>,
     /// Refuse unless this is the present epoch.
     pub expected_epoch: Option<Epoch>,
-    /// Drawn by the caller; the same key is never carried out twice.
+    /// Drawn by the caller: a member carries out the calls with one key once.
     pub idempotency_key: String,
     /// Go on although acknowledged commits may be lost.
     pub accept_data_loss: bool,
@@ -127,7 +127,10 @@ pub enum MemberWork {
         started: Option<WallTime>,
     },
     /// Its data directory is made anew.
-    Reinit,
+    Reinit {
+        /// The data directory that is meant.
+        data: Option<DataId>,
+    },
     /// A new data directory that is not complete yet is given up.
     Keep,
     /// It is removed from the cluster.
@@ -172,7 +175,7 @@ pub struct SwitchoverReply {
 pub struct Event {
     /// When, by the teller's clock.
     pub time: Option<WallTime>,
-    /// The member that tells of it.
+    /// The member that it is about; none: the cluster.
     pub node: Option<String>,
     /// The epoch it belongs to.
     pub epoch: Option<Epoch>,

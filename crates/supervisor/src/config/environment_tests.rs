@@ -1,0 +1,70 @@
+//! One file for all members: what differs comes from the environment.
+
+use std::path::Path;
+
+use rhone_consensus::command::MemberKind;
+
+use super::{Config, advice};
+
+const SOUND: &str = "cluster = \"main\"\n[node]\nname = \"pg-1\"\npeers = [\"127.0.0.1:7400\"]\n[postgres]\ndata-dir = \"/data\"\n";
+
+fn load(env: &[(&str, &str)]) -> Result<Config, String> {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Config::parse(Path::new("rhone.toml"), SOUND, &env).map_err(|errors| errors.to_string())
+}
+
+#[track_caller]
+fn lines(value: &str, expected: &[&str]) {
+    let config = load(&[("RHONE_BOOTSTRAP_PG_HBA", value)]).expect("sound");
+    assert_eq!(config.bootstrap.pg_hba, expected, "{value}");
+}
+
+#[test]
+fn a_line_of_pg_hba_may_hold_commas_in_a_variable() {
+    lines("host all app,other 10.0.0.0/24 scram-sha-256", &["host all app,other 10.0.0.0/24 scram-sha-256"]);
+    let two = ["host a,b all 10.0.0.0/24 scram-sha-256", "host all all ::1/128 reject"];
+    lines("\nhost a,b all 10.0.0.0/24 scram-sha-256\n  host all all ::1/128 reject\n", &two);
+    lines("[\"host a,b all 10.0.0.0/24 scram-sha-256\", 'host all all ::1/128 reject']", &two);
+    lines("[]", &[]);
+    let error = load(&[("RHONE_BOOTSTRAP_PG_HBA", "[\"host all all all reject\"")]).expect_err("not closed");
+    assert!(error.starts_with("error: $RHONE_BOOTSTRAP_PG_HBA: `bootstrap.pg-hba`: "), "{error}");
+    assert!(error.contains("hint: [\"…\", \"…\"] as in the file, or one on each line"), "{error}");
+    let error =
+        load(&[("RHONE_BOOTSTRAP_PG_HBA", "[\"host all all all reject\", 1]")]).expect_err("a number");
+    assert!(error.contains("has each of them in quotes"), "{error}");
+}
+
+#[test]
+fn addresses_are_parted_at_commas_or_lines_or_are_a_list() {
+    let expected = ["[fd00::11]:7400", "127.0.0.1:7400"];
+    for value in [
+        "[fd00::11]:7400, 127.0.0.1:7400",
+        "[fd00::11]:7400\n127.0.0.1:7400\n",
+        "[ \"[fd00::11]:7400\", \"127.0.0.1:7400\" ]",
+    ] {
+        let config = load(&[("RHONE_NODE_PEERS", value), ("RHONE_TLS_INSECURE", "true")]).expect("sound");
+        let peers: Vec<String> = config.node.peers.iter().map(ToString::to_string).collect();
+        assert_eq!(peers, expected, "{value}");
+    }
+}
+
+#[test]
+fn a_programs_argument_may_hold_commas() {
+    for value in ["[\"/bin/hook\", \"a,b\"]", "/bin/hook\na,b"] {
+        let config = load(&[("RHONE_HOOKS_ON_START", value)]).expect("sound");
+        let hook = config.hooks.on_start.expect("a hook");
+        assert_eq!((hook.program.to_str(), hook.arguments), (Some("/bin/hook"), vec!["a,b".to_owned()]));
+    }
+}
+
+#[test]
+fn one_file_serves_a_witness_too() {
+    let config = load(&[("RHONE_NODE_KIND", "witness"), ("RHONE_NODE_NAME", "wit-1")]).expect("sound");
+    assert_eq!((config.kind(), &config.postgres), (MemberKind::Witness, &None));
+    let said: Vec<String> = advice(&config).into_iter().map(|problem| problem.message).collect();
+    assert_eq!(
+        said,
+        ["`postgres.data-dir` counts for nothing here: RHONE_NODE_KIND makes this member a witness"]
+    );
+    assert_eq!(load(&[("RHONE_NODE_KIND", "data")]).expect("sound").spare, None);
+}
