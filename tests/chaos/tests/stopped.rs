@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
-use rhone_chaos::cluster::{Cluster, LIMIT, Spec};
+use rhone_chaos::cluster::{Cluster, LIMIT, Spec, Sync};
+use rhone_chaos::disk;
 use rhone_chaos::lock::take_turn;
+use rhone_chaos::node::Extras;
 use rhone_chaos::process::Signal;
-use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap};
+use rhone_chaos::scenario::{Excuse, GAP_LIMIT, Verdict, check_gap, report};
 use rhone_chaos::workload::Plan;
 
 /// A Postgres without progress is given ten seconds before it counts as hung (docs/safety.md 9).
@@ -57,4 +59,30 @@ fn a_postgres_that_makes_no_progress_is_replaced() -> Result<()> {
     workload.wait_for(100, LIMIT)?;
     let history = workload.stop()?;
     Verdict::of(&cluster, &history, &[Excuse::lease(at)])?.check(&cluster)
+}
+
+/// The disk takes no write any more, and Postgres goes on answering whoever only reads.
+#[test]
+fn a_primary_whose_disk_hangs_is_replaced() -> Result<()> {
+    if let Some(why) = disk::impossible() {
+        report(&format!("SKIPPED: {why}"));
+        return Ok(());
+    }
+    let _turn = take_turn()?;
+    let extras = Extras { disks: true, ..Extras::default() };
+    let cluster = Cluster::start(&Spec { sync: Sync::Quorum, extras, ..Spec::asynchronous(3) })?;
+    let workload = cluster.workload(&Plan::default());
+    workload.wait_for(200, LIMIT)?;
+    let primary = cluster.wait_whole()?;
+    cluster.wait_secured()?;
+    let at = Moment::now();
+    let (data, _) = cluster.node(primary)?.disks()?;
+    data.hang(true)?;
+    let elsewhere = workload.wait_elsewhere(primary, at, LIMIT);
+    data.hang(false)?;
+    let first = elsewhere.with_context(|| cluster.dump())?;
+    report(&format!("{:.1} s until another acknowledged", first.finished.since(at).as_secs_f64()));
+    cluster.wait_whole()?;
+    workload.wait_for(100, LIMIT)?;
+    Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
 }

@@ -105,6 +105,8 @@ pub struct Facts {
     pub lease_epoch: Epoch,
     /// How many probes in a row were not answered, and since when.
     pub unanswered: (u32, BootTime),
+    /// Since when a primary's WAL has not reached its disk.
+    pub(super) unflushed: observe::Unflushed,
     /// The system identifier of its data directory.
     pub system_id: Option<SystemId>,
     /// The highest timeline number in its files.

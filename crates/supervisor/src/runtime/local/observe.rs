@@ -6,7 +6,7 @@ use rhone_pgctl::datadir::{self, DataDir};
 use rhone_pgctl::error::PgError;
 use rhone_pgctl::probe::{Probe, RoleFacts, StandbyFacts, probe};
 use rhone_pgctl::replication::identify_system;
-use rhone_pgctl::wal::{Timeline, WalPosition};
+use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
 
 use super::{Local, PROGRAM_LIMIT};
 use crate::guardian::GuardState;
@@ -19,8 +19,33 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// And how many probes in a row must have got none.
 const HUNG_PROBES: u32 = 3;
 
-/// After how long without any answer an instance that had answered counts as hung (docs/safety.md 9).
+/// After how long without any answer an instance that had answered counts as hung (docs/safety.md 9); and a primary
+/// whose flushed WAL stands still though a process waits for it at each look: its disk hangs.
 const HUNG: Duration = Duration::from_secs(10);
+
+/// Since when the end of the flushed WAL has stood still while somebody waited for it, and in how many looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unflushed {
+    at: Option<(Lsn, BootTime)>,
+    looks: u32,
+}
+
+impl Unflushed {
+    /// Takes note of a look: the end of the flushed WAL, if a process waits for more of it.
+    fn next(self, waits_at: Option<Lsn>, now: BootTime) -> Self {
+        match (self.at, waits_at) {
+            (_, None) => Self::default(),
+            (Some((known, since)), Some(lsn)) if known == lsn => {
+                Self { at: Some((lsn, since)), looks: self.looks.saturating_add(1) }
+            }
+            (_, Some(lsn)) => Self { at: Some((lsn, now)), looks: 1 },
+        }
+    }
+
+    fn is_hung(self, now: BootTime) -> bool {
+        self.looks >= HUNG_PROBES && self.at.is_some_and(|(_, since)| now.saturating_since(since) > HUNG)
+    }
+}
 
 impl Local {
     /// Looks at the instance.
@@ -108,6 +133,10 @@ impl Local {
         match &probe.role {
             RoleFacts::Primary(primary) => {
                 let mut facts = self.facts();
+                facts.unflushed = facts.unflushed.next(primary.flushing.then_some(primary.flushed.lsn), now);
+                if facts.unflushed.is_hung(now) {
+                    return Instance::Hung { epoch: facts.primary_epoch };
+                }
                 facts.highest_timeline = facts.highest_timeline.max(primary.flushed.timeline);
                 Instance::Primary {
                     epoch: facts.primary_epoch,
@@ -244,5 +273,29 @@ fn with_hint(error: &PgError) -> String {
     match error.hint() {
         Some(hint) => format!("{error} (hint: {hint})"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each look: at which second, and the flushed LSN if somebody waits.
+    #[track_caller]
+    fn check(looks: &[(u64, Option<u64>)], hung: bool) {
+        let second = |s: u64| BootTime::from_nanos(s * 1_000_000_000);
+        let seen = looks
+            .iter()
+            .fold(Unflushed::default(), |seen, (at, lsn)| seen.next(lsn.map(Lsn::new), second(*at)));
+        assert_eq!(looks.last().is_some_and(|(at, _)| seen.is_hung(second(*at))), hung, "{looks:?}");
+    }
+
+    #[test]
+    fn a_disk_hangs_when_somebody_waits_for_it_at_each_look_and_nothing_moves() {
+        check(&[(0, Some(7)), (5, Some(7)), (11, Some(7))], true);
+        check(&[(0, Some(7)), (5, Some(7)), (10, Some(7))], false); // not yet
+        check(&[(0, Some(7)), (5, Some(8)), (11, Some(8))], false); // slow is not hung
+        check(&[(0, Some(7)), (5, None), (11, Some(7))], false); // nobody waited
+        check(&[(0, Some(7)), (3600, Some(7))], false); // a host that slept
     }
 }
