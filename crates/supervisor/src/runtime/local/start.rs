@@ -23,6 +23,9 @@ const GUARDIAN_KILLS: Duration = Duration::from_secs(2);
 /// Between two looks at whether the guardian has an instance: one read of shared memory.
 const GONE_POLL: Duration = Duration::from_millis(2);
 
+/// How long the guardian may take to notice that its postmaster has ended; it takes about a millisecond.
+const END_NOTICED: Duration = Duration::from_secs(5);
+
 /// How long killing everything may take.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -104,11 +107,12 @@ impl Local {
         // The stopped facts hold until there is something newer to know.
         self.guardian.start(spec).await?;
         self.facts().stopped = None;
-        match self.started().await {
-            Ok(()) => Ok(()),
-            Err(error) if self.has_instance() => Err(error),
-            Err(error) => Err(self.blame(log, error).await),
+        let Err(error) = self.started().await else { return Ok(()) };
+        if process::stray_processes(self.data_dir()).is_empty() {
+            // The guardian notices an end a moment after whoever looks at the processes; until then nobody would be blamed.
+            drop(tokio::time::timeout(END_NOTICED, self.gone()).await);
         }
+        Err(if self.has_instance() { error } else { self.blame(log, error).await })
     }
 
     async fn started(&self) -> Result<(), LocalError> {
