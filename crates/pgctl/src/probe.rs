@@ -151,7 +151,7 @@ SELECT r.rec, s.system_identifier, current_setting('server_version_num'),
   coalesce(to_jsonb(w)->>'flushed_lsn', to_jsonb(w)->>'received_lsn'), extract(epoch FROM w.last_msg_receipt_time),
   c.redo_lsn,
   CASE WHEN NOT r.rec AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() THEN EXISTS (
-    SELECT FROM pg_stat_activity WHERE wait_event IN ('WALWrite', 'WALSync', 'WALInitWrite', 'WALInitSync'))
+    SELECT FROM pg_stat_activity WHERE lower(wait_event) IN ('walwrite', 'walsync', 'walinitwrite', 'walinitsync'))
   ELSE false END
 FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r
   CROSS JOIN pg_control_system() s CROSS JOIN pg_control_checkpoint() c CROSS JOIN pg_control_recovery() v

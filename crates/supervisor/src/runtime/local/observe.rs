@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use rhone_consensus::ids::Epoch;
 use rhone_pgctl::datadir::{self, DataDir};
 use rhone_pgctl::error::PgError;
 use rhone_pgctl::probe::{Probe, RoleFacts, StandbyFacts, probe};
 use rhone_pgctl::replication::identify_system;
-use rhone_pgctl::wal::{Lsn, Timeline, WalPosition};
+use rhone_pgctl::wal::{Timeline, WalPosition};
 
+use super::stall::{HUNG_LOOKS, hung_after};
 use super::{Local, PROGRAM_LIMIT};
 use crate::guardian::GuardState;
 use crate::runtime::clock::BootTime;
@@ -15,37 +17,6 @@ use crate::view::Instance;
 
 /// How long one probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
-
-/// And how many probes in a row must have got none.
-const HUNG_PROBES: u32 = 3;
-
-/// After how long without any answer an instance that had answered counts as hung (docs/safety.md 9); and a primary
-/// whose flushed WAL stands still though a process waits for it at each look: its disk hangs.
-const HUNG: Duration = Duration::from_secs(10);
-
-/// Since when the end of the flushed WAL has stood still while somebody waited for it, and in how many looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Unflushed {
-    at: Option<(Lsn, BootTime)>,
-    looks: u32,
-}
-
-impl Unflushed {
-    /// Takes note of a look: the end of the flushed WAL, if a process waits for more of it.
-    fn next(self, waits_at: Option<Lsn>, now: BootTime) -> Self {
-        match (self.at, waits_at) {
-            (_, None) => Self::default(),
-            (Some((known, since)), Some(lsn)) if known == lsn => {
-                Self { at: Some((lsn, since)), looks: self.looks.saturating_add(1) }
-            }
-            (_, Some(lsn)) => Self { at: Some((lsn, now)), looks: 1 },
-        }
-    }
-
-    fn is_hung(self, now: BootTime) -> bool {
-        self.looks >= HUNG_PROBES && self.at.is_some_and(|(_, since)| now.saturating_since(since) > HUNG)
-    }
-}
 
 impl Local {
     /// Looks at the instance.
@@ -78,6 +49,7 @@ impl Local {
             probe(&mut connection, PROBE_LIMIT).await
         };
         let now = self.shared.clock.now();
+        self.facts().stall.works(self.disk_work.oldest(), now);
         match answer {
             Ok(probe) => self.answered(probe, now).await,
             Err(error) => {
@@ -88,6 +60,10 @@ impl Local {
     }
 
     fn unanswered(&self, now: BootTime) -> Instance {
+        let limit = hung_after(self.shared.timing());
+        if self.facts().stopping {
+            self.test_disk(now);
+        }
         // The guardian may have ended it meanwhile: then the next look sees it.
         let mut facts = self.facts();
         if !facts.ready {
@@ -96,7 +72,9 @@ impl Local {
         // Counted from the first probe that got no answer: a host that slept is not hung.
         let (count, since) = facts.unanswered;
         facts.unanswered = (count.saturating_add(1), if count == 0 { now } else { since });
-        if count >= HUNG_PROBES && now.saturating_since(since) > HUNG {
+        // One that shuts down answers nobody, however long its checkpoint takes: only its disk may hang.
+        let silent = !facts.stopping && count >= HUNG_LOOKS && now.saturating_since(since) > limit;
+        if silent || (facts.primary_epoch > Epoch(0) && facts.stall.is_hung(limit)) {
             return Instance::Hung { epoch: facts.primary_epoch };
         }
         match &facts.probe {
@@ -107,6 +85,21 @@ impl Local {
             },
             Some(_) | None => Instance::Starting,
         }
+    }
+
+    /// Finds out whether the data directory's disk takes writes, off this thread; the answer is that it ends. To be
+    /// asked only of an instance that is being stopped: an idle one's disk is left alone.
+    fn test_disk(&self, now: BootTime) {
+        if self.disk_work.oldest().is_some() {
+            return;
+        }
+        let working = self.disk_work.begin(now);
+        let data_dir = self.data_dir().to_owned();
+        drop(tokio::task::spawn_blocking(move || {
+            // An error is an answer, too.
+            drop(rhone_pgctl::file::try_writing(&data_dir));
+            drop(working);
+        }));
     }
 
     async fn answered(&self, probe: Probe, now: BootTime) -> Instance {
@@ -132,9 +125,10 @@ impl Local {
         self.note_streams(&probe, now);
         match &probe.role {
             RoleFacts::Primary(primary) => {
+                let limit = hung_after(self.shared.timing());
                 let mut facts = self.facts();
-                facts.unflushed = facts.unflushed.next(primary.flushing.then_some(primary.flushed.lsn), now);
-                if facts.unflushed.is_hung(now) {
+                facts.stall.flushes(primary.flushing.then_some(primary.flushed.lsn), now);
+                if facts.stall.is_hung(limit) {
                     return Instance::Hung { epoch: facts.primary_epoch };
                 }
                 facts.highest_timeline = facts.highest_timeline.max(primary.flushed.timeline);
@@ -273,29 +267,5 @@ fn with_hint(error: &PgError) -> String {
     match error.hint() {
         Some(hint) => format!("{error} (hint: {hint})"),
         None => error.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Each look: at which second, and the flushed LSN if somebody waits.
-    #[track_caller]
-    fn check(looks: &[(u64, Option<u64>)], hung: bool) {
-        let second = |s: u64| BootTime::from_nanos(s * 1_000_000_000);
-        let seen = looks
-            .iter()
-            .fold(Unflushed::default(), |seen, (at, lsn)| seen.next(lsn.map(Lsn::new), second(*at)));
-        assert_eq!(looks.last().is_some_and(|(at, _)| seen.is_hung(second(*at))), hung, "{looks:?}");
-    }
-
-    #[test]
-    fn a_disk_hangs_when_somebody_waits_for_it_at_each_look_and_nothing_moves() {
-        check(&[(0, Some(7)), (5, Some(7)), (11, Some(7))], true);
-        check(&[(0, Some(7)), (5, Some(7)), (10, Some(7))], false); // not yet
-        check(&[(0, Some(7)), (5, Some(8)), (11, Some(8))], false); // slow is not hung
-        check(&[(0, Some(7)), (5, None), (11, Some(7))], false); // nobody waited
-        check(&[(0, Some(7)), (3600, Some(7))], false); // a host that slept
     }
 }

@@ -327,10 +327,9 @@ impl NodeLoop {
             Instance::Absent
             | Instance::Unusable(_)
             | Instance::Stopped { .. }
-            | Instance::Standby { .. }
-            | Instance::Hung { .. } => LOOK_EVERY,
+            | Instance::Standby { .. } => LOOK_EVERY,
             // Where no renewal comes, the lease's end is looked at when it comes, not up to a quarter second later.
-            Instance::Primary { .. } => {
+            Instance::Primary { .. } | Instance::Hung { .. } => {
                 let until = self.local.lease.status().until;
                 return watch_in(until, self.shared.timing(), self.shared.clock.now());
             }
@@ -445,15 +444,16 @@ impl NodeLoop {
     fn tick(&mut self) {
         let now = self.shared.now();
         let due = match self.instance {
-            Instance::Primary { .. } => now.millis_since(self.looked_at) >= LOOK_PRIMARY_MS,
+            Instance::Primary { .. } | Instance::Hung { .. } => {
+                now.millis_since(self.looked_at) >= LOOK_PRIMARY_MS
+            }
             Instance::Unknown
             | Instance::Absent
             | Instance::Unusable(_)
             | Instance::Stopped { .. }
             | Instance::Starting
             | Instance::Standby { .. }
-            | Instance::Frozen { .. }
-            | Instance::Hung { .. } => true,
+            | Instance::Frozen { .. } => true,
         };
         if due && self.looking.is_none() {
             self.fresh = false;
@@ -462,6 +462,9 @@ impl NodeLoop {
 
     fn looked(&mut self, instance: Instance) {
         self.looked_at = self.shared.now();
+        if matches!(instance, Instance::Hung { .. }) && !matches!(self.instance, Instance::Hung { .. }) {
+            tracing::warn!(stall = ?self.local.facts().stall, "postgres makes no progress");
+        }
         self.instance = instance;
     }
 
@@ -538,6 +541,11 @@ impl NodeLoop {
             | Instance::Hung { .. } => return,
         };
         if epoch == Epoch(0) || !self.guardian || !self.local.has_instance() {
+            return;
+        }
+        // What ends it ends the renewing first, and its promise may wait for a disk that hangs.
+        let ends = |running: &Running| matches!(running.effect, Effect::Fence | Effect::Revoke);
+        if self.running.as_ref().is_some_and(ends) {
             return;
         }
         if self.shared.hard.get().promise > epoch || state.epoch > epoch {
