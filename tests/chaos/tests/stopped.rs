@@ -1,8 +1,6 @@
 //! What runs and does nothing: a stopped guardian, a Postgres that makes no progress. Nobody dies
 //! here, so that somebody has to notice.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use rhone_chaos::clock::Moment;
 use rhone_chaos::cluster::{Cluster, LIMIT, Spec, Sync};

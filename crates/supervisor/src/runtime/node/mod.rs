@@ -107,6 +107,8 @@ struct NodeLoop {
     upkeep: Option<JoinHandle<()>>,
     upkept: Moment,
     settled: Epoch,
+    /// The epoch whose instance hung when it last ran.
+    hung: Epoch,
 }
 
 /// Runs the loop until this member is to stop or its guardian is gone.
@@ -138,6 +140,7 @@ pub async fn run(
         upkeep: None,
         upkept: now,
         settled: Epoch(0),
+        hung: Epoch(0),
         local: Arc::clone(&local),
     };
     loop {
@@ -462,8 +465,22 @@ impl NodeLoop {
 
     fn looked(&mut self, instance: Instance) {
         self.looked_at = self.shared.now();
-        if matches!(instance, Instance::Hung { .. }) && !matches!(self.instance, Instance::Hung { .. }) {
-            tracing::warn!(stall = ?self.local.facts().stall, "postgres makes no progress");
+        match instance {
+            Instance::Hung { epoch } => {
+                if !matches!(self.instance, Instance::Hung { .. }) {
+                    tracing::warn!(%epoch, stall = ?self.local.facts().stall, "postgres makes no progress");
+                }
+                self.hung = epoch;
+            }
+            // What is frozen shows nothing of its progress.
+            Instance::Frozen { .. } => {}
+            Instance::Unknown
+            | Instance::Absent
+            | Instance::Unusable(_)
+            | Instance::Stopped { .. }
+            | Instance::Starting
+            | Instance::Standby { .. }
+            | Instance::Primary { .. } => self.hung = Epoch(0),
         }
         self.instance = instance;
     }
@@ -525,7 +542,7 @@ impl NodeLoop {
     /// Keeps the lease's target in step with the voters while this member runs a primary.
     fn keep_lease(&self, state: &ClusterState) {
         let epoch = match self.instance {
-            Instance::Primary { epoch, .. } | Instance::Frozen { epoch } => epoch,
+            Instance::Primary { epoch, .. } | Instance::Frozen { epoch } | Instance::Hung { epoch } => epoch,
             // Nothing runs: an explicit end of the lease lets another take over at once (docs/safety.md 9).
             Instance::Absent | Instance::Unusable(_) | Instance::Stopped { .. } if self.running.is_none() => {
                 self.local.lease.set_target(None);
@@ -537,8 +554,7 @@ impl NodeLoop {
             | Instance::Unusable(_)
             | Instance::Stopped { .. }
             | Instance::Starting
-            | Instance::Standby { .. }
-            | Instance::Hung { .. } => return,
+            | Instance::Standby { .. } => return,
         };
         if epoch == Epoch(0) || !self.guardian || !self.local.has_instance() {
             return;
@@ -546,6 +562,12 @@ impl NodeLoop {
         // What ends it ends the renewing first, and its promise may wait for a disk that hangs.
         let ends = |running: &Running| matches!(running.effect, Effect::Fence | Effect::Revoke);
         if self.running.as_ref().is_some_and(ends) {
+            return;
+        }
+        // Its word that it hangs may reach no leader, its Raft store being on the same disk: silence is heard. While
+        // failovers are paused nobody would take over.
+        if self.hung == epoch && !state.paused {
+            self.local.lease.set_target(None);
             return;
         }
         if self.shared.hard.get().promise > epoch || state.epoch > epoch {
