@@ -105,6 +105,21 @@ pub(crate) async fn sync_tree(data_dir: &Path) -> Result<(), PgError> {
     done.map_err(|error| PgError::unexpected("sync the data directory", error.to_string()))?
 }
 
+/// The file of [`try_writing`].
+const TRIAL: &str = "rhone.trial";
+
+/// Writes a few bytes into a file in a directory, durably, and removes it: returns when the disk has taken them.
+///
+/// # Errors
+/// [`PgError::Io`]: it refuses.
+pub fn try_writing(directory: &Path) -> Result<(), PgError> {
+    let path = directory.join(TRIAL);
+    let mut file = File::create(&path).map_err(PgError::io("create", &path))?;
+    file.write_all(b"?").map_err(PgError::io("write", &path))?;
+    file.sync_data().map_err(PgError::io("sync", &path))?;
+    fs::remove_file(&path).map_err(PgError::io("remove", &path))
+}
+
 pub(crate) fn sync_parent(path: &Path) -> Result<(), PgError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     sync_directory(parent)
@@ -166,6 +181,8 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert!(remove(&path).unwrap());
         assert!(!remove(&path).unwrap());
+        try_writing(dir.path()).unwrap();
+        try_writing(&dir.path().join("missing")).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -49,6 +49,8 @@ pub struct PrimaryFacts {
     pub flushed: WalPosition,
     /// The end of the WAL that it has written into its buffers.
     pub inserted: Lsn,
+    /// Whether a process of it waits just now for WAL to be written to its files or flushed.
+    pub flushing: bool,
     /// The timeline of its latest checkpoint; below its own, it cannot be rewound from yet.
     pub checkpoint_timeline: Timeline,
 }
@@ -151,7 +153,10 @@ SELECT r.rec, s.system_identifier, current_setting('server_version_num'),
   current_setting('primary_conninfo') <> '',
   w.status, w.sender_host, w.sender_port, w.received_tli,
   coalesce(to_jsonb(w)->>'flushed_lsn', to_jsonb(w)->>'received_lsn'), extract(epoch FROM w.last_msg_receipt_time),
-  c.redo_lsn
+  c.redo_lsn,
+  CASE WHEN NOT r.rec AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() THEN EXISTS (
+    SELECT FROM pg_stat_activity WHERE lower(wait_event) IN ('walwrite', 'walsync', 'walinitwrite', 'walinitsync'))
+  ELSE false END
 FROM (SELECT pg_is_in_recovery() AS rec OFFSET 0) r
   CROSS JOIN pg_control_system() s CROSS JOIN pg_control_checkpoint() c CROSS JOIN pg_control_recovery() v
   LEFT JOIN pg_stat_wal_receiver w ON true;
@@ -237,6 +242,7 @@ fn parse(messages: &[SimpleQueryMessage]) -> Option<Probe> {
         RoleFacts::Primary(PrimaryFacts {
             flushed: WalPosition::new(timeline, field(row, 7)?),
             inserted: field(row, 8)?,
+            flushing: flag(row, 24),
             checkpoint_timeline: Timeline::new(field(row, 10)?),
         })
     };

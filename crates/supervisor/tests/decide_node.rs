@@ -286,6 +286,55 @@ fn row_with(
     format!("{text:<62} {made}{down}")
 }
 
+/// What serves may be waiting for the very disk that hangs; what ends, starts or copies speaks for itself.
+#[test]
+fn an_effect_that_serves_keeps_no_primary_that_hangs_from_saying_so() {
+    let state = state("mine, established");
+    let says = |effect, instance: &Instance| {
+        let view = NodeView {
+            state: &state,
+            me: ME,
+            instance,
+            promise: Epoch(8),
+            unfinished: None,
+            copied: false,
+            stranger: false,
+            policy: Some(LogIndex(9)),
+            secured: Some(LogIndex(9)),
+            revoke: None,
+            running: Some((effect, Epoch(8))),
+            leaving: false,
+            leave_now: false,
+            behind: false,
+            guardian: true,
+            rewinds_failed: 0,
+            start_failed: None,
+            sources: rhone::view::Sources::default(),
+            chores: Chores::default(),
+        };
+        decide::down(&view).is_some()
+    };
+    for (effect, serves) in [
+        (Effect::SetPolicy, true),
+        (Effect::OpenGate, true),
+        (Effect::HandOver, true),
+        (Effect::Promote, false),
+        (Effect::Start(None), false),
+        (Effect::Follow(OTHER), false),
+        (Effect::Stop, false),
+        (Effect::Revoke, false),
+        (Effect::Fence, false),
+        (Effect::Rewind(OTHER), false),
+        (Effect::Clone(OTHER), false),
+        (Effect::InitDb, false),
+    ] {
+        for (name, instance) in instances() {
+            let hangs = matches!(instance, Instance::Hung { epoch } if epoch.0 != 4);
+            assert_eq!(says(effect, &instance), serves && hangs, "{} with {name}", effect.code());
+        }
+    }
+}
+
 /// An operator's fence holds whatever Postgres is, and never the newest owner's.
 #[test]
 fn a_fenced_member_is_stopped_and_rests() {

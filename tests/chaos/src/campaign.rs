@@ -466,9 +466,18 @@ impl<'a> Campaign<'a> {
             round.gap = gap.length.as_secs_f64();
         }
         report(&round.to_string());
-        let number = round.number;
+        let (number, gap) = (round.number, round.gap);
         self.rounds.push(round);
         back.with_context(|| format!("round {number}"))?;
+        let faults: Vec<(Fault, bool)> =
+            blow.strikes.iter().map(|planned| (planned.fault, planned.on == Target::Primary)).collect();
+        if let Some(limit) = Fault::replaced_within(&faults)
+            && gap > limit.as_secs_f64()
+        {
+            bail!(
+                "round {number}: {gap:.1} s without writes, although others could take over within {limit:?}"
+            );
+        }
         let asynchronous = self.order.script.topology.sync == Sync::Off;
         let limited = |proof: &_| asynchronous && self.excuses.iter().any(|excuse| excuse.limits(proof));
         match checker::two_primaries(&history).iter().find(|proof| !limited(proof)) {

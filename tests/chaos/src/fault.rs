@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::namespace::Means;
 use crate::node::Extras;
-use crate::scenario::LEASE;
+use crate::scenario::{GAP_LIMIT, HUNG, LEASE};
 use crate::{binary, disk, latency, limits, walltime};
 
 /// One kind of fault, done to one member.
@@ -266,6 +266,16 @@ impl Fault {
             | Self::ClockBack
             | Self::ClockSteps => Harm::Nothing,
         }
+    }
+
+    /// Longest time without writes of a round whose faults, with whether each strikes the primary, leave standbys that
+    /// can take over however long it lasts: what the product promises (decision 0062), and more for a loaded
+    /// machine. `None`: not judged.
+    pub fn replaced_within(faults: &[(Self, bool)]) -> Option<Duration> {
+        let hangs = faults.contains(&(Self::HungData, true));
+        let known =
+            faults.iter().all(|fault| matches!(fault, (Self::HungData, true) | (Self::Switchover, _)));
+        (hangs && known).then_some(HUNG + GAP_LIMIT * 2)
     }
 
     /// Whether it can leave a primary that serves and nobody to fence it: supervisor and guardian are

@@ -16,6 +16,9 @@ use crate::workload::Workload;
 /// benchmark's; here a loaded machine must not fail a run that is right.
 pub const GAP_LIMIT: Duration = Duration::from_secs(15);
 
+/// A Postgres without progress, and a disk without, are given ten seconds before they count as hung (docs/safety.md 9).
+pub const HUNG: Duration = Duration::from_secs(10);
+
 /// The default lease (docs/safety.md 3) and as much again for a loaded machine's late timers.
 pub const LEASE: Duration = Duration::from_millis(3000);
 

@@ -193,7 +193,7 @@ fn hands_over(view: &NodeView<'_>) -> bool {
 /// then opens another epoch.
 pub fn down(view: &NodeView<'_>) -> Option<(Epoch, String)> {
     let grant = view.state.current_grant().filter(|grant| grant.owner == view.me)?;
-    if view.running.is_some() {
+    if view.running.is_some_and(|(effect, _)| !may_wait_for_what_hangs(effect, view.instance)) {
         return None;
     }
     let why = |detail: &str| Some((grant.epoch, detail.to_owned()));
@@ -255,6 +255,24 @@ pub fn down(view: &NodeView<'_>) -> Option<(Epoch, String)> {
         | Instance::Frozen { .. }
         | Instance::Hung { .. } => None,
     }
+}
+
+/// Whether an effect on a primary that hangs may be waiting for the very disk or server that does: it keeps nobody
+/// from saying so (decision 0062).
+fn may_wait_for_what_hangs(effect: Effect, instance: &Instance) -> bool {
+    let serves = match effect {
+        Effect::SetPolicy | Effect::OpenGate | Effect::HandOver => true,
+        Effect::InitDb
+        | Effect::Start(_)
+        | Effect::Follow(_)
+        | Effect::Revoke
+        | Effect::Promote
+        | Effect::Fence
+        | Effect::Stop
+        | Effect::Rewind(_)
+        | Effect::Clone(_) => false,
+    };
+    serves && matches!(instance, Instance::Hung { .. })
 }
 
 /// Nobody owns the newest epoch yet.

@@ -19,6 +19,9 @@ use crate::runtime::clock::Clock;
 /// The file name of Postgres's program, by which its processes are known.
 const PROGRAM: &str = "postgres";
 
+/// The longest pause between two rounds of killing.
+const PAUSE_LIMIT: Duration = Duration::from_millis(100);
+
 /// Why an emergency measure is not known to have worked.
 #[derive(Debug, thiserror::Error)]
 pub enum EmergencyError {
@@ -61,6 +64,7 @@ pub fn kill_instance(
     }
     let clock = Clock;
     let end = clock.now().saturating_add(limit);
+    let mut pause = Duration::from_millis(2);
     let mut dying = Vec::new();
     let mut seen = BTreeSet::new();
     loop {
@@ -87,7 +91,9 @@ pub fn kill_instance(
             let pid = dying.first().map_or(0, |process| process.pid.as_raw_pid().unsigned_abs());
             return Err(EmergencyError::Left { left: dying.len(), pid, limit });
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(pause);
+        // What waits for a disk that hangs ends with that: no reason to keep a core busy.
+        pause = (pause * 2).min(PAUSE_LIMIT);
     }
 }
 

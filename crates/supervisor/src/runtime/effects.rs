@@ -30,7 +30,20 @@ pub async fn carry_out(
     epoch: Epoch,
     able: bool,
 ) -> Result<Done, LocalError> {
-    local.files_at_rest().await;
+    match effect {
+        // What ends a primary waits for no disk: a Revoke waits for it after that (decision 0062).
+        Effect::Fence | Effect::Revoke => {}
+        Effect::InitDb
+        | Effect::Start(_)
+        | Effect::Follow(_)
+        | Effect::Promote
+        | Effect::SetPolicy
+        | Effect::OpenGate
+        | Effect::HandOver
+        | Effect::Stop
+        | Effect::Rewind(_)
+        | Effect::Clone(_) => local.files_at_rest().await,
+    }
     match effect {
         Effect::InitDb => local.init_db().await?,
         Effect::Start(None) => local.start_as_owner(epoch).await?,

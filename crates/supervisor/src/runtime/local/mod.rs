@@ -2,6 +2,7 @@
 //!
 //! - [`Local`]: who runs where, and what was seen last.
 //! - `observe`: looks, changes nothing.
+//! - `stall`: when its disk counts as hanging.
 //! - `forked`: keeps WAL aside before it is rewound over.
 //! - `start`, `serve`, `copy`: the effects, each idempotent; only `effects.rs` calls them.
 
@@ -12,6 +13,7 @@ mod identity;
 mod observe;
 mod policy;
 mod serve;
+mod stall;
 mod start;
 mod streams;
 pub mod takeover;
@@ -44,6 +46,7 @@ use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
 use crate::view::Pending;
 
+use stall::{DiskWork, Stall};
 use streams::Streams;
 
 pub use configure::started_ms;
@@ -105,6 +108,10 @@ pub struct Facts {
     pub lease_epoch: Epoch,
     /// How many probes in a row were not answered, and since when.
     pub unanswered: (u32, BootTime),
+    /// What speaks for a disk that hangs.
+    pub stall: Stall,
+    /// Whether a primary is being shut down in order.
+    pub stopping: bool,
     /// The system identifier of its data directory.
     pub system_id: Option<SystemId>,
     /// The highest timeline number in its files.
@@ -188,6 +195,7 @@ pub struct Local {
     facts: Mutex<Facts>,
     /// Held by work on files that goes on when the effect that began it is cut short.
     files: Arc<tokio::sync::Mutex<()>>,
+    disk_work: Arc<DiskWork>,
 }
 
 impl Local {
@@ -211,6 +219,7 @@ impl Local {
             connection: tokio::sync::Mutex::new(LocalConnection::new(target)),
             facts: Mutex::new(Facts::default()),
             files: Arc::default(),
+            disk_work: Arc::default(),
         }
     }
 
@@ -396,9 +405,10 @@ impl Local {
         work: impl FnOnce() -> Result<T, PgError> + Send + 'static,
     ) -> Result<T, LocalError> {
         let turn = Arc::clone(&self.files).lock_owned().await;
+        let working = self.disk_work.begin(self.shared.clock.now());
         let done = tokio::task::spawn_blocking(move || {
             let done = work();
-            drop(turn);
+            drop((working, turn));
             done
         });
         Ok(done.await.map_err(|error| LocalError::Stale(error.to_string()))??)

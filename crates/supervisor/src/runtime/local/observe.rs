@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rhone_consensus::ids::Epoch;
 use rhone_pgctl::control::{self, DbState};
 use rhone_pgctl::datadir::{self, DataDir};
 use rhone_pgctl::error::PgError;
@@ -9,6 +10,7 @@ use rhone_pgctl::probe::{Probe, RoleFacts, StandbyFacts, probe};
 use rhone_pgctl::replication::identify_system;
 use rhone_pgctl::wal::{Timeline, WalPosition};
 
+use super::stall::{HUNG_LOOKS, hung_after};
 use super::{Local, PROGRAM_LIMIT};
 use crate::guardian::GuardState;
 use crate::runtime::clock::BootTime;
@@ -16,12 +18,6 @@ use crate::view::Instance;
 
 /// How long one probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
-
-/// And how many probes in a row must have got none.
-const HUNG_PROBES: u32 = 3;
-
-/// After how long without any answer an instance that had answered counts as hung (docs/safety.md 9).
-const HUNG: Duration = Duration::from_secs(10);
 
 impl Local {
     /// Looks at the instance.
@@ -58,6 +54,7 @@ impl Local {
             probe(&mut connection, PROBE_LIMIT).await
         };
         let now = self.shared.clock.now();
+        self.facts().stall.works(self.disk_work.oldest(), now);
         match answer {
             Ok(probe) => self.answered(probe, now).await,
             Err(error) => {
@@ -68,6 +65,10 @@ impl Local {
     }
 
     fn unanswered(&self, now: BootTime) -> Instance {
+        let limit = hung_after(self.shared.timing());
+        if self.facts().stopping {
+            self.test_disk(now);
+        }
         // The guardian may have ended it meanwhile: then the next look sees it.
         let mut facts = self.facts();
         if !facts.ready {
@@ -76,7 +77,9 @@ impl Local {
         // Counted from the first probe that got no answer: a host that slept is not hung.
         let (count, since) = facts.unanswered;
         facts.unanswered = (count.saturating_add(1), if count == 0 { now } else { since });
-        if count >= HUNG_PROBES && now.saturating_since(since) > HUNG {
+        // One that shuts down answers nobody, however long its checkpoint takes: only its disk may hang.
+        let silent = !facts.stopping && count >= HUNG_LOOKS && now.saturating_since(since) > limit;
+        if silent || (facts.primary_epoch > Epoch(0) && facts.stall.is_hung(limit)) {
             return Instance::Hung { epoch: facts.primary_epoch };
         }
         match &facts.probe {
@@ -87,6 +90,21 @@ impl Local {
             },
             Some(_) | None => Instance::Starting,
         }
+    }
+
+    /// Finds out whether the data directory's disk takes writes, off this thread; the answer is that it ends. To be
+    /// asked only of an instance that is being stopped: an idle one's disk is left alone.
+    fn test_disk(&self, now: BootTime) {
+        if self.disk_work.oldest().is_some() {
+            return;
+        }
+        let working = self.disk_work.begin(now);
+        let data_dir = self.data_dir().to_owned();
+        drop(tokio::task::spawn_blocking(move || {
+            // An error is an answer, too.
+            drop(rhone_pgctl::file::try_writing(&data_dir));
+            drop(working);
+        }));
     }
 
     async fn answered(&self, probe: Probe, now: BootTime) -> Instance {
@@ -112,7 +130,12 @@ impl Local {
         self.note_streams(&probe, now);
         match &probe.role {
             RoleFacts::Primary(primary) => {
+                let limit = hung_after(self.shared.timing());
                 let mut facts = self.facts();
+                facts.stall.flushes(primary.flushing.then_some(primary.flushed.lsn), now);
+                if facts.stall.is_hung(limit) {
+                    return Instance::Hung { epoch: facts.primary_epoch };
+                }
                 facts.highest_timeline = facts.highest_timeline.max(primary.flushed.timeline);
                 Instance::Primary {
                     epoch: facts.primary_epoch,

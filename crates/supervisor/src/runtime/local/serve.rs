@@ -51,6 +51,11 @@ impl Local {
         if promise < epoch {
             self.update_hard(move |hard| hard.promise = hard.promise.max(epoch)).await?;
         }
+        // A primary is ended before anything waits for its disk.
+        if self.facts().primary_epoch > Epoch(0) && self.has_instance() {
+            self.fence().await?;
+        }
+        self.files_at_rest().await;
         self.claim_first().await?;
         let position = self.frozen_position().await?;
         let hard = self.shared.hard.get();

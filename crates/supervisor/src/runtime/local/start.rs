@@ -7,7 +7,7 @@ use rhone_pgctl::error::PgError;
 use rhone_pgctl::hba::Gate;
 use rhone_pgctl::process::{self, Postmaster, StartOptions};
 
-use super::{LOG_FILE, Local, LocalError};
+use super::{LOG_FILE, Local, LocalError, Stall};
 use crate::guardian::{GuardState, PostmasterSignal, RunAs, StartSpec, emergency};
 use crate::runtime::lease::GUARDIAN_SILENT;
 
@@ -263,6 +263,8 @@ impl Local {
         facts.lease_epoch = Epoch(0);
         facts.gate_open = false;
         facts.ready = false;
+        facts.stopping = false;
+        facts.stall = Stall::default();
         facts.probe = None;
         facts.stopped = None;
         facts.upstream = None;
@@ -282,7 +284,11 @@ impl Local {
     /// It has not stopped yet: ask again.
     pub async fn stop_primary(&self) -> Result<(), LocalError> {
         if let Some(postmaster) = Postmaster::find(self.data_dir())? {
-            postmaster.stop_fast(STOP_LIMIT).await?;
+            self.facts().stopping = true;
+            let stopped = postmaster.stop_fast(STOP_LIMIT).await;
+            // One that does not end in time may hang.
+            self.facts().stopping = false;
+            stopped?;
         }
         self.until_gone().await?;
         self.ended();

@@ -109,6 +109,8 @@ struct NodeLoop {
     upkeep: Option<JoinHandle<()>>,
     upkept: Moment,
     settled: Epoch,
+    /// The epoch whose instance hung when it last ran.
+    hung: Epoch,
 }
 
 /// Runs the loop until this member is to stop or its guardian is gone.
@@ -141,6 +143,7 @@ pub async fn run(
         upkeep: None,
         upkept: now,
         settled: Epoch(0),
+        hung: Epoch(0),
         local: Arc::clone(&local),
     };
     loop {
@@ -333,10 +336,9 @@ impl NodeLoop {
             Instance::Absent
             | Instance::Unusable(_)
             | Instance::Stopped { .. }
-            | Instance::Standby { .. }
-            | Instance::Hung { .. } => LOOK_EVERY,
+            | Instance::Standby { .. } => LOOK_EVERY,
             // Where no renewal comes, the lease's end is looked at when it comes, not up to a quarter second later.
-            Instance::Primary { .. } => {
+            Instance::Primary { .. } | Instance::Hung { .. } => {
                 let until = self.local.lease.status().until;
                 return watch_in(until, self.shared.timing(), self.shared.clock.now());
             }
@@ -452,15 +454,16 @@ impl NodeLoop {
     fn tick(&mut self) {
         let now = self.shared.now();
         let due = match self.instance {
-            Instance::Primary { .. } => now.millis_since(self.looked_at) >= LOOK_PRIMARY_MS,
+            Instance::Primary { .. } | Instance::Hung { .. } => {
+                now.millis_since(self.looked_at) >= LOOK_PRIMARY_MS
+            }
             Instance::Unknown
             | Instance::Absent
             | Instance::Unusable(_)
             | Instance::Stopped { .. }
             | Instance::Starting
             | Instance::Standby { .. }
-            | Instance::Frozen { .. }
-            | Instance::Hung { .. } => true,
+            | Instance::Frozen { .. } => true,
         };
         if due && self.looking.is_none() {
             self.fresh = false;
@@ -469,6 +472,23 @@ impl NodeLoop {
 
     fn looked(&mut self, instance: Instance) {
         self.looked_at = self.shared.now();
+        match instance {
+            Instance::Hung { epoch } => {
+                if !matches!(self.instance, Instance::Hung { .. }) {
+                    tracing::warn!(%epoch, stall = ?self.local.facts().stall, "postgres makes no progress");
+                }
+                self.hung = epoch;
+            }
+            // What is frozen shows nothing of its progress.
+            Instance::Frozen { .. } => {}
+            Instance::Unknown
+            | Instance::Absent
+            | Instance::Unusable(_)
+            | Instance::Stopped { .. }
+            | Instance::Starting
+            | Instance::Standby { .. }
+            | Instance::Primary { .. } => self.hung = Epoch(0),
+        }
         self.instance = instance;
     }
 
@@ -529,7 +549,7 @@ impl NodeLoop {
     /// Keeps the lease's target in step with the voters while this member runs a primary.
     fn keep_lease(&self, state: &ClusterState) {
         let epoch = match self.instance {
-            Instance::Primary { epoch, .. } | Instance::Frozen { epoch } => epoch,
+            Instance::Primary { epoch, .. } | Instance::Frozen { epoch } | Instance::Hung { epoch } => epoch,
             // Nothing runs: an explicit end of the lease lets another take over at once (docs/safety.md 9).
             Instance::Absent | Instance::Unusable(_) | Instance::Stopped { .. } if self.running.is_none() => {
                 self.local.lease.set_target(None);
@@ -541,10 +561,20 @@ impl NodeLoop {
             | Instance::Unusable(_)
             | Instance::Stopped { .. }
             | Instance::Starting
-            | Instance::Standby { .. }
-            | Instance::Hung { .. } => return,
+            | Instance::Standby { .. } => return,
         };
         if epoch == Epoch(0) || !self.guardian || !self.local.has_instance() {
+            return;
+        }
+        // What ends it ends the renewing first, and its promise may wait for a disk that hangs.
+        let ends = |running: &Running| matches!(running.effect, Effect::Fence | Effect::Revoke);
+        if self.running.as_ref().is_some_and(ends) {
+            return;
+        }
+        // Its word that it hangs may reach no leader, its Raft store being on the same disk: silence is heard. While
+        // failovers are paused nobody would take over.
+        if self.hung == epoch && !state.paused {
+            self.local.lease.set_target(None);
             return;
         }
         if self.shared.hard.get().promise > epoch || state.epoch > epoch {

@@ -19,7 +19,8 @@ impl NodeLoop {
         // A copy that has reached its floor counts from then on: not a moment later than need be.
         let copied = hard.sentinel.is_some() || hard.floor.is_some();
         let due = now.millis_since(self.upkept) > if copied { UPKEEP_EVERY_MS / 5 } else { UPKEEP_EVERY_MS };
-        if due {
+        // A disk that hangs would keep one thread for each of these.
+        if due && !matches!(self.instance, Instance::Hung { .. }) {
             let local = Arc::clone(&self.local);
             tokio::spawn(async move {
                 local.bound_log().await;
