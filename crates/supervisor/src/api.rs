@@ -7,6 +7,7 @@ pub mod admin;
 pub mod agent;
 mod convert;
 mod convert_settings;
+mod disks;
 pub mod health;
 mod metrics;
 mod page;

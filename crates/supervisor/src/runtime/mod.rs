@@ -10,6 +10,7 @@
 pub mod chores;
 pub mod clock;
 pub(crate) mod codec;
+pub mod counts;
 pub mod doctor;
 pub mod effects;
 mod events;
