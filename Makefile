@@ -18,7 +18,7 @@ PG_BIN := $(or $(RHONE_PG_BIN),$(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/nu
 # What tests, chaos and the benchmark use.
 tests verify sim test-static test-arm64: export RHONE_PG_BIN := $(PG_BIN)
 tests verify: export RHONE_BIN = $(abspath $(TARGET))/debug/rhone
-chaos bench bench-proxy bench-clients bench-scale soak thirteen takeover: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
+chaos bench bench-proxy bench-clients bench-scale soak thirteen takeover dashboard: export RHONE_BIN = $(abspath $(TARGET))/release/rhone
 
 RUNS ?= 20
 MINUTES ?=
@@ -41,7 +41,7 @@ ARCH ?= $(OWN)
 FOREIGN := $(filter-out $(OWN),$(ARCH))
 
 .PHONY: help demo test tests verify lint fix chaos bench bench-proxy bench-clients bench-scale thirteen takeover sim soak test-all model static test-static test-page arm64 test-arm64 image deb \
-	deps release fuzz mutants
+	deps release dashboard fuzz mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -132,6 +132,10 @@ thirteen: release ## thirteen members on this machine, five voters: a failover, 
 takeover: release ## running servers, then a live Patroni cluster, taken over under a writer; Patroni and etcd come from PyPI and Debian
 	@deploy/install-peers.sh
 	$(CARGO) test -p rhone-chaos --test adopt --test takeover -- --nocapture
+
+dashboard: release ## a real Prometheus scrapes a cluster: every query of the Grafana dashboard has data, no alert fires
+	@deploy/install-deps.sh test
+	$(CARGO) test -p rhone-deploy --test dashboard -- --nocapture
 
 test-all: test test-static arm64 ## `make test`, the static build, the one for ARM64, then half an hour of chaos, thirteen members, and the benchmark
 	@$(MAKE) --no-print-directory chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30)

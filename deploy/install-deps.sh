@@ -3,7 +3,7 @@
 #
 #   deploy/install-deps.sh run     what `make demo` needs: Postgres 15 or later, a C compiler, cargo
 #   deploy/install-deps.sh test    and what the tests and the benchmark use: iproute2, nftables, strace
-#                                     pgbouncer, haproxy, psycopg2, psycopg, asyncpg, JDBC where there is a Java,
+#                                     pgbouncer, haproxy, prometheus (promtool), psycopg2, psycopg, asyncpg, JDBC where there is a Java,
 #                                     and Kubernetes's schemas (PyPI's kubernetes-validate) in ~/.cache/rhone
 #
 # Debian's and Ubuntu's packages, as root or by sudo, and two from PyPI and npm for the tests, as the user. A second run does nothing.
@@ -146,6 +146,7 @@ if [ "$wanted" = test ]; then
     services=
     have pgbouncer || services="$services pgbouncer"
     have haproxy || services="$services haproxy"
+    have promtool || services="$services prometheus"
     # shellcheck disable=SC2086 # a list of words
     [ -z "$services" ] || apt_without_services $services
 fi

@@ -20,7 +20,7 @@ use crate::proto;
 use crate::raft::{RaftHandle, Timings};
 use crate::status::{self, RaftStatus, Role};
 use crate::store::disk::SyncCount;
-use crate::store::hard::HardStateFile;
+use crate::store::hard::{HardState, HardStateFile};
 use crate::store::log::LogStore;
 use crate::store::machine::{self, AppliedState, Machine};
 use crate::store::medium::Medium;
@@ -58,6 +58,27 @@ pub struct Options {
     pub address_book: AddressBook,
     /// Makes connections: [`crate::transport::Plaintext`] or TLS.
     pub connector: Arc<dyn Connector>,
+}
+
+/// Opens a store, and says where it is and at what pace it is written.
+async fn open_store(
+    store: StoreAt,
+    known: &HardState,
+    syncs: &SyncCount,
+) -> Result<(open::Opened, PathBuf, Option<Arc<dyn Pace>>), ConsensusError> {
+    match store {
+        StoreAt::Dir(dir) => {
+            let (path, known, syncs) = (dir.clone(), known.clone(), syncs.clone());
+            let opening = tokio::task::spawn_blocking(move || open::open(&path, &known, &syncs));
+            let opened = opening.await.map_err(|error| ConsensusError::Fatal { reason: error.to_string() });
+            Ok((opened??, dir, None))
+        }
+        StoreAt::Simulated(medium, pace) => {
+            let dir = PathBuf::from("simulated");
+            let damaged = |reason| ConsensusError::StoreDamaged { store: dir.clone(), reason };
+            Ok((open::examine(medium, known, syncs).map_err(damaged)?, dir, Some(pace)))
+        }
+    }
 }
 
 /// A running member of the Raft group. Dropping it does not stop Raft: [`Consensus::shutdown`] does.
@@ -98,20 +119,7 @@ impl Consensus {
         let id = identity.node;
         let syncs = SyncCount::default();
         let known = hard.get();
-        let (opened, dir, pace) = match store {
-            StoreAt::Dir(dir) => {
-                let (path, known, syncs) = (dir.clone(), known.clone(), syncs.clone());
-                let opening = tokio::task::spawn_blocking(move || open::open(&path, &known, &syncs));
-                let opened =
-                    opening.await.map_err(|error| ConsensusError::Fatal { reason: error.to_string() });
-                (opened??, dir, None)
-            }
-            StoreAt::Simulated(medium, pace) => {
-                let dir = PathBuf::from("simulated");
-                let damaged = |reason| ConsensusError::StoreDamaged { store: dir.clone(), reason };
-                (open::examine(medium, &known, &syncs).map_err(damaged)?, dir, Some(pace))
-            }
-        };
+        let (opened, dir, pace) = open_store(store, &known, &syncs).await?;
         let (vote, committed, snapshot) = (opened.vote, opened.committed, opened.snapshot.clone());
         let unreadable = |error: std::io::Error| ConsensusError::StoreDamaged {
             store: dir.clone(),

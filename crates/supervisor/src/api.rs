@@ -8,6 +8,7 @@ pub mod agent;
 mod convert;
 mod convert_settings;
 pub mod discovery;
+mod disks;
 pub mod health;
 mod metrics;
 mod once;

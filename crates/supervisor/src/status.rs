@@ -7,6 +7,7 @@ mod as_text;
 pub mod dsn;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod figures;
 pub mod local;
 mod operator;
 

@@ -306,6 +306,7 @@ fn an_effect_that_serves_keeps_no_primary_that_hangs_from_saying_so() {
             leaving: false,
             leave_now: false,
             behind: false,
+            fenced_ahead: false,
             guardian: true,
             rewinds_failed: 0,
             start_failed: None,

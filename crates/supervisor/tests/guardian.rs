@@ -69,6 +69,7 @@ async fn the_end_of_a_lease_freezes_a_busy_backend_and_a_renewal_thaws_it(rig: R
     rig.start(&guardian).await;
     let writer = rig.busy_writer().await;
 
+    guardian.page().set_guard(Duration::from_secs(600));
     let deadline = rig.renew(&guardian, 7, Duration::from_millis(300));
     guardian.kick().await.expect("kick");
     let Event::Frozen(frozen) = rig.next(&mut events, |event| matches!(event, Event::Frozen(_))).await else {
@@ -103,6 +104,7 @@ async fn the_end_of_a_lease_freezes_a_busy_backend_and_a_renewal_thaws_it(rig: R
     rig.renew(&guardian, 9, Duration::from_secs(60));
     rig.start(&guardian).await;
     let writer = rig.busy_writer().await;
+    guardian.page().set_guard(Duration::from_nanos(1));
     let deadline = rig.renew(&guardian, 9, Duration::from_millis(300));
     guardian.kick().await.expect("kick");
     let Event::Frozen(frozen) = rig.next(&mut events, |event| matches!(event, Event::Frozen(_))).await else {
@@ -122,6 +124,8 @@ async fn the_end_of_a_lease_freezes_a_busy_backend_and_a_renewal_thaws_it(rig: R
     println!("last commit {last_commit} ns after the deadline; confirmed frozen at most {late:?} after it");
     assert!(last_commit < 1_000_000_000, "{last_commit} ns");
     assert_eq!(guardian.page().fences(), 2);
+    assert_eq!(guardian.page().freezes(), 2);
+    assert_eq!(guardian.page().late_fences(), 1, "the second, by the guard that was set for it");
     guardian.kill().await.expect("kill");
 }
 

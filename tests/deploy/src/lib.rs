@@ -58,3 +58,23 @@ pub fn begins(command: &mut Command) -> Result<process::Owned> {
 pub fn folder() -> Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("rhone-deploy-").tempdir().context("make a folder")
 }
+
+/// The path of a file of the monitoring overlay, in the repository.
+pub fn overlay(name: &str) -> PathBuf {
+    Path::new("deploy/kubernetes/overlays/monitoring").join(name)
+}
+
+/// The dashboard's queries, each with its panel's title.
+pub fn dashboard_queries() -> Result<Vec<(String, String)>> {
+    let text =
+        std::fs::read_to_string(repository().join(overlay("rhone.json"))).context("read the dashboard")?;
+    let dashboard: serde_json::Value = serde_json::from_str(&text).context("parse the dashboard")?;
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned).context("a text");
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().context("panels")? {
+        for target in panel["targets"].as_array().context("targets")? {
+            queries.push((text(&panel["title"])?, text(&target["expr"])?));
+        }
+    }
+    Ok(queries)
+}

@@ -15,6 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use super::disks::Disks;
 use super::{metrics, page, patroni};
 use crate::civil::WallTime;
 use crate::config::units;
@@ -45,6 +46,7 @@ struct Http {
     view: watch::Receiver<Arc<LocalView>>,
     events: EventsSource,
     now: BootClock,
+    disks: Arc<Disks>,
 }
 
 /// One request: the facts, the time, and what was asked.
@@ -62,7 +64,7 @@ pub async fn serve(
     events: EventsSource,
     now: BootClock,
 ) {
-    let app = Router::new().fallback(answer).with_state(Http { view, events, now });
+    let app = Router::new().fallback(answer).with_state(Http { view, events, now, disks: Arc::default() });
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -114,6 +116,11 @@ async fn answer(
         Ok(query) => query,
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
     };
+    if uri.path().trim_end_matches('/') == "/metrics" && method == Method::GET {
+        let rooms = http.disks.measure(&view.figures.disks).await;
+        let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+        return (kind, metrics::render(&view, (http.now)(), &rooms)).into_response();
+    }
     let check = Check { view: &view, events: &http.events, now: (http.now)(), query };
     let response = route(&check, uri.path(), &headers);
     if method == Method::GET { response } else { response.status().into_response() }
@@ -131,10 +138,8 @@ fn route(check: &Check<'_>, path: &str, headers: &HeaderMap) -> Response {
         "/cluster" => json(patroni::cluster(view, now)),
         "/history" => json(patroni::history(view)),
         "/config" => json(patroni::config(view)),
-        "/metrics" => {
-            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            (kind, metrics::render(view, now)).into_response()
-        }
+        // Of HEAD and OPTIONS: a GET was answered before.
+        "/metrics" => StatusCode::OK.into_response(),
         "/ui" => html(StatusCode::OK, check),
         "/ui.js" => {
             let kind = [

@@ -10,11 +10,9 @@ fn app() -> Router {
     let view = LocalView { name: "pg-1".to_owned(), history: fake::history(), ..LocalView::default() };
     // The sender may go: what it sent last stays.
     let view = watch::channel(Arc::new(view)).1;
-    Router::new().fallback(answer).with_state(Http {
-        view,
-        events: Arc::new(Vec::new),
-        now: || Duration::from_secs(100),
-    })
+    let events: EventsSource = Arc::new(Vec::new);
+    let http = Http { view, events, now: || Duration::from_secs(100), disks: Arc::default() };
+    Router::new().fallback(answer).with_state(http)
 }
 
 /// Says this on a connection of its own, and returns all that is answered.

@@ -1,9 +1,12 @@
 //! ✦ `/metrics` in Prometheus' text format: Rhone's own names, then Patroni's as aliases.
 
+mod figures;
+
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use crate::guardian::LastResort;
+use crate::status::figures::Room;
 use crate::status::local::Synchronous;
 use crate::status::{LocalView, Role, State};
 
@@ -48,13 +51,14 @@ fn label(value: &str) -> String {
 }
 
 /// Renders the page.
-pub(super) fn render(view: &LocalView, now: Duration) -> String {
+pub(super) fn render(view: &LocalView, now: Duration, rooms: &[Room]) -> String {
     let labels = format!("cluster=\"{}\",member=\"{}\"", label(&view.scope), label(&view.name));
     let mut page = Page { text: String::new(), labels };
     own(&mut page, view, now);
     counters(&mut page, view);
     loss(&mut page, view);
     members(&mut page, view);
+    figures::render(&mut page, view, serves(view), rooms);
     proxy(&mut page, view);
     page.labels = format!("scope=\"{}\",name=\"{}\"", label(&view.scope), label(&view.name));
     patroni(&mut page, view, now);
@@ -162,11 +166,10 @@ fn counters(page: &mut Page, view: &LocalView) {
 }
 
 fn loss(page: &mut Page, view: &LocalView) {
-    let exact = view.history.iter().filter(|entry| entry.lost_exact == Some(true));
     page.counter(
         "rhone_lost_wal_bytes_total",
-        "WAL of former primaries that no other member has, once they are back: the last 200 changes.",
-        exact.filter_map(|entry| entry.lost_bytes).sum(),
+        "WAL of former primaries that no other member has, counted once they are back.",
+        view.figures.changes.lost_bytes,
     );
     if let Some((bytes, exact)) = view.history.last().and_then(|e| Some((e.lost_bytes?, e.lost_exact?))) {
         page.gauge("rhone_last_lost_wal_bytes", "WAL that the last change of primary lost.", bytes);
@@ -195,6 +198,11 @@ fn members(page: &mut Page, view: &LocalView) {
         if let Some(lag) = peer.replay_lag {
             page.line("rhone_member_replay_lag_bytes", labels, lag);
         }
+    }
+    page.family("gauge", "rhone_member_synchronous", "Whether commits may wait for this standby.");
+    for (labels, status) in labelled.iter().filter(|(_, status)| status.role == Role::Standby) {
+        let synchronous = view.sync.members.contains(&status.name);
+        page.line("rhone_member_synchronous", labels, u8::from(synchronous));
     }
 }
 

@@ -27,6 +27,9 @@ use crate::runtime::clock::BootTime;
 /// Magic number and version of the layout; both sides refuse another one.
 const LAYOUT: u64 = 0x5248_4f4e_4547_5001;
 
+/// The guard of a supervisor that does not tell it: the default of the timings.
+const GUARD: Duration = Duration::from_millis(150);
+
 /// The words of the page. The lease has a cache line of its own.
 #[derive(Clone, Copy)]
 pub(super) enum Word {
@@ -36,6 +39,7 @@ pub(super) enum Word {
     Sent = 10,
     Epoch = 11,
     Check = 12,
+    Guard = 13,
     State = 16,
     FrozenAt = 17,
     Alive = 18,
@@ -44,6 +48,8 @@ pub(super) enum Word {
     LateFenceMax = 21,
     Watchdog = 22,
     DeadMan = 23,
+    Freezes = 24,
+    LateFences = 25,
 }
 
 /// The lease that an instance runs under.
@@ -219,6 +225,12 @@ impl SharedPage {
         self.write(Lease::NotNeeded);
     }
 
+    /// Says how much later than the lease's end a freeze may be: what comes later is a late fence. Only for
+    /// counting; it changes nothing that the guardian does.
+    pub fn set_guard(&self, guard: Duration) {
+        self.store(Word::Guard, u64::try_from(guard.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     fn write(&self, lease: Lease) {
         let (deadline, sent, epoch) = lease.words();
         self.store(Word::Writer, self.writer);
@@ -266,6 +278,16 @@ impl SharedPage {
     /// Returns how often this guardian froze an instance because a lease ended.
     pub fn fences(&self) -> u64 {
         self.load(Word::Fences)
+    }
+
+    /// Returns how often this guardian froze an instance, for whatever reason.
+    pub fn freezes(&self) -> u64 {
+        self.load(Word::Freezes)
+    }
+
+    /// Returns how often it froze one later than the guard of [`SharedPage::set_guard`] allows.
+    pub fn late_fences(&self) -> u64 {
+        self.load(Word::LateFences)
     }
 
     /// Returns what became of the machine's watchdog.
@@ -318,6 +340,14 @@ impl GuardPage {
             std::hint::spin_loop();
         }
         None
+    }
+
+    /// Returns by how much a freeze may be late. What no supervisor has said is the shortest that is usual.
+    pub(super) fn guard(&self) -> Duration {
+        match self.get(Word::Guard) {
+            0 => GUARD,
+            nanos => Duration::from_nanos(nanos),
+        }
     }
 
     fn get(&self, word: Word) -> u64 {

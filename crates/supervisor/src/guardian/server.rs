@@ -77,7 +77,9 @@ pub(super) struct Server {
     instance: Option<Instance>,
     idle: GuardState,
     last_exit: Option<ExitReport>,
+    freezes: u64,
     fences: u64,
+    late_fences: u64,
     late_fence_max: Duration,
     cgroups_made: u64,
     /// Nobody is taken on before this: the system has no descriptor left.
@@ -98,7 +100,9 @@ impl Server {
             instance: None,
             idle: GuardState::Idle,
             last_exit: None,
+            freezes: 0,
             fences: 0,
+            late_fences: 0,
             late_fence_max: Duration::ZERO,
             cgroups_made: 0,
             deaf_until: None,
@@ -259,6 +263,10 @@ impl Server {
     fn note_late(&mut self, late: Duration) {
         self.late_fence_max = self.late_fence_max.max(late);
         self.page.set(Word::LateFenceMax, saturating_nanos(self.late_fence_max));
+        if late > self.page.guard() {
+            self.late_fences = self.late_fences.saturating_add(1);
+            self.page.set(Word::LateFences, self.late_fences);
+        }
     }
 
     /// Freezes the instance. Nothing here opens or allocates before it is done.
@@ -277,6 +285,8 @@ impl Server {
         };
         instance.frozen = Some(Frozen { report, epoch });
         self.page.set(Word::FrozenAt, at.as_nanos());
+        self.freezes = self.freezes.saturating_add(1);
+        self.page.set(Word::Freezes, self.freezes);
         if cause == Cause::LeaseEnded {
             self.fences = self.fences.saturating_add(1);
             self.page.set(Word::Fences, self.fences);

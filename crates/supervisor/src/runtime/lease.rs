@@ -4,7 +4,7 @@
 //! the supervisor does can hold it up. It touches no disk. A renewal counts from its *sending*, and
 //! only when a majority of every set of voters granted that very one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,7 @@ use crate::decide::lease::Rounds;
 use crate::guardian::SharedPage;
 use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::{BootTime, Timepiece};
+use crate::runtime::counts::Renewals;
 use crate::runtime::shared::moment;
 use crate::runtime::ticker::Ticker;
 use crate::runtime::voter::{RenewRefusal, VoterLease};
@@ -40,6 +41,9 @@ const LOOP_SILENT: Duration = Duration::from_secs(5);
 
 /// How many renewals to one voter may be unanswered; more would only queue behind a dead peer.
 const IN_FLIGHT_MAX: usize = 4;
+
+/// How many renewals are waited for to be counted; an answer to an older one counts for nothing either.
+const OPEN_MAX: usize = 64;
 
 /// What is to be renewed, and with whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +96,7 @@ pub struct Lease {
     flushed: Arc<AtomicU64>,
     resting: watch::Receiver<bool>,
     loop_alive: Arc<AtomicU64>,
+    renewals: Arc<Renewals>,
 }
 
 impl Lease {
@@ -133,6 +138,7 @@ impl Lease {
         let flushed = Arc::new(AtomicU64::new(0));
         let (rest, resting) = watch::channel(true);
         let loop_alive = Arc::new(AtomicU64::new(clock.now().as_nanos()));
+        let renewals = Arc::<Renewals>::default();
         let context = Context {
             page,
             voter,
@@ -140,11 +146,12 @@ impl Lease {
             dialer,
             flushed: Arc::clone(&flushed),
             loop_alive: Arc::clone(&loop_alive),
+            renewals: Arc::clone(&renewals),
             tell,
             rest,
         };
         let targets = target.subscribe();
-        let lease = Self { target, status, flushed, resting, loop_alive };
+        let lease = Self { target, status, flushed, resting, loop_alive, renewals };
         (lease, Renewer::new(context), targets)
     }
 
@@ -189,6 +196,11 @@ impl Lease {
         self.flushed.store(lsn.get(), Ordering::Relaxed);
     }
 
+    /// Returns what became of the renewals.
+    pub fn renewals(&self) -> crate::status::figures::Renewals {
+        self.renewals.figures()
+    }
+
     /// Returns what became of the lease.
     pub fn status(&self) -> LeaseStatus {
         *self.status.borrow()
@@ -209,6 +221,7 @@ struct Context {
     dialer: Dialer,
     flushed: Arc<AtomicU64>,
     loop_alive: Arc<AtomicU64>,
+    renewals: Arc<Renewals>,
     tell: watch::Sender<LeaseStatus>,
     /// Whether nothing is being renewed.
     rest: watch::Sender<bool>,
@@ -236,6 +249,8 @@ struct Renewer {
     peers: BTreeMap<NodeId, Peer>,
     answers: Answers,
     rounds: Rounds,
+    /// Renewals that no majority has granted yet, with when they were sent.
+    open: VecDeque<(u64, BootTime)>,
     seq: u64,
     /// The end of the lease when a change of it was last told.
     noticed: BootTime,
@@ -248,6 +263,7 @@ impl Renewer {
             peers: BTreeMap::new(),
             answers: Answers::new(),
             rounds: Rounds::default(),
+            open: VecDeque::new(),
             seq: 0,
             noticed: BootTime::ZERO,
         }
@@ -258,6 +274,7 @@ impl Renewer {
             let Some(target) = targets.borrow_and_update().clone() else {
                 // Answers to renewals of an epoch that is over say nothing any more.
                 self.rounds.clear();
+                self.open.clear();
                 self.answers = Answers::new();
                 self.peers.clear();
                 // A lease that is no longer renewed is nobody's leave to serve any more.
@@ -271,6 +288,7 @@ impl Renewer {
             self.context.rest.send_replace(false);
             // Grants given for another epoch or another set of voters do not add up with new ones.
             self.rounds.clear();
+            self.open.clear();
             let every = Duration::from_millis(u64::from(target.timing.renewal_ms.max(1)));
             let mut tick = Ticker::every(every, self.context.clock);
             loop {
@@ -300,6 +318,8 @@ impl Renewer {
         self.seq += 1;
         let seq = self.seq;
         self.rounds.begin(seq, moment(now));
+        self.count_failed(target, now);
+        self.open.push_back((seq, now));
         let flushed = Lsn::new(self.context.flushed.load(Ordering::Relaxed));
         let everybody: BTreeSet<NodeId> = target.voters.iter().flatten().copied().collect();
         self.peers.retain(|node, _| everybody.contains(node));
@@ -310,6 +330,17 @@ impl Renewer {
             } else {
                 self.ask(target, node, seq, flushed);
             }
+        }
+    }
+
+    /// Counts those that nobody can grant any more: what they would give is over.
+    fn count_failed(&mut self, target: &LeaseTarget, now: BootTime) {
+        let lasts = Duration::from_millis(u64::from(target.timing.lease_ms));
+        while let Some((_, sent)) = self.open.front()
+            && (now.saturating_since(*sent) >= lasts || self.open.len() >= OPEN_MAX)
+        {
+            self.open.pop_front();
+            self.context.renewals.failed();
         }
     }
 
@@ -384,6 +415,10 @@ impl Renewer {
         let Some((sent, until)) = counted.map(|(sent, until)| (boot_time(sent), boot_time(until))) else {
             return;
         };
+        if let Some(at) = self.open.iter().position(|(seq, _)| *seq == answer.seq) {
+            self.open.remove(at);
+            self.context.renewals.granted(self.context.clock.now().saturating_since(sent));
+        }
         let until = if left_out(Rule::FromSending) {
             self.context.clock.now().saturating_add(until.saturating_since(sent))
         } else {
@@ -393,6 +428,7 @@ impl Renewer {
         if known.epoch == target.epoch && known.sent >= sent {
             return;
         }
+        self.context.page.set_guard(Duration::from_millis(u64::from(target.timing.guard_ms)));
         self.context.page.set_lease(target.epoch.0, sent, until);
         let now = self.context.clock.now();
         // Each notice wakes the supervisor's other thread: those that wait for a lease to become live get

@@ -11,6 +11,7 @@ pub(crate) mod aside;
 pub mod chores;
 pub mod clock;
 pub(crate) mod codec;
+pub mod counts;
 pub mod doctor;
 pub mod effects;
 mod events;

@@ -14,11 +14,13 @@ use tokio::sync::watch;
 use crate::civil::WallTime;
 use crate::guardian::LastResort;
 use crate::runtime::clock::{BootTime, wall_time};
+use crate::runtime::counts;
 use crate::runtime::lease::LeaseStatus;
 use crate::runtime::local::{Facts, Local};
 use crate::runtime::outlook;
 use crate::runtime::shared::{Shared, Table};
 use crate::runtime::ticker::about;
+use crate::status::figures::{Figures, Tally};
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{
     ClusterStatus, CopyStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, ScheduledSwitchover,
@@ -346,7 +348,9 @@ fn lost_in_words(entry: &StateHistory) -> String {
 ///
 /// Without a local Postgres (a witness) there is nothing but the cluster to show.
 pub(super) fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> watch::Receiver<Arc<LocalView>> {
-    let (tell, told) = watch::channel(Arc::new(local_view(shared, &Here::of(local))));
+    let mut tally = Tally::new(WallTime::from_ms(wall_time()));
+    let first = shown_view(shared, Here::of(shared, local), &mut tally);
+    let (tell, told) = watch::channel(Arc::new(first));
     let (shared, local) = (Arc::clone(shared), local.map(Arc::clone));
     tokio::spawn(async move {
         let mut own = shared.own.subscribe();
@@ -370,9 +374,9 @@ pub(super) fn start(shared: &Arc<Shared>, local: Option<&Arc<Local>>) -> watch::
                 }
                 () = about(PUBLISH_EVERY) => {}
             }
-            let here = Here::of(local.as_ref());
+            let here = Here::of(&shared, local.as_ref());
             shown = here.lease.until;
-            if tell.send(Arc::new(local_view(&shared, &here))).is_err() {
+            if tell.send(Arc::new(shown_view(&shared, here, &mut tally))).is_err() {
                 drop(never);
                 return;
             }
@@ -387,22 +391,41 @@ struct Here {
     facts: Facts,
     lease: LeaseStatus,
     frozen: bool,
-    fences: u64,
+    counters: Counters,
+    figures: Figures,
     watchdog: LastResort,
     dead_man: LastResort,
 }
 
 impl Here {
-    fn of(local: Option<&Arc<Local>>) -> Self {
-        local.map_or_else(Self::default, |local| Self {
-            facts: local.facts().clone(),
+    fn of(shared: &Shared, local: Option<&Arc<Local>>) -> Self {
+        let Some(local) = local else {
+            let disks = counts::disks(shared.config.node.state_dir.clone());
+            return Self { figures: Figures { disks, ..Figures::default() }, ..Self::default() };
+        };
+        let facts = local.facts().clone();
+        let figures = counts::figures(local, facts.probe.as_ref(), WallTime::from_ms(wall_time()));
+        Self {
+            facts,
             lease: local.lease.status(),
             frozen: local.frozen(),
-            fences: local.guardian.page().fences(),
+            counters: counts::counters(local, &figures),
+            figures,
             watchdog: local.guardian.page().watchdog(),
             dead_man: local.guardian.page().dead_man(),
-        })
+        }
     }
+}
+
+/// The view with what is counted from the cluster's history.
+fn shown_view(shared: &Shared, here: Here, tally: &mut Tally) -> LocalView {
+    let mut view = local_view(shared, &here);
+    let raft = shared.consensus.status();
+    let caught_up = raft.leader.is_some() && raft.applied == raft.last_log && raft.applied.0 > 0;
+    let changes = tally.see(&view.name, &view.history, caught_up).clone();
+    view.counters.promotions = changes.to_here;
+    view.figures = Figures { changes, ..here.figures };
+    view
 }
 
 fn local_view(shared: &Shared, here: &Here) -> LocalView {
@@ -461,13 +484,8 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
             .snapshot(crate::proxy::Port::ALL.map(|p| shared.config.proxy.address(p).is_some())),
         watchdog: here.watchdog,
         dead_man: here.dead_man,
-        counters: Counters {
-            fences: here.fences,
-            strangers_refused: shared.strangers.load(Ordering::Relaxed),
-            promotions: state.history.iter().filter(|entry| entry.to == shared.config.node.name).count()
-                as u64,
-            ..Counters::default()
-        },
+        counters: Counters { strangers_refused: shared.strangers.load(Ordering::Relaxed), ..here.counters },
+        figures: Figures::default(),
     }
 }
 

@@ -146,6 +146,8 @@ pub struct LocalView {
     pub history: Vec<HistoryEntry>,
     /// Counters for `/metrics`.
     pub counters: Counters,
+    /// What else is counted and measured for it.
+    pub figures: super::figures::Figures,
     /// What became of the machine's watchdog.
     pub watchdog: LastResort,
     /// What became of the dead-man.

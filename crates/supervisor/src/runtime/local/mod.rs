@@ -42,6 +42,7 @@ use crate::config::Postgres;
 use crate::guardian::{Guardian, GuardianError};
 use crate::mutant::{Rule, left_out};
 use crate::runtime::clock::BootTime;
+use crate::runtime::counts::Effects;
 use crate::runtime::lease::Lease;
 use crate::runtime::shared::Shared;
 use crate::view::Pending;
@@ -191,6 +192,8 @@ pub struct Local {
     pub install: Installation,
     /// Who runs Postgres.
     pub user: OsUser,
+    /// What became of the effects.
+    pub effects: Effects,
     connection: tokio::sync::Mutex<LocalConnection>,
     facts: Mutex<Facts>,
     /// Held by work on files that goes on when the effect that began it is cut short.
@@ -216,6 +219,7 @@ impl Local {
             config,
             install,
             user,
+            effects: Effects::default(),
             connection: tokio::sync::Mutex::new(LocalConnection::new(target)),
             facts: Mutex::new(Facts::default()),
             files: Arc::default(),

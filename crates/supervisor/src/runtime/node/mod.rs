@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use crate::decide::{self, Effect, NodeDecision, Reason};
 use crate::guardian::{Event, GuardState};
 use crate::runtime::clock::BootTime;
+use crate::runtime::counts::Ending;
 use crate::runtime::effects::{Done, carry_out};
 use crate::runtime::lease::GUARDIAN_SILENT;
 use crate::runtime::local::{Local, LocalError};
@@ -76,6 +77,8 @@ struct Running {
     reloads: u64,
     /// Whether it is a copy that an operator asked for.
     asked: bool,
+    /// When it was begun.
+    since: BootTime,
     task: JoinHandle<Result<Done, LocalError>>,
 }
 
@@ -84,6 +87,7 @@ struct Finished {
     effect: Effect,
     epoch: Epoch,
     reloads: u64,
+    since: BootTime,
     result: Result<Done, LocalError>,
 }
 
@@ -248,10 +252,10 @@ async fn finished_effect(running: &mut Option<Running>) -> Finished {
     match running {
         Some(work) => {
             let result = (&mut work.task).await;
-            let Running { effect, epoch, reloads, .. } = *work;
+            let Running { effect, epoch, reloads, since, .. } = *work;
             *running = None;
             let result = result.unwrap_or_else(|error| Err(LocalError::Stale(error.to_string())));
-            Finished { effect, epoch, reloads, result }
+            Finished { effect, epoch, reloads, since, result }
         }
         None => pending().await,
     }
@@ -417,6 +421,7 @@ impl NodeLoop {
                 return;
             }
             tracing::info!(effect = running.effect.code(), epoch = %running.epoch, "cut short");
+            self.count(running.effect, Ending::CutShort, running.since);
             running.task.abort();
             before = Some(running.task);
         }
@@ -431,7 +436,8 @@ impl NodeLoop {
             }
             carry_out(local, effect, epoch, able).await
         });
-        self.running = Some(Running { effect, epoch, reloads, asked: reason == Reason::ReinitAsked, task });
+        let (asked, since) = (reason == Reason::ReinitAsked, self.shared.clock.now());
+        self.running = Some(Running { effect, epoch, reloads, asked, since, task });
     }
 
     /// Logs a decision when it changed.
@@ -492,8 +498,13 @@ impl NodeLoop {
         self.instance = instance;
     }
 
-    fn effect_ended(&mut self, Finished { effect, epoch, reloads, result }: Finished) {
+    fn count(&self, effect: Effect, ending: Ending, since: BootTime) {
+        self.local.effects.ended(effect.code(), ending, self.shared.clock.now().saturating_since(since));
+    }
+
+    fn effect_ended(&mut self, Finished { effect, epoch, reloads, since, result }: Finished) {
         self.fresh = false;
+        self.count(effect, if result.is_ok() { Ending::Done } else { Ending::Failed }, since);
         let now = self.shared.now();
         match result {
             Ok(done) => {
@@ -591,6 +602,7 @@ impl NodeLoop {
             self.leaving = Some(now);
             if let Some(running) = self.running.take_if(|running| matches!(running.effect, Effect::Clone(_)))
             {
+                self.count(running.effect, Ending::CutShort, running.since);
                 running.task.abort();
             }
         } else {
