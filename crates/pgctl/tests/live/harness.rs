@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,13 @@ pub(crate) async fn installation() -> Option<Installation> {
     }
 }
 
+/// The address that this process's servers listen at. Each test process has another one, so that no other may take
+/// a port between its choice and the server's start.
+pub(crate) fn address() -> Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high.wrapping_add(64), middle, low)
+}
+
 /// A directory that the servers of one test live in.
 pub(crate) struct Rig {
     pub(crate) install: Installation,
@@ -69,7 +76,8 @@ impl Rig {
 
     /// Makes the description of a server that is not there yet.
     pub(crate) fn server(&self, name: &str) -> Server {
-        let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+        let free = TcpListener::bind((address(), 0)).expect("bind");
+        let port = free.local_addr().expect("address").port();
         let socket_dir = self.path().to_path_buf();
         Server {
             install: self.install.clone(),
@@ -176,7 +184,7 @@ impl Server {
     pub(crate) fn launch(&mut self) {
         remove_stale_pid_file(&self.data).expect("nothing runs");
         let options = StartOptions {
-            listen_addresses: "127.0.0.1".into(),
+            listen_addresses: address().to_string(),
             port: self.target.port,
             socket_dirs: vec![self.target.socket_dir.clone()],
             overrides: BTreeMap::new(),

@@ -19,7 +19,7 @@ use rhone_pgctl::server::{ServerState, observe};
 use rhone_pgctl::slots::{apply_slots, plan_slots, slot_name};
 use rhone_pgctl::walwatch::WalWatch;
 
-use crate::harness::{LIMIT, Rig, until};
+use crate::harness::{LIMIT, Rig, address, until};
 
 fn login(name: &str) -> Login {
     Login { name: name.into(), password: format!("{name}'s \\ password") }
@@ -93,7 +93,7 @@ async fn roles_are_made_once_and_log_in_with_scram() {
     assert!(ensure_roles(&session, &other, &rewinder, LIMIT).await.unwrap());
     assert_eq!(before.version / 10_000, server.install.major());
     let mut target = ReplicationTarget {
-        address: ReplicationAddress::Tcp("127.0.0.1".into(), server.target.port),
+        address: ReplicationAddress::Tcp(address().to_string(), server.target.port),
         user: other.name.clone(),
         password: Some(other.password.clone()),
     };
