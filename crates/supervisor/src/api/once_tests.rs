@@ -118,14 +118,14 @@ async fn the_oldest_are_forgotten_and_what_is_under_way_never() {
 }
 
 /// What a bug does.
-async fn breaks_off() -> Result<v1::ChangeReply, Status> {
+fn breaks_off() -> Result<v1::ChangeReply, Status> {
     panic!("on purpose")
 }
 
 #[tokio::test]
 async fn a_call_that_breaks_off_is_unknown() {
     let once = Arc::new(Once::default());
-    let broken = once.carry_out(asks("key", "pg-1"), breaks_off()).await.expect_err("no answer");
+    let broken = once.carry_out(asks("key", "pg-1"), async { breaks_off() }).await.expect_err("no answer");
     assert_eq!(OperatorError::from(broken), OperatorError::Unknown);
     let again = once.carry_out(asks("key", "pg-1"), async { Ok(reply(v1::Outcome::Done, 2)) }).await;
     assert_eq!(OperatorError::from(again.expect_err("no answer")), OperatorError::Unknown);

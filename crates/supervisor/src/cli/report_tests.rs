@@ -97,8 +97,8 @@ async fn a_report_holds_what_a_maintainer_asks_for_and_no_secret() {
     for secret in SECRETS.into_iter().chain(["typed-7", "pass-3"]) {
         assert!(!text.contains(secret), "{secret} is in {text}");
     }
-    let named = file.rsplit('/').next().expect("a name");
-    assert!(named.starts_with("rhone-report-pg-1-20") && named.ends_with("Z.tar.gz"), "{named}");
+    let last = file.rsplit('/').next().expect("a name");
+    assert!(last.starts_with("rhone-report-pg-1-20") && last.ends_with("Z.tar.gz"), "{last}");
 }
 
 #[tokio::test]

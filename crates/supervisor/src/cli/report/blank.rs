@@ -45,7 +45,7 @@ impl Secrets {
             config.pooler.as_ref().and_then(|pooler| std::fs::read_to_string(&pooler.users_file).ok());
         for line in users.iter().flat_map(|text| text.lines()) {
             // "user" "password", with quotes doubled.
-            let password = line.splitn(2, "\" \"").nth(1).map(|rest| rest.trim_end().trim_end_matches('"'));
+            let password = line.split_once("\" \"").map(|(_, rest)| rest.trim_end().trim_end_matches('"'));
             found.extend(password.map(|password| password.replace("\"\"", "\"")));
         }
         Self::known(found)
