@@ -94,7 +94,9 @@ fn hang(cluster: &Cluster, workload: &Workload, card: Card) -> Result<()> {
     disks.iter().try_for_each(|disk| disk.hang(true))?;
     let elsewhere = || {
         if card == Card::Shared {
-            cluster.operate((primary + 1) % 3, &["switchover", "--no-wait"])?;
+            // It may be refused, where nobody could take over at that moment; it must only hold up nothing.
+            let asked = cluster.rhone((primary + 1) % 3, &["switchover", "--no-wait"], LIMIT)?;
+            report(&format!("a switchover asked for meanwhile: {:?} {}", asked.code, asked.stderr.trim()));
         }
         workload.wait_elsewhere(primary, at, LIMIT)
     };
@@ -102,7 +104,5 @@ fn hang(cluster: &Cluster, workload: &Workload, card: Card) -> Result<()> {
     disks.iter().try_for_each(|disk| disk.hang(false))?;
     let first = elsewhere.with_context(|| cluster.dump())?;
     report(&format!("{card:?}: {:.1} s until another acknowledged", first.finished.since(at).as_secs_f64()));
-    let now = cluster.wait_whole()?;
-    ensure!(now != primary, "the member whose disk hung is primary again");
-    Ok(())
+    cluster.wait_whole().map(drop)
 }
