@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 72] = [
+pub(super) const KEYS: [&str; 73] = [
     "cluster",
     "node.name",
     "node.kind",
@@ -54,6 +54,7 @@ pub(super) const KEYS: [&str; 72] = [
     "bootstrap.timing.drift",
     "bootstrap.timing.guard",
     "bootstrap.max-lag-on-failover",
+    "bootstrap.dead-member-timeout",
     "bootstrap.pg-hba",
     "bootstrap.database",
     "bootstrap.database-owner",

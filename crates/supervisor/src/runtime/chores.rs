@@ -14,7 +14,6 @@ use super::operator::{RuntimeOperator, refused};
 use crate::api::proto::v1::{ParametersRequest, PerformRequest, Work};
 use crate::decide::members::{self, TooFew};
 use crate::runtime::codec;
-use crate::runtime::found;
 use crate::runtime::local::target;
 use crate::runtime::shared::Shared;
 use crate::status::{MemberRequest, MemberWork, OperatorError, SwitchoverReply};
@@ -304,7 +303,7 @@ impl RuntimeOperator {
             let voters = self.shared().consensus.status().voters;
             let others =
                 state.members.keys().filter(|node| **node != member.node && !state.learners.contains(node));
-            let left = found::voter_count(others.count());
+            let left = members::voter_count(others.count());
             if voters.contains(&member.node) && left < voters.len() {
                 return Err(OperatorError::Refused {
                     reason: format!(

@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
+use crate::decide::members::Voting;
+use crate::decide::presence::Presence;
 use crate::decide::{ClusterDecision, command_in_words, lease, members};
 use crate::runtime::handover::Clockwork;
 use crate::runtime::shared::{RevokeAsk, Shared};
@@ -80,6 +82,7 @@ struct Leader {
     /// How often leadership was offered lately.
     offers: u32,
     clockwork: Clockwork,
+    presence: Presence,
 }
 
 /// The decision: [`crate::decide::cluster`], or a mutant of it in the simulation.
@@ -109,6 +112,7 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         yielded: now,
         offers: 0,
         clockwork: Clockwork::default(),
+        presence: Presence::default(),
         shared,
     };
     let mut state = leader.shared.consensus.state();
@@ -157,6 +161,7 @@ impl Leader {
             self.revoked.clear();
             self.unrevoked.clear();
         }
+        self.look_at_members(state, now);
         let granted = state.current_grant().map_or(Epoch(0), |grant| grant.epoch);
         if self.granted_seen.0 != granted {
             self.granted_seen = (granted, now);
@@ -212,6 +217,7 @@ impl Leader {
             self.asked.clear();
             self.prepared = None;
             self.clockwork.reset();
+            self.presence.forget();
         }
         if self.leading {
             self.deafness.end(now);
@@ -397,13 +403,12 @@ impl Leader {
         }
         let gone: Vec<NodeId> =
             status.nodes.keys().filter(|node| !state.members.contains_key(node)).copied().collect();
-        let staying: BTreeSet<NodeId> =
-            status.voters.iter().filter(|node| state.members.contains_key(node)).copied().collect();
         let alive = self.alive(state);
-        let wanted = wanted_voters(&staying, state, &alive);
-        // Voters of whom no majority is there could not even agree to be the voters: it has to wait.
-        let there = wanted.intersection(&alive).count() > wanted.len() / 2;
-        if wanted != status.voters && !wanted.is_empty() && !there {
+        let wanted = self.wanted_voters(state, &status, &alive);
+        if wanted != status.voters
+            && !wanted.is_empty()
+            && !members::may_change(&status.voters, &wanted, &alive)
+        {
             tracing::debug!(voters = wanted.len(), "who votes cannot change: too few of them are there");
             return;
         }
@@ -418,7 +423,10 @@ impl Leader {
                 }
                 return;
             }
-            tracing::info!(voters = wanted.len(), "changes who votes");
+            let name =
+                |node: &NodeId| state.members.get(node).map_or_else(|| node.to_string(), |m| m.name.clone());
+            let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(name).collect::<Vec<_>>().join(", ");
+            tracing::info!(before = %names(&status.voters), after = %names(&wanted), "changes who votes");
             if let Err(error) = self.shared.consensus.change_voters(wanted, true, PROPOSE_LIMIT).await {
                 tracing::info!(%error, "who votes is not changed yet");
             }
@@ -428,6 +436,31 @@ impl Leader {
             if let Err(error) = self.shared.consensus.remove(node, PROPOSE_LIMIT).await {
                 tracing::info!(%error, %node, "is not removed yet");
             }
+        }
+    }
+
+    /// Chooses the voters by what this leader has seen of the members.
+    fn wanted_voters(
+        &self,
+        state: &ClusterState,
+        status: &RaftStatus,
+        alive: &BTreeSet<NodeId>,
+    ) -> BTreeSet<NodeId> {
+        let timeout_ms = state.settings.dead_member_timeout_ms;
+        let dead = self.presence.dead(timeout_ms);
+        let mut fit = self.presence.steady(timeout_ms);
+        fit.retain(|node| status.learners.contains(node) && self.shared.consensus.keeps_up(*node));
+        let leader = self.shared.me();
+        Voting { state, voters: &status.voters, leader, alive, dead: &dead, fit: &fit }.wanted()
+    }
+
+    /// Notes who is there, unless the cluster is paused: then members are away on purpose.
+    fn look_at_members(&mut self, state: &ClusterState, now: Moment) {
+        if state.paused {
+            self.presence.forget();
+        } else {
+            let alive = self.alive(state);
+            self.presence.look(state.members.keys().copied(), &alive, now);
         }
     }
 
@@ -539,27 +572,6 @@ impl Leader {
             tracing::debug!(%error, "the founding entry is not in the log yet");
         }
     }
-}
-
-/// Chooses the voters: those that are there, completed to an odd number by members that are alive.
-fn wanted_voters(
-    staying: &BTreeSet<NodeId>,
-    state: &ClusterState,
-    alive: &BTreeSet<NodeId>,
-) -> BTreeSet<NodeId> {
-    let may = |node: &NodeId| !state.learners.contains(node);
-    let staying: BTreeSet<NodeId> = staying.iter().filter(|node| may(node)).copied().collect();
-    if staying.is_empty() {
-        return BTreeSet::new();
-    }
-    let count = found::voter_count(state.members.keys().filter(|node| may(node)).count());
-    let mut newcomers: Vec<_> = state.members.values().collect();
-    newcomers.retain(|member| {
-        !staying.contains(&member.node) && may(&member.node) && alive.contains(&member.node)
-    });
-    newcomers.sort_by_key(|member| (member.kind == MemberKind::Data, member.name.clone()));
-    let newcomers = newcomers.iter().map(|member| &member.node);
-    staying.iter().chain(newcomers).take(count.max(staying.len())).copied().collect()
 }
 
 fn is_witness(state: &ClusterState, node: NodeId) -> bool {
