@@ -287,8 +287,8 @@ mod tests {
         check("n1v n2v n3xv n4xv n5v n6+ n7+", "n1 n2 n4 n5 n6"); // one at a time
         check("n1v n2v n4xv n5v n6v n7+", "n1 n2 n5 n6 n7"); // and then the other
         check("n1v n2v n3x n4v n5+", "n1 n2 n4"); // who is back as a learner waits until it is wanted
-        check("n1v n2v n3xv n4+ w5+", "n1 n2 w5"); // a witness first
-        check("n1v w2v n3xv n4+ w5+", "n1 w2 n4"); // but not two of three
+        check("n1v n2v n3v n4v n5xv n6+ w7+", "n1 n2 n3 n4 w7"); // a witness first
+        check("n1v w2v w3v n4v n5xv n6+ w7+", "n1 w2 w3 n4 n6"); // but not three of five
         check("n1v w2v n3xv w4+", "n1 w2 w4"); // unless there is nobody else
         check("n1v n2v n3rv n4xv n5v n6+ n7+", "n1 n2 n4 n5 n6"); // first what was asked for
         check("n1xv n2v n3v n4+", "n1 n2 n3"); // who leads is not dead

@@ -94,7 +94,7 @@ mod tests {
 
     /// A look each second from `from` to `to`, in seconds, both included.
     fn each(from: u64, to: u64, alive: &str) -> String {
-        let looks: Vec<String> = (from..=to).map(|second| format!("{}000 {alive}", second)).collect();
+        let looks: Vec<String> = (from..=to).map(|second| format!("{second}000 {alive}")).collect();
         looks.join(", ")
     }
 
