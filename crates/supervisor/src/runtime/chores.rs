@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhone_consensus::command::ClusterCommand;
-use rhone_consensus::command::{Handover, Member, MemberKind};
+use rhone_consensus::command::{Handover, Member, MemberKind, RestartStep};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_pgctl::connection::Session;
@@ -88,6 +88,51 @@ pub async fn own_parameters(shared: &Shared) -> Result<Vec<Parameter>, String> {
     parameters::catalogue(&session, PARAMETERS_LIMIT).await.map_err(|error| error.to_string())
 }
 
+/// Has a member take something on.
+///
+/// # Errors
+/// It does not, or does not answer.
+pub(super) async fn pass_on(
+    shared: &Shared,
+    state: &ClusterState,
+    member: &Member,
+    (work, started_ms): (Work, u64),
+) -> Result<(), OperatorError> {
+    let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
+    if member.kind == MemberKind::Witness {
+        return Err(no("a witness runs no postgres".to_owned()));
+    }
+    if state.is_fenced(member.node) {
+        let hint = format!("`rhone unfence {}` lets it go", member.name);
+        return Err(OperatorError::Refused {
+            reason: format!("{} is fenced", member.name),
+            hint: Some(hint),
+        });
+    }
+    if member.node == shared.me() {
+        return take_on(shared, state.epoch, work, started_ms).map_err(no);
+    }
+    let from = Some(shared.identity());
+    let request = PerformRequest { from, epoch: state.epoch.0, work: work.into(), started_ms };
+    let call = shared
+        .peers
+        .call(&member.address, TAKE_ON_LIMIT, |mut client| async move { client.perform(request).await });
+    match call.await {
+        Ok(reply) if reply.accepted => Ok(()),
+        Ok(reply) => Err(no(reply.reason)),
+        // It may have heard it; to ask again is harmless.
+        Err(error) => Err(OperatorError::Failed(format!("{} does not answer: {error}", member.name))),
+    }
+}
+
+/// Returns when the server of a member was started, by its last report.
+pub(super) fn running(shared: &Shared, node: NodeId) -> Option<u64> {
+    if node == shared.me() {
+        return shared.own.borrow().as_ref().and_then(|report| report.server.started_ms);
+    }
+    shared.table.borrow().get(&node).and_then(|received| received.report.server.started_ms)
+}
+
 impl RuntimeOperator {
     /// Asks the primary for its parameters.
     pub(super) async fn parameters_of_primary(&self) -> Result<Vec<Parameter>, OperatorError> {
@@ -133,6 +178,14 @@ impl RuntimeOperator {
                     return self.restart_alone(state, member, started_ms).await;
                 }
                 self.pass_on(state, member, Work::Restart, started_ms).await?;
+            }
+            MemberWork::RestartAt(when) => {
+                let scheduled = self.schedule_restart(member, when, request.by).await?;
+                return Ok(SwitchoverReply { scheduled: Some(scheduled), finished: false, ..reply });
+            }
+            MemberWork::CancelRestart => {
+                let step = RestartStep::Cancel;
+                self.propose(ClusterCommand::StepRestart { node: member.node, step }).await?;
             }
             MemberWork::Reinit => {
                 self.may_reinit(state, member)?;
@@ -186,36 +239,7 @@ impl RuntimeOperator {
         work: Work,
         started_ms: u64,
     ) -> Result<(), OperatorError> {
-        let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
-        if member.kind == MemberKind::Witness {
-            return Err(no("a witness runs no postgres".to_owned()));
-        }
-        if state.is_fenced(member.node) {
-            let hint = format!("`rhone unfence {}` lets it go", member.name);
-            return Err(OperatorError::Refused {
-                reason: format!("{} is fenced", member.name),
-                hint: Some(hint),
-            });
-        }
-        if member.node == self.shared().me() {
-            return take_on(self.shared(), state.epoch, work, started_ms).map_err(no);
-        }
-        let request = PerformRequest {
-            from: Some(self.shared().identity()),
-            epoch: state.epoch.0,
-            work: work.into(),
-            started_ms,
-        };
-        let call = self
-            .shared()
-            .peers
-            .call(&member.address, TAKE_ON_LIMIT, |mut client| async move { client.perform(request).await });
-        match call.await {
-            Ok(reply) if reply.accepted => Ok(()),
-            Ok(reply) => Err(no(reply.reason)),
-            // It may have heard it; to ask again is harmless.
-            Err(error) => Err(OperatorError::Failed(format!("{} does not answer: {error}", member.name))),
-        }
+        pass_on(self.shared(), state, member, (work, started_ms)).await
     }
 
     /// The only data member is restarted in place, through an epoch of its own: nobody else could serve.
@@ -248,11 +272,7 @@ impl RuntimeOperator {
     }
 
     fn running(&self, node: NodeId) -> Option<u64> {
-        let shared = self.shared();
-        if node == shared.me() {
-            return shared.own.borrow().as_ref().and_then(|report| report.server.started_ms);
-        }
-        shared.table.borrow().get(&node).and_then(|received| received.report.server.started_ms)
+        running(self.shared(), node)
     }
 
     /// A copy is thrown away only where the primary serves from another one, and never a primary's.
