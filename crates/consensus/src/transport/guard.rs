@@ -222,8 +222,12 @@ mod tests {
             ["protocol 2 to 3 is not", "protocol 1 is not spoken here (2 to 3 is)"],
         );
         // One that names a single number speaks only that.
-        check_protocols((1, 2), (0, 1), ["welcome", "welcome"]);
-        check_protocols((1, 1), (0, 2), ["protocol 2 is not spoken here (1 is)", "protocol 1 is not"]);
+        let guard = Guard::new(Arc::new(Me { protocol: Protocol { oldest: 1, newest: 2 }, ..me(1) }));
+        let single = |number| {
+            move |from: &mut proto::Identity| (from.protocol_oldest, from.protocol_version) = (0, number)
+        };
+        check(&guard, single(1), "node 2");
+        check(&guard, single(3), "protocol 3 is not spoken here (1 to 2 is)");
         // Both go by the newest that both know.
         let speaks = |oldest, newest| Protocol { oldest, newest };
         assert_eq!(speaks(1, 2).common(speaks(2, 3)), Some(2));
