@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The encoding written now: postcard of openraft 0.9 types and our own.
-const FORMAT: u8 = 3;
+const FORMAT: u8 = 4;
 
 /// Why bytes could not be encoded or decoded.
 #[derive(Debug, thiserror::Error)]

@@ -182,6 +182,45 @@ pub struct Dropped {
     pub why: String,
 }
 
+/// A restart of one member's Postgres that is to begin later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledRestart {
+    /// When, by the wall clock of whoever leads Raft then.
+    pub at: WallTime,
+    /// Who asked for it, and from where, for people.
+    pub by: String,
+    /// The start of the server that ran when its time came; it is over once another one runs. None: not begun.
+    pub server: Option<WallTime>,
+}
+
+/// What becomes of a restart that is scheduled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartStep {
+    /// It is put down for later.
+    Schedule {
+        /// When.
+        at: WallTime,
+        /// Who asked for it.
+        by: String,
+    },
+    /// It is taken off.
+    Cancel,
+    /// Its time has come.
+    Begin {
+        /// Its time, which is its name.
+        at: WallTime,
+        /// The start of the server that is to end.
+        server: WallTime,
+    },
+    /// It is over.
+    End {
+        /// Its time, which is its name.
+        at: WallTime,
+        /// Why nothing came of it, for people; none: another server runs.
+        why: Option<String>,
+    },
+}
+
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterCommand {
@@ -292,6 +331,13 @@ pub enum ClusterCommand {
         /// Why, for people.
         why: String,
     },
+    /// Goes on with the restart of a member that is to begin later.
+    StepRestart {
+        /// Whose Postgres.
+        node: NodeId,
+        /// What.
+        step: RestartStep,
+    },
     /// Ends a change of the timings: the owner's lease counts by the shorter of the old and the new ones, so
     /// that nothing lasts by the old ones any more (decision 0036).
     SettleTiming {
@@ -330,6 +376,7 @@ impl ClusterCommand {
             | Self::Schedule(_)
             | Self::BeginScheduled { .. }
             | Self::DropScheduled { .. }
+            | Self::StepRestart { .. }
             | Self::SettleTiming { .. } => None,
         }
     }

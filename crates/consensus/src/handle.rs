@@ -81,6 +81,9 @@ async fn open_store(
     }
 }
 
+/// A member that lacks no more entries than this keeps up: what is decided comes in ones and twos.
+const ON_ITS_WAY: u64 = 64;
+
 /// A running member of the Raft group. Dropping it does not stop Raft: [`Consensus::shutdown`] does.
 pub struct Consensus {
     pub(crate) raft: RaftHandle,
@@ -257,6 +260,16 @@ impl Consensus {
         let last = read(self.storage.mirror()).last().map_or(0, |id| id.index);
         status.last_log = status.last_log.max(LogIndex(last));
         status
+    }
+
+    /// Says whether that member has the log as far as this leader has it, but for what is on its way. False
+    /// where this member does not lead.
+    pub fn keeps_up(&self, node: NodeId) -> bool {
+        let last = self.status().last_log.0;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let matched = metrics.replication.as_ref().and_then(|of| of.get(&node).copied().flatten());
+        matched.is_some_and(|matched| matched.index.saturating_add(ON_ITS_WAY) >= last)
     }
 
     /// Changes when leader, term, role, membership or `leading` changes.

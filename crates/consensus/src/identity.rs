@@ -6,8 +6,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Incarnation, NodeId};
 
-/// The version of the protocol between members; another one is refused.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// The versions of the protocol between members that a build speaks, both included. While binaries are
+/// replaced one after the other, two adjacent ones run side by side (decision 0070).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocol {
+    /// The oldest.
+    pub oldest: u32,
+    /// The newest.
+    pub newest: u32,
+}
+
+/// What this build speaks. Raise `newest` with a change that an older build would take for something else, and
+/// `oldest` a release later, once nobody runs what came before.
+pub const PROTOCOL: Protocol = Protocol { oldest: 1, newest: 1 };
+
+impl Protocol {
+    /// Returns what a caller speaks by its own word. One that says only one number speaks only that.
+    pub fn of(from: &crate::proto::Identity) -> Self {
+        let newest = from.protocol_version;
+        let oldest = if from.protocol_oldest == 0 { newest } else { from.protocol_oldest.min(newest) };
+        Self { oldest, newest }
+    }
+
+    /// Returns the newest version that both speak.
+    pub fn common(self, other: Self) -> Option<u32> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.oldest == self.newest {
+            write!(f, "{}", self.newest)
+        } else {
+            write!(f, "{} to {}", self.oldest, self.newest)
+        }
+    }
+}
 
 /// Raised each time a cluster is recovered by force; members of another one are strangers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -97,6 +97,9 @@ pub struct Settings {
     pub timing: Timing,
     /// How many bytes of WAL an automatic failover may leave behind in asynchronous mode.
     pub max_lag_on_failover: u64,
+    /// After how long a silence a voter is dead and another member votes in its place, in milliseconds; 0: never.
+    #[serde(default = "dead_member_timeout")]
+    pub dead_member_timeout_ms: u64,
     /// How commits wait for standbys.
     pub sync: SyncMode,
     /// For how many; absent: half the data members, rounded down.
@@ -122,6 +125,7 @@ impl Settings {
         let mut flat = BTreeMap::from([
             ("sync".to_owned(), self.sync.name().to_owned()),
             ("max-lag-on-failover".to_owned(), size_text(self.max_lag_on_failover)),
+            ("dead-member-timeout".to_owned(), duration_text(self.dead_member_timeout_ms)),
             ("timing.renewal".to_owned(), format!("{}ms", timing.renewal_ms)),
             ("timing.suspicion".to_owned(), format!("{}ms", timing.suspicion_ms)),
             ("timing.lease".to_owned(), format!("{}ms", timing.lease_ms)),
@@ -142,6 +146,18 @@ impl Settings {
         }
         flat
     }
+}
+
+/// Five minutes: longer than a reboot, an upgrade or a switch that is exchanged.
+fn dead_member_timeout() -> u64 {
+    300_000
+}
+
+/// Prints milliseconds in the largest unit that they are a whole number of; none: `off`.
+fn duration_text(ms: u64) -> String {
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1)];
+    let whole = units.iter().find(|(_, of)| ms > 0 && ms.is_multiple_of(*of));
+    whole.map_or_else(|| "off".to_owned(), |(unit, of)| format!("{}{unit}", ms / of))
 }
 
 /// Prints bytes in the largest unit that they are a whole number of, as Postgres does.
@@ -192,6 +208,7 @@ impl Default for Settings {
         Self {
             timing: Timing::default(),
             max_lag_on_failover: 1024 * 1024,
+            dead_member_timeout_ms: dead_member_timeout(),
             sync: SyncMode::Off,
             sync_required: None,
             postgres: BTreeMap::new(),

@@ -6,6 +6,7 @@
 mod hold;
 mod membership;
 mod recover;
+mod restart;
 mod schedule;
 mod settings;
 mod timing;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::timing::TimingChange;
 use crate::command::{
     Acceptance, ClusterCommand, Dropped, Grant, Handover, Member, MemberKind, Outcome, PrepareReason,
-    Scheduled, WallTime,
+    Scheduled, ScheduledRestart, WallTime,
 };
 use crate::ids::{Epoch, LogIndex, NodeId, Replica};
 use crate::ledger::{Ledger, LedgerEntry};
@@ -135,6 +136,10 @@ pub struct ClusterState {
     pub scheduled: Option<Scheduled>,
     /// The last one that could not begin, until another one is scheduled.
     pub schedule_dropped: Option<Dropped>,
+    /// The restarts that are to begin later, by member.
+    pub restarts: BTreeMap<NodeId, ScheduledRestart>,
+    /// The last one of which nothing came: whose, its time, and why; until another one is scheduled.
+    pub restart_dropped: Option<(NodeId, WallTime, String)>,
     /// Which timings hold beside those of the settings.
     pub timing_change: TimingChange,
 }
@@ -198,6 +203,7 @@ impl ClusterState {
             ClusterCommand::Schedule(scheduled) => self.schedule(scheduled.as_ref()),
             ClusterCommand::BeginScheduled { at } => self.begin_scheduled(*at),
             ClusterCommand::DropScheduled { at, why } => self.drop_scheduled(*at, why),
+            ClusterCommand::StepRestart { node, step } => self.step_restart(*node, step),
             ClusterCommand::SettleTiming { epoch, version } => self.settle_timing(*epoch, *version),
         }
     }
@@ -231,6 +237,7 @@ impl ClusterState {
         if let Some(older) = older {
             self.replace_fenced(older, member.node);
             self.replace_learner(older, member.node);
+            self.restarts.remove(&older);
         }
         self.members = members;
         Outcome::Done

@@ -131,7 +131,13 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::ShowConfig => settings::show_config(&global, terminal).await,
         Command::EditConfig { no_wait } => settings::edit(&global, no_wait, terminal).await,
         Command::Reload { name, no_wait: _ } => restart::reload(&global, name, terminal).await,
-        Command::Restart { name, rolling: _, if_pending, no_wait } => {
+        Command::Restart { name: Some(name), at: Some(at), .. } => {
+            schedule::restart_at(&global, &name, &at, terminal).await
+        }
+        Command::Restart { name: Some(name), cancel: true, .. } => {
+            schedule::cancel_restart(&global, &name, terminal).await
+        }
+        Command::Restart { name, rolling: _, if_pending, no_wait, at: _, cancel: _ } => {
             restart::restart(&global, restart::Flags { name, if_pending, no_wait }, terminal).await
         }
         Command::Reinit { name, cancel: true, .. } => reinit::cancel(&global, &name, terminal).await,

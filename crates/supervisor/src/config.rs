@@ -144,6 +144,8 @@ pub struct Bootstrap {
     pub timing: Timing,
     /// Bytes of WAL that a failover may lose at most, as far as voters heard of them.
     pub max_lag_on_failover: u64,
+    /// After how long a silence a voter is replaced, in milliseconds; 0: never.
+    pub dead_member_timeout_ms: u64,
     /// How commits wait for standbys; absent: as the founding members allow.
     pub sync: Option<SyncMode>,
     /// For how many standbys; absent: half the data members, rounded down.

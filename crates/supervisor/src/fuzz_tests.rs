@@ -197,6 +197,7 @@ fn said() -> Vec<Vec<u8>> {
         node_id: 2,
         incarnation: vec![7; 16],
         protocol_version: 1,
+        protocol_oldest: 1,
         ..Caller::default()
     });
     let hello = v1::HelloReply {

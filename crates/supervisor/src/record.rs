@@ -253,6 +253,8 @@ fn without_secrets(state: &ClusterState) -> ClusterState {
         removed: state.removed.clone(),
         scheduled: state.scheduled.clone(),
         schedule_dropped: state.schedule_dropped.clone(),
+        restarts: state.restarts.clone(),
+        restart_dropped: state.restart_dropped.clone(),
         timing_change: state.timing_change,
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rhone_consensus::ConsensusError;
 use rhone_consensus::command::{MemberKind, WallTime};
-use rhone_consensus::identity::PROTOCOL_VERSION;
+use rhone_consensus::identity::PROTOCOL;
 use rhone_consensus::ids::{NodeId, Replica};
 use rhone_consensus::proto::Identity;
 use rhone_consensus::recover::{Recovered, Survivor};
@@ -216,8 +216,9 @@ async fn ask(config: &Config, known: &HardState, state: &ClusterState) -> Result
         node_id: known.node_id.0,
         incarnation: known.incarnation.0.to_be_bytes().to_vec(),
         session: known.session.0,
-        protocol_version: PROTOCOL_VERSION,
+        protocol_version: PROTOCOL.newest,
         run: 0,
+        protocol_oldest: PROTOCOL.oldest,
     };
     let request = HelloRequest { from: Some(from), name: config.node.name.clone() };
     let others = state.members.values().filter(|member| member.node != known.node_id);

@@ -15,7 +15,11 @@ use crate::civil::WallTime;
 use crate::config::{nearest, timing, units};
 
 /// The keys beside `postgres.NAME`.
-pub const KEYS: [&str; 6] = ["sync", "sync-required", "max-lag-on-failover", "pg-hba", "pg-ident", "timing"];
+pub const KEYS: [&str; 7] =
+    ["sync", "sync-required", "max-lag-on-failover", "dead-member-timeout", "pg-hba", "pg-ident", "timing"];
+
+/// The shortest `dead-member-timeout`: a Raft election and a supervisor's restart take less.
+const DEAD_MIN_MS: u64 = 5_000;
 
 /// The settings that begin with this are Postgres parameters.
 pub const POSTGRES: &str = "postgres.";
@@ -124,6 +128,13 @@ pub fn change(settings: &mut Settings, key: &str, value: Option<&str>) -> Result
             settings.max_lag_on_failover = units::parse_size(text)
                 .map_err(|why| Refusal::new(format!("{key}: {why}"), hint.as_deref()))?;
         }
+        ("dead-member-timeout", None) => {
+            settings.dead_member_timeout_ms = Settings::default().dead_member_timeout_ms;
+        }
+        ("dead-member-timeout", Some(text)) => {
+            settings.dead_member_timeout_ms =
+                dead_member_timeout(text).map_err(|why| Refusal::new(format!("{key}: {why}"), None))?;
+        }
         ("pg-hba", value) => settings.pg_hba = lines(value),
         ("pg-ident", value) => settings.pg_ident = lines(value),
         (key, _) if key == "timing" || key.starts_with("timing.") => {
@@ -158,6 +169,22 @@ fn change_timing(timing: &mut Timing, key: &str, value: Option<&str>) -> Result<
         None => Settings::default().flat().remove(key).unwrap_or_default(),
     };
     timing::set_single(timing, name, &text).map_err(|why| Refusal::new(format!("{key}: {why}"), None))
+}
+
+/// Reads after how long a silence a voter is dead, in milliseconds; 0: never.
+///
+/// # Errors
+/// It is no duration, or shorter than members are silent when nothing is wrong.
+pub(crate) fn dead_member_timeout(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    let time = units::parse_duration(text).map_err(|why| format!("{why}, or off"))?;
+    match u64::try_from(time.as_millis()).unwrap_or(u64::MAX) {
+        0 => Ok(0),
+        ms if ms < DEAD_MIN_MS => Err(format!("a member is not dead after {text}: at least 5s, or off")),
+        ms => Ok(ms),
+    }
 }
 
 fn unknown(key: &str) -> Refusal {
@@ -294,6 +321,21 @@ mod tests {
         check("sync-required", Some("2"), " -> 2");
         check("sync-required", Some("0"), "sync-required is a number of standbys, 1 or more ()");
         check("max-lag-on-failover", Some("16MB"), "1MB -> 16MB");
+        check("dead-member-timeout", Some("2 min"), "5min -> 2min");
+        check("dead-member-timeout", Some("90s"), "5min -> 90s");
+        check("dead-member-timeout", Some("off"), "5min -> off");
+        check("dead-member-timeout", Some("0"), "5min -> off");
+        check("dead-member-timeout", None, "");
+        check(
+            "dead-member-timeout",
+            Some("300"),
+            "dead-member-timeout: a duration has a unit: 500ms, 1.5s, 2min, 1h, or off ()",
+        );
+        check(
+            "dead-member-timeout",
+            Some("1s"),
+            "dead-member-timeout: a member is not dead after 1s: at least 5s, or off ()",
+        );
         check(
             "max-lag-on-failover",
             Some("1048576"),
@@ -326,7 +368,7 @@ mod tests {
             "work_mem",
             Some("8MB"),
             "no setting is named work_mem (a Postgres parameter is `postgres.work_mem`; the others are sync, \
-             sync-required, max-lag-on-failover, pg-hba, pg-ident, timing)",
+             sync-required, max-lag-on-failover, dead-member-timeout, pg-hba, pg-ident, timing)",
         );
         check("timing.lease", Some("3s"), "1500ms -> 3000ms");
         check("timing.lease", Some("3"), "timing.lease: a duration has a unit: 500ms, 1.5s, 2min, 1h ()");

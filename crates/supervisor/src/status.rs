@@ -272,6 +272,26 @@ pub struct ClusterStatus {
     /// The timings in force.
     #[serde(default)]
     pub timing: Option<TimingStatus>,
+    /// The restarts that are to begin later.
+    #[serde(default)]
+    pub scheduled_restarts: Vec<ScheduledRestart>,
+}
+
+/// A restart that is to begin later.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledRestart {
+    /// When, by the Raft leader's wall clock.
+    pub at: WallTime,
+    /// The member.
+    pub name: String,
+    /// Who asked for it.
+    pub by: String,
+}
+
+impl fmt::Display for ScheduledRestart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a restart of {} is scheduled for {} by {}", self.name, self.at, self.by)
+    }
 }
 
 /// A switchover that is to begin later.

@@ -258,6 +258,12 @@ impl Cluster {
         self.nodes.get_mut(index).ok_or_else(|| anyhow!("there is no member {}", index + 1))
     }
 
+    /// Has a member that is stopped come back under another address.
+    pub fn move_node(&mut self, index: usize) -> Result<()> {
+        let address = self.network.another_address(index)?;
+        self.node_mut(index)?.move_to(address)
+    }
+
     /// Starts a member's supervisor.
     pub fn start_node(&mut self, index: usize) -> Result<()> {
         let Some(node) = self.nodes.get_mut(index) else { bail!("there is no member {}", index + 1) };

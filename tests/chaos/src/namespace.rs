@@ -203,6 +203,16 @@ impl Network {
         }
     }
 
+    /// Gives a node another address beside the one it has, as a pod has another one after each start.
+    pub fn another_address(&self, index: usize) -> Result<Ipv4Addr> {
+        let [a, b, c, d] = self.address(Place::Node(index)).octets();
+        let address = Ipv4Addr::new(a, b, c, d.saturating_add(100));
+        if self.means != Means::Loopback {
+            ip(&format!("-n {} addr add {address}/24 dev eth0", self.namespace(Place::Node(index))))?;
+        }
+        Ok(address)
+    }
+
     /// The client addresses that Postgres has to let in.
     pub fn client_range(&self) -> &'static str {
         if self.means == Means::Loopback { "127.0.0.0/8" } else { "10.78.0.0/16" }

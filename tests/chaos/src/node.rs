@@ -220,6 +220,18 @@ impl Node {
         fs::write(self.config(), text).context("write rhone.toml")
     }
 
+    /// Listens at another address from the next start on; `peers` stay what they were.
+    pub fn move_to(&mut self, address: Ipv4Addr) -> Result<()> {
+        let (old, new) = (format!("\"{}:", self.address), format!("\"{address}:"));
+        let text = fs::read_to_string(self.config()).context("read rhone.toml")?;
+        let line =
+            |line: &str| if line.starts_with("peers") { line.to_owned() } else { line.replace(&old, &new) };
+        let text: Vec<String> = text.lines().map(line).collect();
+        fs::write(self.config(), text.join("\n")).context("write rhone.toml")?;
+        self.address = address;
+        Ok(())
+    }
+
     /// Starts the supervisor.
     pub fn start(&mut self, network: &Network) -> Result<()> {
         if self.supervisor.as_mut().is_some_and(|supervisor| supervisor.ended().is_none()) {

@@ -1,14 +1,15 @@
-//! Work on single members: a restart, a new copy, who votes, who is a member at all.
+//! Work on single members: a restart, a new copy, who votes, who is a member at all; and a voter that dies.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rhone_chaos::cluster::{Cluster, LIMIT, Spec, Sync};
+use rhone_chaos::clock::Moment;
+use rhone_chaos::cluster::{Cluster, LIMIT, PowerLoss, Spec, Sync};
 use rhone_chaos::lock::take_turn;
 use rhone_chaos::process::Output;
 use rhone_chaos::scenario::Verdict;
 use rhone_chaos::sql::ask;
-use rhone_chaos::workload::Plan;
+use rhone_chaos::workload::{Plan, Workload};
 use serde_json::Value;
 
 /// A copy on a loaded machine.
@@ -129,5 +130,53 @@ fn a_member_is_restarted_copied_kept_from_voting_and_removed_under_a_writer() ->
     cluster.start_node(third)?;
     cluster.wait_whole()?;
     workload.wait_for(50, LIMIT)?;
+    a_dead_voter_is_replaced(&mut cluster, &workload)?;
     Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
+}
+
+/// Of four members three vote. One dies for good, the fourth votes in its place, and then the primary may die, too:
+/// two of three voters are left, where they would be one of three. The first comes back under another address.
+fn a_dead_voter_is_replaced(cluster: &mut Cluster, workload: &Workload) -> Result<()> {
+    let primary = cluster.wait_whole()?;
+    let names = (0..4).map(|index| Ok(cluster.node(index)?.name())).collect::<Result<Vec<_>>>()?;
+    let index_of = |name: &String| names.iter().position(|known| known == name);
+    let votes = cluster.wait_until("three vote, the primary among them", || {
+        let votes = voters(cluster, primary)?;
+        ensure!(votes.len() == 3 && votes.iter().any(|name| index_of(name) == Some(primary)), "{votes:?}");
+        Ok(votes)
+    })?;
+    let dead = votes.iter().filter_map(index_of).find(|index| *index != primary).context("a voter")?;
+    let learner = names.iter().find(|name| !votes.contains(name)).context("a learner")?.clone();
+    done(cluster, primary, "settings set dead-member-timeout=5s")?;
+    cluster.power_loss(dead, PowerLoss::Resets)?;
+    cluster.wait_until("the fourth votes in the dead one's place", || {
+        let now = voters(cluster, primary)?;
+        ensure!(now.len() == 3 && now.contains(&learner) && misses(&now, &names, dead), "{now:?}");
+        Ok(())
+    })?;
+    // Whoever comes back first is not to take the other one's vote.
+    done(cluster, primary, "settings set dead-member-timeout=off")?;
+    cluster.wait_secured()?;
+
+    let at = Moment::now();
+    cluster.power_loss(primary, PowerLoss::Resets)?;
+    workload.wait_elsewhere(primary, at, LIMIT).with_context(|| cluster.dump())?;
+    workload.wait_for(50, LIMIT)?;
+
+    cluster.move_node(dead)?;
+    cluster.start_node(dead)?;
+    cluster.start_node(primary)?;
+    let primary = cluster.wait_whole()?;
+    workload.wait_for(50, LIMIT)?;
+    let now = voters(cluster, primary)?;
+    ensure!(now.len() == 3 && misses(&now, &names, dead), "who came back only learns, not {now:?}");
+    // Raft and the others reach it there: it is handed what is decided, and can be asked for work.
+    let name = cluster.node(dead)?.name();
+    done(cluster, primary, &format!("restart {name}"))?;
+    cluster.wait_whole().map(drop)
+}
+
+/// Whether that member is not among these.
+fn misses(votes: &[String], names: &[String], member: usize) -> bool {
+    names.get(member).is_some_and(|name| !votes.contains(name))
 }

@@ -122,6 +122,13 @@ fn a_fenced_member_stays_stopped_until_it_is_let_go() -> Result<()> {
     Verdict::of(&cluster, &workload.stop()?, &[])?.check(&cluster)
 }
 
+/// When a member's Postgres was started, by its own word.
+fn started(cluster: &Cluster, index: usize) -> Result<String> {
+    let door = cluster.node(index)?.door();
+    let rows = ask(&door, "postgres", "SELECT pg_postmaster_start_time()::text", Duration::from_secs(2))?;
+    rows.first().and_then(|row| row.first().cloned().flatten()).context("a start")
+}
+
 /// Once, at its time, whoever leads Raft then.
 #[test]
 fn a_scheduled_switchover_begins_once_also_under_another_leader() -> Result<()> {
@@ -141,6 +148,15 @@ fn a_scheduled_switchover_begins_once_also_under_another_leader() -> Result<()> 
     );
     run(&cluster, primary, &["switchover", "--cancel"], 0)?;
     run(&cluster, primary, &["switchover", "--cancel"], 3)?;
+
+    // A restart for later, beside it: it is due under another leader, too.
+    let third = cluster.node(other)?.name();
+    run(&cluster, to, &["restart", &third, "--at", "+1h"], 0)?;
+    ensure!(run(&cluster, to, &["restart", &third, "--at", "+2h"], 3)?.contains("is scheduled for"));
+    run(&cluster, to, &["restart", &third, "--cancel"], 0)?;
+    run(&cluster, to, &["restart", &third, "--cancel"], 3)?;
+    let before = started(&cluster, other)?;
+    run(&cluster, primary, &["restart", &third, "--at", "+15s", "-o", "json"], 0)?;
 
     let epoch = cluster.epoch()?;
     run(&cluster, primary, &["switchover", "--to", &name, "--at", "+20s", "-o", "json"], 0)?;
@@ -162,6 +178,12 @@ fn a_scheduled_switchover_begins_once_also_under_another_leader() -> Result<()> 
     let after = cluster.epoch()?;
     ensure!(after > epoch, "epoch {after} after {epoch}");
 
+    cluster.wait_until("the third was restarted at its time", || {
+        ensure!(started(&cluster, other)? != before, "the same server runs");
+        let left = cluster.status(to)?["scheduled_restarts"].as_array().map_or(0, Vec::len);
+        ensure!(left == 0, "{left} restarts are still scheduled");
+        Ok(())
+    })?;
     // Once: nothing is left that could begin another one.
     run(&cluster, to, &["switchover", "--cancel"], 3)?;
     ensure!(cluster.epoch()? == after && cluster.primary() == Some(to), "it moved again");

@@ -27,7 +27,9 @@ impl Stage {
     /// Draws the world of a seed: any, or the one in which it would show that `shows` is left out.
     pub fn draw(random: &mut Random, shows: Mutant) -> Self {
         let (data, witnesses) = match random.below(100) {
-            0..50 => (3, 0),
+            0..45 => (3, 0),
+            // Three vote and one learns, which takes the vote of one that is away for longer.
+            45..50 => (4, 0),
             50..80 => (2, 1),
             _ => (5, 0),
         };

@@ -30,6 +30,7 @@ impl ClusterState {
         self.members.remove(&node);
         self.forget_fenced(node);
         self.learners.remove(&node);
+        self.restarts.remove(&node);
         self.note_removed(&[node]);
         Outcome::Done
     }

@@ -29,6 +29,7 @@ impl ClusterState {
         next.members.retain(|node, _: &mut Member| *node == me);
         next.handover = None;
         next.scheduled = None;
+        next.restarts.clear();
         next.fenced.clear();
         next.learners.clear();
         next.note_removed(&others);

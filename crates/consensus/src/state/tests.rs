@@ -1,6 +1,7 @@
 //! Tables of what each command does to the state.
 
 use super::*;
+use crate::command::RestartStep;
 use crate::ids::{DataId, Incarnation};
 
 fn member(node: u64, name: &str, kind: MemberKind) -> Member {
@@ -92,6 +93,18 @@ fn command(line: &str) -> ClusterCommand {
         "unschedule" => ClusterCommand::Schedule(None),
         "begin" => ClusterCommand::BeginScheduled { at: WallTime(number(1)) },
         "drop" => ClusterCommand::DropScheduled { at: WallTime(number(1)), why: words[2].to_owned() },
+        "restart" => {
+            let step = match words[2] {
+                "at" => RestartStep::Schedule { at: WallTime(number(3)), by: "somebody".to_owned() },
+                "begin" => RestartStep::Begin { at: WallTime(number(3)), server: WallTime(number(4)) },
+                "end" => RestartStep::End {
+                    at: WallTime(number(3)),
+                    why: words.get(4).map(|why| (*why).to_owned()),
+                },
+                _ => RestartStep::Cancel,
+            };
+            ClusterCommand::StepRestart { node: NodeId(number(1)), step }
+        }
         "paused" => ClusterCommand::SetPaused(true),
         "fence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: true },
         "unfence" => ClusterCommand::SetFenced { node: NodeId(number(1)), fenced: false },
@@ -229,6 +242,40 @@ fn a_handover_ends_the_established_epoch_and_no_other() {
     after("handover 3 | handover 3 2", "another handover is going on");
     after("handover 3 2 | handover 3", "done"); // the host goes down meanwhile
     check(&format!("{GRANTED} | handover 3 2"), "the epoch that it would end is not established");
+}
+
+#[test]
+fn a_scheduled_restart_begins_once_for_one_server() {
+    let after = |lines: &str, expected: &str| check(&format!("found 1 | {lines}"), expected);
+    let state = after("restart 2 at 99", "done");
+    assert_eq!(state.restarts[&NodeId(2)].at, WallTime(99));
+    after("restart 2 at 99 | restart 1 at 99", "done"); // one for each member
+    after("restart 2 at 99 | restart 2 at 98", "a restart of this member is scheduled already");
+    after("restart 3 at 99", "a witness runs no postgres");
+    after("restart 9 at 99", "no such member");
+    after("restart 2 cancel", "no restart of this member is scheduled");
+    after(
+        "restart 2 at 99 | restart 2 cancel | restart 2 begin 99 7",
+        "no restart of this member is scheduled for that time",
+    );
+    let state = after("restart 2 at 99 | restart 2 begin 99 7", "done");
+    assert_eq!(state.restarts[&NodeId(2)].server, Some(WallTime(7)));
+    after(
+        "restart 2 at 99 | restart 2 begin 99 7 | restart 2 begin 99 8",
+        "no restart of this member is scheduled for that time",
+    );
+    after("restart 2 at 99 | restart 2 begin 99 7 | restart 2 cancel", "it is being restarted by now");
+    let state = after("restart 2 at 99 | restart 2 begin 99 7 | restart 2 end 99", "done");
+    assert_eq!((state.restarts.len(), state.restart_dropped), (0, None));
+    let state = after("restart 2 at 99 | restart 2 end 99 late", "done");
+    assert_eq!(state.restart_dropped, Some((NodeId(2), WallTime(99), "late".to_owned())));
+    assert_eq!(
+        after("restart 2 at 99 | restart 2 end 99 late | restart 1 at 98", "done").restart_dropped,
+        None
+    );
+    // Who is removed or comes back with another store is not restarted for it.
+    assert!(after("restart 2 at 99 | remove 2", "done").restarts.is_empty());
+    assert!(after("restart 2 at 99 | admit 4 b", "done").restarts.is_empty());
 }
 
 #[test]

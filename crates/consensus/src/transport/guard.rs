@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tonic::Status;
 
 use super::Me;
-use crate::identity::PROTOCOL_VERSION;
+use crate::identity::Protocol;
 use crate::ids::{Incarnation, NodeId};
 use crate::proto;
 
@@ -84,12 +84,13 @@ impl Guard {
     ) -> Result<(), Refusal> {
         let me = &self.me.identity;
         let node = NodeId(from.node_id);
-        if from.protocol_version != PROTOCOL_VERSION {
-            let found = from.protocol_version;
-            return Err(wrong(
-                "protocol",
-                format!("protocol {found} is not spoken here ({PROTOCOL_VERSION} is)"),
-            ));
+        let (mine, theirs) = (self.me.protocol, Protocol::of(from));
+        if mine.common(theirs).is_none() {
+            let text = format!(
+                "protocol {theirs} is not spoken here ({mine} is): the versions are too far apart, upgrade one release \
+                 at a time"
+            );
+            return Err(wrong("protocol", text));
         }
         if from.cluster != me.cluster {
             let found: String = from.cluster.chars().take(80).collect();
@@ -178,7 +179,7 @@ mod tests {
         check(&guard, |_| {}, "node 2");
         check(&guard, |from| from.cluster = "other".to_owned(), "this is cluster `main`, not `other`");
         check(&guard, |from| from.generation = 1, "this is generation 2, not 1");
-        check(&guard, |from| from.protocol_version = 9, "protocol 9 is not spoken here");
+        check(&guard, |from| from.protocol_version = 0, "protocol 0 is not spoken here");
         check(&guard, |from| from.system_identifier = 78, "this is system 77, not 78");
         check(&guard, |from| from.system_identifier = 0, "node 2"); // not known yet
         check(&guard, |from| from.incarnation = vec![1; 16], "another store");
@@ -188,6 +189,50 @@ mod tests {
         let other = guard.admit(Some(&me(2).message()), Some(NodeId(3)), |_| None).expect_err("target");
         assert!(other.message().starts_with("this is node 0000000000000001"), "{other}");
         guard.admit(None, None, |_| None).expect_err("anonymous");
+    }
+
+    /// A caller that speaks `theirs` reaches a member that speaks `mine`, each `OLDEST NEWEST`, and the other way round.
+    #[track_caller]
+    fn check_protocols(mine: (u32, u32), theirs: (u32, u32), expected: [&str; 2]) {
+        let speaks = |node, (oldest, newest)| Me { protocol: Protocol { oldest, newest }, ..me(node) };
+        for ((one, other), expected) in [((mine, theirs), expected[0]), ((theirs, mine), expected[1])] {
+            let guard = Guard::new(Arc::new(speaks(1, one)));
+            let answer = guard.admit(Some(&speaks(2, other).message()), Some(NodeId(1)), |_| None);
+            let text = answer.map_or_else(|status| status.message().to_owned(), |_| "welcome".to_owned());
+            assert!(text.starts_with(expected), "{one:?} asked by {other:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn two_adjacent_versions_speak_with_each_other_and_others_do_not() {
+        check_protocols((1, 1), (1, 1), ["welcome", "welcome"]);
+        check_protocols((1, 1), (1, 2), ["welcome", "welcome"]); // the next release
+        check_protocols((1, 2), (2, 3), ["welcome", "welcome"]); // and the one after that
+        check_protocols(
+            (1, 2),
+            (3, 4),
+            [
+                "protocol 3 to 4 is not spoken here (1 to 2 is)",
+                "protocol 1 to 2 is not spoken here (3 to 4 is)",
+            ],
+        );
+        check_protocols(
+            (1, 1),
+            (2, 3),
+            ["protocol 2 to 3 is not", "protocol 1 is not spoken here (2 to 3 is)"],
+        );
+        // One that names a single number speaks only that.
+        let guard = Guard::new(Arc::new(Me { protocol: Protocol { oldest: 1, newest: 2 }, ..me(1) }));
+        let single = |number| {
+            move |from: &mut proto::Identity| (from.protocol_oldest, from.protocol_version) = (0, number)
+        };
+        check(&guard, single(1), "node 2");
+        check(&guard, single(3), "protocol 3 is not spoken here (1 to 2 is)");
+        // Both go by the newest that both know.
+        let speaks = |oldest, newest| Protocol { oldest, newest };
+        assert_eq!(speaks(1, 2).common(speaks(2, 3)), Some(2));
+        assert_eq!(speaks(1, 1).common(speaks(1, 2)), Some(1));
+        assert_eq!(speaks(1, 1).common(speaks(2, 3)), None);
     }
 
     #[test]

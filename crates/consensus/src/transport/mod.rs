@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rhone_pgctl::wal::SystemId;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Generation, Identity, PROTOCOL_VERSION, Run};
+use crate::identity::{Generation, Identity, PROTOCOL, Protocol, Run};
 use crate::ids::NodeId;
 use crate::proto;
 use crate::raft::LogId;
@@ -83,6 +83,7 @@ impl AddressBook {
 pub(crate) struct Me {
     pub(crate) identity: Identity,
     pub(crate) run: Run,
+    pub(crate) protocol: Protocol,
     system_id: AtomicU64,
     generation: AtomicU64,
 }
@@ -90,7 +91,8 @@ pub(crate) struct Me {
 impl Me {
     pub(crate) fn new(identity: Identity, run: Run, system_id: Option<SystemId>) -> Self {
         let generation = AtomicU64::new(identity.generation.0);
-        Self { identity, run, system_id: AtomicU64::new(system_id.map_or(0, SystemId::get)), generation }
+        let system_id = AtomicU64::new(system_id.map_or(0, SystemId::get));
+        Self { identity, run, protocol: PROTOCOL, system_id, generation }
     }
 
     pub(crate) fn set_generation(&self, generation: Generation) {
@@ -119,8 +121,9 @@ impl Me {
             node_id: self.identity.node.0,
             incarnation: self.identity.incarnation.0.to_be_bytes().to_vec(),
             session: self.identity.session.0,
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: self.protocol.newest,
             run: self.run.0,
+            protocol_oldest: self.protocol.oldest,
         }
     }
 }

@@ -132,14 +132,7 @@ impl<O: Operator> Admin for AdminService<O> {
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
         let call = Call::of("Switchover", &request.idempotency_key, &request);
-        let when = match (request.at_ms, request.after_ms) {
-            (Some(at), None) => Some(When::At(WallTime::from_ms(at))),
-            (None, Some(after)) => Some(When::After(std::time::Duration::from_millis(after))),
-            (None, None) => None,
-            (Some(_), Some(_)) => {
-                return Err(Status::invalid_argument("at_ms and after_ms exclude each other"));
-            }
-        };
+        let when = when(request.at_ms, request.after_ms)?;
         let request = SwitchoverRequest {
             to: request.to,
             expected_epoch: request.expected_epoch.map(Epoch),
@@ -275,10 +268,16 @@ impl<O: Operator> Admin for AdminService<O> {
     ) -> Result<Response<v1::ChangeReply>, Status> {
         let request = request.into_inner();
         let call = Call::of("Restart", &request.idempotency_key, &request);
-        let started = request.started_ms.map(WallTime::from_ms);
+        let work = match (when(request.at_ms, request.after_ms)?, request.cancel) {
+            (None, false) => MemberWork::Restart { started: request.started_ms.map(WallTime::from_ms) },
+            (Some(when), false) => MemberWork::RestartAt(when),
+            (None, true) => MemberWork::CancelRestart,
+            (Some(_), true) => return Err(Status::invalid_argument("cancel goes without a time")),
+        };
         let request = MemberRequest {
             name: request.name,
-            work: MemberWork::Restart { started },
+            work,
+            by: request.by,
             expected_epoch: request.expected_epoch.map(Epoch),
         };
         self.work(call, request).await
@@ -333,5 +332,15 @@ impl<O: Operator> Admin for AdminService<O> {
             .filter_map(|event| std::future::ready(event.ok().map(|event| Ok(event.into()))));
         let stream = recent.chain(next);
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Reads when something is to begin; neither: now.
+fn when(at_ms: Option<u64>, after_ms: Option<u64>) -> Result<Option<When>, Status> {
+    match (at_ms, after_ms) {
+        (Some(at), None) => Ok(Some(When::At(WallTime::from_ms(at)))),
+        (None, Some(after)) => Ok(Some(When::After(std::time::Duration::from_millis(after)))),
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(Status::invalid_argument("at_ms and after_ms exclude each other")),
     }
 }

@@ -11,8 +11,8 @@ use super::proto::v1;
 use crate::civil::WallTime;
 use crate::status::{
     ClusterStatus, CopyStatus, DsnRole, Event, Explanation, HistoryEntry, Kind, MemberDecision, MemberStatus,
-    OperatorError, PendingSetting, Role, ScheduledSwitchover, State, SwitchoverReply, SyncMode, SyncStatus,
-    TimingStatus,
+    OperatorError, PendingSetting, Role, ScheduledRestart, ScheduledSwitchover, State, SwitchoverReply,
+    SyncMode, SyncStatus, TimingStatus,
 };
 
 /// What answers knows no such call.
@@ -248,6 +248,11 @@ impl From<ClusterStatus> for v1::ClusterStatus {
                 aged_ms: t.aged_ms,
                 settled: t.settled,
             }),
+            scheduled_restarts: s
+                .scheduled_restarts
+                .into_iter()
+                .map(|r| v1::ScheduledRestart { time_ms: r.at.as_ms(), name: r.name, by: r.by })
+                .collect(),
         }
     }
 }
@@ -287,6 +292,11 @@ pub(crate) fn cluster_status(s: v1::ClusterStatus) -> ClusterStatus {
             aged_ms: t.aged_ms,
             settled: t.settled,
         }),
+        scheduled_restarts: s
+            .scheduled_restarts
+            .into_iter()
+            .map(|r| ScheduledRestart { at: WallTime::from_ms(r.time_ms), name: r.name, by: r.by })
+            .collect(),
     }
 }
 

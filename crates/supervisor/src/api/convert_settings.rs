@@ -119,7 +119,8 @@ pub(crate) fn settings_changed(reply: v1::ChangeSettingsReply) -> Result<Setting
 
 /// Reads what is to be done to a member.
 pub(super) fn member_request(request: v1::MemberRequest, work: MemberWork) -> MemberRequest {
-    MemberRequest { name: request.name, work, expected_epoch: request.expected_epoch.map(Epoch) }
+    let expected_epoch = request.expected_epoch.map(Epoch);
+    MemberRequest { name: request.name, work, by: String::new(), expected_epoch }
 }
 
 impl From<Finding> for v1::Finding {

@@ -241,6 +241,12 @@ pub enum Command {
         /// Only where a changed setting waits for a restart
         #[arg(long)]
         if_pending: bool,
+        /// Restart that member at that time, 2026-11-21T20:00:00Z or +10m, by the Raft leader's clock; returns at once
+        #[arg(long, value_name = "TIME", requires = "name", conflicts_with_all = ["if_pending", "no_wait"])]
+        at: Option<String>,
+        /// Take the scheduled restart of that member off
+        #[arg(long, requires = "name", conflicts_with_all = ["at", "if_pending", "no_wait"])]
+        cancel: bool,
         /// Return as soon as it has begun; a sequence goes on in the background of this machine
         #[arg(long)]
         no_wait: bool,

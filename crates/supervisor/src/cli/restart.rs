@@ -376,7 +376,13 @@ async fn begin(
         .await;
     }
     let started_ms = meant.get(name).map(|started| started.as_ms());
-    let request = v1::RestartRequest { idempotency_key, expected_epoch, name: name.to_owned(), started_ms };
+    let request = v1::RestartRequest {
+        idempotency_key,
+        expected_epoch,
+        name: name.to_owned(),
+        started_ms,
+        ..v1::RestartRequest::default()
+    };
     client::ask(global, true, async |mut client| {
         api::change_reply(client.restart(request.clone()).await?.into_inner())
     })

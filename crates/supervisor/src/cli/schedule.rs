@@ -1,4 +1,4 @@
-//! `rhone switchover --at TIME` and `--cancel`: a switchover for later.
+//! `--at TIME` and `--cancel` of `rhone switchover` and `rhone restart`: for later.
 
 use super::args::Global;
 use super::exit::{CliError, Exit};
@@ -56,6 +56,52 @@ pub(super) async fn cancel(global: &Global, terminal: &mut Terminal) -> Result<(
     }
     terminal.talk("the scheduled switchover is cancelled");
     Ok(())
+}
+
+/// Puts a restart of one member down for `at`.
+pub(super) async fn restart_at(
+    global: &Global,
+    name: &str,
+    at: &str,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let (at_ms, after_ms) = time(at)?;
+    let request = v1::RestartRequest { at_ms, after_ms, by: operate::who(), ..restart_of(name)? };
+    let reply = client::ask(global, true, async |mut client| {
+        api::change_reply(client.restart(request.clone()).await?.into_inner())
+    })
+    .await?;
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "name": name, "scheduled": reply.scheduled }));
+    }
+    let when = reply.scheduled.map_or_else(String::new, |at| format!(" for {at}"));
+    terminal.talk(&format!(
+        "a restart of {name} is scheduled{when}; `rhone restart {name} --cancel` takes it off"
+    ));
+    Ok(())
+}
+
+/// Takes the scheduled restart of one member off.
+pub(super) async fn cancel_restart(
+    global: &Global,
+    name: &str,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let request = v1::RestartRequest { cancel: true, ..restart_of(name)? };
+    client::ask(global, true, async |mut client| {
+        api::change_reply(client.restart(request.clone()).await?.into_inner())
+    })
+    .await?;
+    if global.json() {
+        return print_json(terminal, &serde_json::json!({ "cancelled": true }));
+    }
+    terminal.talk(&format!("the scheduled restart of {name} is cancelled"));
+    Ok(())
+}
+
+fn restart_of(name: &str) -> Result<v1::RestartRequest, CliError> {
+    let idempotency_key = client::idempotency_key()?;
+    Ok(v1::RestartRequest { idempotency_key, name: name.to_owned(), ..v1::RestartRequest::default() })
 }
 
 /// Reads a time: milliseconds since 1970, or from now on.

@@ -114,6 +114,9 @@ fn head(status: &ClusterStatus) -> String {
     if let Some(scheduled) = &status.scheduled_switchover {
         let _ok = writeln!(text, "{scheduled}; `rhone switchover --cancel` takes it off");
     }
+    for scheduled in &status.scheduled_restarts {
+        let _ok = writeln!(text, "{scheduled}; `rhone restart {} --cancel` takes it off", scheduled.name);
+    }
     text
 }
 

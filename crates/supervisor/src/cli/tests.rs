@@ -407,7 +407,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     let member = Member::start(FakeOperator::default());
     let (exit, out, err) = member.run("settings").await;
     assert_eq!(exit, Exit::Done);
-    assert!(out.starts_with("SETTING              VALUE\nmax-lag-on-failover  1MB\nsync"), "{out}");
+    assert!(out.starts_with("SETTING              VALUE\ndead-member-timeout  5min\nmax-lag-on-failover  1MB\nsync"), "{out}");
     assert_eq!(err, "version 1; `rhone settings history` lists the versions before\n");
     check(
         member.run("settings set postgres.work_mem=8MB postgres.max_connections=200").await,
@@ -468,7 +468,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
         expect![[r#"
         ---- stderr
         error: refused, nothing was changed: no setting is named work_mem
-        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, pg-hba, pg-ident, timing
+        hint: a Postgres parameter is `postgres.work_mem`; the others are sync, sync-required, max-lag-on-failover, dead-member-timeout, pg-hba, pg-ident, timing
         ---- Refused
     "#]],
     );

@@ -6,6 +6,39 @@ use expect_test::expect;
 use super::{Cli, Exit, FakeOperator, Member, check};
 
 #[tokio::test]
+async fn a_restart_is_scheduled_shown_and_cancelled() {
+    let member = Member::start(FakeOperator::default());
+    let (exit, out, err) = member.run("restart pg-2 --at 2026-11-21T20:00:00+01:00").await;
+    assert_eq!((exit, out.as_str()), (Exit::Done, ""), "{err}");
+    assert_eq!(
+        err,
+        "a restart of pg-2 is scheduled for 2026-11-21T19:00:00.000Z; `rhone restart pg-2 --cancel` takes it off\n"
+    );
+    let (_, out, _) = member.run("status").await;
+    assert!(out.contains("\na restart of pg-2 is scheduled for 2026-11-21T19:00:00.000Z by "), "{out}");
+    let (_, out, _) = member.run("status -o json").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(value["scheduled_restarts"][0]["name"], "pg-2");
+    assert_eq!(value["scheduled_restarts"][0]["at"], "2026-11-21T19:00:00.000Z");
+    let (exit, _, err) = member.run("restart pg-2 --cancel").await;
+    assert_eq!((exit, err.as_str()), (Exit::Done, "the scheduled restart of pg-2 is cancelled\n"));
+    let (_, out, _) = member.run("status -o json").await;
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(value["scheduled_restarts"], serde_json::json!([]));
+    check(
+        member.run("restart pg-2 --at +10m -o json").await,
+        expect![[r#"
+        {"name":"pg-2","scheduled":"2026-11-21T07:23:00.000Z"}
+        ---- Done
+    "#]],
+    );
+    for wrong in ["restart --at +10m", "restart --cancel", "restart pg-2 --at +10m --if-pending"] {
+        let words = std::iter::once("rhone").chain(wrong.split(' '));
+        assert!(Cli::try_parse_from(words).is_err(), "{wrong}");
+    }
+}
+
+#[tokio::test]
 async fn a_switchover_is_scheduled_shown_and_cancelled() {
     let member = Member::start(FakeOperator::default());
     let (exit, out, err) = member.run("switchover --to pg-2 --at 2026-11-21T20:00:00+01:00").await;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rhone_consensus::command::MemberKind;
-use rhone_consensus::settings::SyncMode;
+use rhone_consensus::settings::{Settings, SyncMode};
 use rhone_pgctl::settings::check_parameters;
 
 use super::address::Address;
@@ -389,6 +389,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
         entries.complain("bootstrap.sync-required", message, Some(hint));
     }
     let max_lag = entries.size("bootstrap.max-lag-on-failover");
+    let dead = entries.parsed("bootstrap.dead-member-timeout", crate::settings::dead_member_timeout);
     let postgres = parameters(entries);
     let weak = postgres.iter().find(|(name, value)| {
         name.eq_ignore_ascii_case("synchronous_commit") && !crate::settings::waits_for_flush(value)
@@ -402,6 +403,7 @@ fn bootstrap(entries: &mut Entries) -> Bootstrap {
     Bootstrap {
         timing: timing(entries),
         max_lag_on_failover: max_lag.unwrap_or(1 << 20),
+        dead_member_timeout_ms: dead.unwrap_or(Settings::default().dead_member_timeout_ms),
         sync,
         sync_required: required,
         pg_hba: pg_hba(entries),

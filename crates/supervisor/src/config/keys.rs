@@ -54,6 +54,7 @@ pub(super) const KEYS: [&str; 73] = [
     "bootstrap.timing.drift",
     "bootstrap.timing.guard",
     "bootstrap.max-lag-on-failover",
+    "bootstrap.dead-member-timeout",
     "bootstrap.pg-hba",
     "bootstrap.pg-ident",
     "bootstrap.database",

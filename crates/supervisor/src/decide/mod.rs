@@ -13,6 +13,7 @@ pub mod lease;
 pub mod members;
 mod mixture;
 mod node;
+pub mod presence;
 pub mod quorum;
 pub mod schedule;
 mod words;

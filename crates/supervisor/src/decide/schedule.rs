@@ -1,13 +1,13 @@
-//! ✦ When a switchover that is put down for later begins (decision 0043).
+//! ✦ When a switchover or a restart that is put down for later begins (decision 0043).
 //!
 //! The wall clock of the Raft leader says what time it is: there is no other one that a person could
 //! mean. What it says counts only where it went steadily, which the boot clock beside it tells.
 
-use rhone_consensus::command::{Scheduled, WallTime};
+use rhone_consensus::command::WallTime;
 
 use crate::view::Moment;
 
-/// For how long after its time a switchover may still begin: a failover of Raft's leader, or a standby that
+/// For how long after its time one may still begin: a failover of Raft's leader, or a standby that
 /// is just catching up. Later nobody expects it any more.
 pub const LATE_MS: u64 = 60_000;
 
@@ -24,7 +24,7 @@ pub struct Look {
     pub boot: Moment,
 }
 
-/// What a scheduled switchover comes to now.
+/// What one comes to now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Its time has not come.
@@ -35,22 +35,22 @@ pub enum Due {
     Never(String),
 }
 
-/// Says whether the time has come; `before` is the look before this one, of the same leader.
-pub fn due(scheduled: &Scheduled, before: Option<Look>, now: Look) -> Due {
+/// Says whether the time `at` has come; `before` is the look before this one, of the same leader.
+pub fn due(at: WallTime, before: Option<Look>, now: Look) -> Due {
     if let Some(before) = before {
         let steady = before.wall.0.saturating_add(now.boot.millis_since(before.boot));
         let jumped = now.wall.0 > steady.saturating_add(JUMP_MS);
-        if jumped && before.wall < scheduled.at && steady < scheduled.at.0 && now.wall >= scheduled.at {
+        if jumped && before.wall < at && steady < at.0 && now.wall >= at {
             let seconds = now.wall.0.saturating_sub(steady) / 1000;
             return Due::Never(format!(
                 "the wall clock of the raft leader was set {seconds} s ahead, past its time"
             ));
         }
     }
-    if now.wall < scheduled.at {
+    if now.wall < at {
         return Due::NotYet;
     }
-    if now.wall.0 > scheduled.at.0.saturating_add(LATE_MS) {
+    if now.wall.0 > at.0.saturating_add(LATE_MS) {
         return Due::Never(format!("it could not begin within {} s of its time", LATE_MS / 1000));
     }
     Due::Now
@@ -58,20 +58,17 @@ pub fn due(scheduled: &Scheduled, before: Option<Look>, now: Look) -> Due {
 
 #[cfg(test)]
 mod tests {
-    use rhone_consensus::ids::NodeId;
-
     use super::*;
 
     /// Looks in seconds, `wall/boot` each; scheduled for 100.
     #[track_caller]
     fn check(before: Option<(u64, u64)>, now: (u64, u64), expected: &str) {
         let at = WallTime(100_000);
-        let scheduled = Scheduled { from: NodeId(1), to: None, at, by: "somebody".to_owned() };
         let look = |(wall, boot): (u64, u64)| Look {
             wall: WallTime(wall * 1000),
             boot: Moment(boot * 1_000_000_000),
         };
-        let found = match due(&scheduled, before.map(look), look(now)) {
+        let found = match due(at, before.map(look), look(now)) {
             Due::NotYet => "not yet".to_owned(),
             Due::Now => "now".to_owned(),
             Due::Never(why) => why,

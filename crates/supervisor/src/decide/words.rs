@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rhone_consensus::command::{ClusterCommand, WallTime};
+use rhone_consensus::command::{ClusterCommand, RestartStep, WallTime};
 
 use super::{ClusterDecision, Effect, NodeDecision};
 
@@ -108,6 +108,13 @@ pub fn command_in_words(command: &ClusterCommand) -> String {
             format!("hand over, as scheduled for {}", shown(*at))
         }
         ClusterCommand::DropScheduled { why, .. } => format!("drop the scheduled switchover: {why}"),
+        ClusterCommand::StepRestart { node, step } => match step {
+            RestartStep::Schedule { at, by } => format!("restart {node} at {}, says {by}", shown(*at)),
+            RestartStep::Cancel => format!("take the scheduled restart of {node} off"),
+            RestartStep::Begin { at, .. } => format!("restart {node}, as scheduled for {}", shown(*at)),
+            RestartStep::End { why: None, .. } => format!("{node} is restarted, as scheduled"),
+            RestartStep::End { why: Some(why), .. } => format!("drop the scheduled restart of {node}: {why}"),
+        },
         ClusterCommand::SettleTiming { epoch, .. } => {
             format!("the owner of epoch {epoch} counts by the timings that were set")
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhone_consensus::command::ClusterCommand;
-use rhone_consensus::command::{Handover, Member, MemberKind};
+use rhone_consensus::command::{Handover, Member, MemberKind, RestartStep};
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::state::{ClusterState, Phase};
 use rhone_pgctl::connection::Session;
@@ -14,7 +14,6 @@ use super::operator::{RuntimeOperator, refused};
 use crate::api::proto::v1::{ParametersRequest, PerformRequest, Work};
 use crate::decide::members::{self, Presence, THERE_MS, TooFew};
 use crate::runtime::codec;
-use crate::runtime::found;
 use crate::runtime::local::target;
 use crate::runtime::shared::Shared;
 use crate::status::{MemberRequest, MemberWork, OperatorError, SwitchoverReply};
@@ -107,6 +106,52 @@ pub async fn own_parameters(shared: &Shared) -> Result<Vec<Parameter>, String> {
     parameters::catalogue(&session, PARAMETERS_LIMIT).await.map_err(|error| error.to_string())
 }
 
+/// Has a member take something on.
+///
+/// # Errors
+/// It does not, or does not answer.
+pub(super) async fn pass_on(
+    shared: &Shared,
+    state: &ClusterState,
+    member: &Member,
+    (work, meant): (Work, Meant),
+) -> Result<(), OperatorError> {
+    let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
+    if member.kind == MemberKind::Witness {
+        return Err(no("a witness runs no postgres".to_owned()));
+    }
+    if state.is_fenced(member.node) {
+        let hint = format!("`rhone unfence {}` lets it go", member.name);
+        return Err(OperatorError::Refused {
+            reason: format!("{} is fenced", member.name),
+            hint: Some(hint),
+        });
+    }
+    if member.node == shared.me() {
+        return take_on(shared, state.epoch, work, meant).map_err(no);
+    }
+    let from = Some(shared.identity());
+    let Meant { started_ms, data: data_id } = meant;
+    let request = PerformRequest { from, epoch: state.epoch.0, work: work.into(), started_ms, data_id };
+    let call = shared
+        .peers
+        .call(&member.address, TAKE_ON_LIMIT, |mut client| async move { client.perform(request).await });
+    match call.await {
+        Ok(reply) if reply.accepted => Ok(()),
+        Ok(reply) => Err(no(reply.reason)),
+        // It may have heard it; to ask again is harmless.
+        Err(error) => Err(OperatorError::Failed(format!("{} does not answer: {error}", member.name))),
+    }
+}
+
+/// Returns when the server of a member was started, by its last report.
+pub(super) fn running(shared: &Shared, node: NodeId) -> Option<u64> {
+    if node == shared.me() {
+        return shared.own.borrow().as_ref().and_then(|report| report.server.started_ms);
+    }
+    shared.table.borrow().get(&node).and_then(|received| received.report.server.started_ms)
+}
+
 impl RuntimeOperator {
     /// Asks the primary for its parameters.
     pub(super) async fn parameters_of_primary(&self) -> Result<Vec<Parameter>, OperatorError> {
@@ -153,6 +198,14 @@ impl RuntimeOperator {
                 }
                 let meant = Meant { started_ms, ..Meant::default() };
                 self.pass_on(state, member, Work::Restart, meant).await?;
+            }
+            MemberWork::RestartAt(when) => {
+                let scheduled = self.schedule_restart(member, when, request.by).await?;
+                return Ok(SwitchoverReply { scheduled: Some(scheduled), finished: false, ..reply });
+            }
+            MemberWork::CancelRestart => {
+                let step = RestartStep::Cancel;
+                self.propose(ClusterCommand::StepRestart { node: member.node, step }).await?;
             }
             MemberWork::Reinit { data } => {
                 self.may_reinit(state, member)?;
@@ -252,37 +305,7 @@ impl RuntimeOperator {
         work: Work,
         meant: Meant,
     ) -> Result<(), OperatorError> {
-        let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
-        if member.kind == MemberKind::Witness {
-            return Err(no("a witness runs no postgres".to_owned()));
-        }
-        if state.is_fenced(member.node) {
-            let hint = format!("`rhone unfence {}` lets it go", member.name);
-            return Err(OperatorError::Refused {
-                reason: format!("{} is fenced", member.name),
-                hint: Some(hint),
-            });
-        }
-        if member.node == self.shared().me() {
-            return take_on(self.shared(), state.epoch, work, meant).map_err(no);
-        }
-        let request = PerformRequest {
-            from: Some(self.shared().identity()),
-            epoch: state.epoch.0,
-            work: work.into(),
-            started_ms: meant.started_ms,
-            data_id: meant.data,
-        };
-        let call = self
-            .shared()
-            .peers
-            .call(&member.address, TAKE_ON_LIMIT, |mut client| async move { client.perform(request).await });
-        match call.await {
-            Ok(reply) if reply.accepted => Ok(()),
-            Ok(reply) => Err(no(reply.reason)),
-            // It may have heard it; to ask again is harmless.
-            Err(error) => Err(OperatorError::Failed(format!("{} does not answer: {error}", member.name))),
-        }
+        pass_on(self.shared(), state, member, (work, meant)).await
     }
 
     /// The only data member is restarted in place, through an epoch of its own: nobody else could serve.
@@ -315,11 +338,7 @@ impl RuntimeOperator {
     }
 
     fn running(&self, node: NodeId) -> Option<u64> {
-        let shared = self.shared();
-        if node == shared.me() {
-            return shared.own.borrow().as_ref().and_then(|report| report.server.started_ms);
-        }
-        shared.table.borrow().get(&node).and_then(|received| received.report.server.started_ms)
+        running(self.shared(), node)
     }
 
     /// A copy is thrown away only where the primary serves from another one, and never a primary's.
@@ -370,7 +389,7 @@ impl RuntimeOperator {
             let voters = self.shared().consensus.status().voters;
             let others =
                 state.members.keys().filter(|node| **node != member.node && !state.learners.contains(node));
-            let left = found::voter_count(others.count());
+            let left = members::voter_count(others.count());
             if voters.contains(&member.node) && left < voters.len() {
                 return Err(OperatorError::Refused {
                     reason: format!(

@@ -231,6 +231,37 @@ fn schedule(
             None => {}
         }
     }
+    found.extend(restarts(before, after, name));
+    found
+}
+
+/// Says what became of the restarts that are put down for later.
+fn restarts(
+    before: &ClusterState,
+    after: &ClusterState,
+    name: &impl Fn(NodeId) -> String,
+) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    for (node, scheduled) in &after.restarts {
+        if before.restarts.get(node).is_none_or(|was| was.at != scheduled.at) {
+            let (member, at, by) = (name(*node), WallTime::from_ms(scheduled.at.0), &scheduled.by);
+            found.push(("restart_scheduled", format!("a restart of {member} is scheduled for {at} by {by}")));
+        }
+    }
+    for (node, was) in before.restarts.iter().filter(|(node, _)| !after.restarts.contains_key(node)) {
+        let (member, at) = (name(*node), WallTime::from_ms(was.at.0));
+        let dropped =
+            after.restart_dropped.as_ref().filter(|now| before.restart_dropped.as_ref() != Some(now));
+        found.push(match dropped {
+            Some((_, _, why)) => {
+                ("restart_dropped", format!("the restart of {member} scheduled for {at} is dropped: {why}"))
+            }
+            None if was.server.is_some() => {
+                ("restarted", format!("{member} is restarted, as scheduled for {at}"))
+            }
+            None => ("restart_cancelled", format!("the restart of {member} scheduled for {at} is cancelled")),
+        });
+    }
     found
 }
 

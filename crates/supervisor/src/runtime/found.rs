@@ -15,6 +15,7 @@ use rhone_consensus::tags::Tags;
 use rhone_pgctl::wal::WalPosition;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
+use crate::decide::members::voter_count;
 use crate::config::Bootstrap;
 use crate::runtime::shared::Shared;
 use crate::runtime::{codec, generation};
@@ -24,9 +25,6 @@ const ASK_EVERY: Duration = Duration::from_millis(300);
 
 /// How long one of them may take to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
-
-/// How many voters a cluster has at the most; the rest learn.
-const VOTERS_MAX: usize = 5;
 
 /// What the founding members' answers come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,12 +150,6 @@ fn keeper<'a>(with_data: &[&'a HelloReply]) -> Result<Option<&'a HelloReply>, St
 fn could_lead(hello: &HelloReply) -> bool {
     let tags: Tags = codec::unpack(&hello.tags).unwrap_or_default();
     hello.kind == "data" && hello.priority > 0 && !tags.no_failover && tags.delay_ms == 0
-}
-
-/// Returns how many of so many members vote: as many as possible up to five, an odd number.
-pub fn voter_count(members: usize) -> usize {
-    let count = members.min(VOTERS_MAX);
-    if count.is_multiple_of(2) { count.saturating_sub(1).max(1) } else { count }
 }
 
 /// Chooses the voters, the founder among them. A witness is there to vote, so it comes before data

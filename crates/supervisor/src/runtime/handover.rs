@@ -11,7 +11,7 @@ use super::operator::refused;
 use super::publish;
 use crate::decide::schedule::{Due, Look, due};
 use crate::runtime::shared::Shared;
-use crate::status::{OperatorError, State};
+use crate::status::{OperatorError, State, When};
 
 /// A standby that lags more than this is not handed over to: the shutdown would wait for it.
 const SWITCHOVER_LAG: u64 = 64 << 20;
@@ -123,6 +123,16 @@ pub(super) fn scheduled(
     Ok(Scheduled { from: grant.owner, to, at, by })
 }
 
+/// Returns the time that is meant, and what time it is, by the clock here.
+pub(super) fn time(shared: &Shared, when: When) -> (WallTime, WallTime) {
+    let now = shared.clock.wall_time();
+    let at = match when {
+        When::At(at) => at.as_ms(),
+        When::After(after) => now.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+    };
+    (WallTime(at), WallTime(now))
+}
+
 /// Prints a time as it is shown everywhere.
 pub(super) fn shown(at: WallTime) -> String {
     crate::civil::WallTime::from_ms(at.0).to_string()
@@ -150,7 +160,7 @@ impl Clockwork {
         };
         let now = Look { wall: WallTime(shared.clock.wall_time()), boot: shared.now() };
         let before = self.before.replace(now);
-        let command = match due(scheduled, before, now) {
+        let command = match due(scheduled.at, before, now) {
             Due::NotYet => return,
             Due::Never(why) => {
                 let why = self.why.take().map_or(why.clone(), |last| format!("{why}: {last}"));

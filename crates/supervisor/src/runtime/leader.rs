@@ -3,6 +3,8 @@
 //! Runs on every member and does nothing unless this one leads. What it remembers between two
 //! rounds is only what others answered; every round decides anew from the state.
 
+mod membership;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +19,10 @@ use tokio::sync::mpsc;
 
 use crate::api::proto::v1::RevokeRequest;
 use crate::decide::deafness::Deafness;
+use crate::decide::presence::Presence;
 use crate::decide::{ClusterDecision, command_in_words, lease, members};
 use crate::runtime::handover::Clockwork;
+use crate::runtime::restarts::Restarts;
 use crate::runtime::shared::{RevokeAsk, Shared};
 use crate::runtime::ticker::about;
 use crate::runtime::{codec, found};
@@ -80,6 +84,8 @@ struct Leader {
     /// How often leadership was offered lately.
     offers: u32,
     clockwork: Clockwork,
+    presence: Presence,
+    restarts: Restarts,
 }
 
 /// The decision: [`crate::decide::cluster`], or a mutant of it in the simulation.
@@ -109,6 +115,8 @@ pub async fn run(shared: Arc<Shared>, settings: Settings, decide: Decide) {
         yielded: now,
         offers: 0,
         clockwork: Clockwork::default(),
+        presence: Presence::default(),
+        restarts: Restarts::default(),
         shared,
     };
     let mut state = leader.shared.consensus.state();
@@ -157,6 +165,7 @@ impl Leader {
             self.revoked.clear();
             self.unrevoked.clear();
         }
+        self.look_at_members(state, now);
         let granted = state.current_grant().map_or(Epoch(0), |grant| grant.epoch);
         if self.granted_seen.0 != granted {
             self.granted_seen = (granted, now);
@@ -191,6 +200,7 @@ impl Leader {
                 }
                 self.offer_leadership(state, now);
                 self.clockwork.turn(&self.shared, state).await;
+                self.restarts.turn(&self.shared, state).await;
                 matches!(state.phase, Phase::Preparing { .. })
             }
         }
@@ -212,6 +222,8 @@ impl Leader {
             self.asked.clear();
             self.prepared = None;
             self.clockwork.reset();
+            self.presence.forget();
+            self.restarts.reset();
         }
         if self.leading {
             self.deafness.end(now);
@@ -284,6 +296,7 @@ impl Leader {
             | ClusterCommand::Schedule(_)
             | ClusterCommand::BeginScheduled { .. }
             | ClusterCommand::DropScheduled { .. }
+            | ClusterCommand::StepRestart { .. }
             | ClusterCommand::SettleTiming { .. } => {}
         }
         let words = command_in_words(&command);
@@ -363,94 +376,6 @@ impl Leader {
                 self.unrevoked.insert(node, error);
             }
         }
-    }
-
-    /// Keeps Raft's membership in step with the state's: who was admitted learns, then votes.
-    async fn keep_members(&mut self, state: &ClusterState) {
-        let status = self.shared.consensus.status();
-        if status.configs.len() > 1 {
-            self.finish_change(&status).await;
-            return;
-        }
-        for member in state.members.values() {
-            let node = found::peer_node(member);
-            match status.nodes.get(&member.node) {
-                None => {
-                    tracing::info!(member = %member.name, "becomes a learner");
-                    if let Err(error) =
-                        self.shared.consensus.add_learner(member.node, node, PROPOSE_LIMIT).await
-                    {
-                        tracing::info!(%error, member = %member.name, "is not a learner yet");
-                    }
-                    return;
-                }
-                Some(known) if *known != node => {
-                    if let Err(error) =
-                        self.shared.consensus.update_node(member.node, node, PROPOSE_LIMIT).await
-                    {
-                        tracing::info!(%error, member = %member.name, "its address is not recorded yet");
-                    }
-                    return;
-                }
-                Some(_) => {}
-            }
-        }
-        let gone: Vec<NodeId> =
-            status.nodes.keys().filter(|node| !state.members.contains_key(node)).copied().collect();
-        let staying: BTreeSet<NodeId> =
-            status.voters.iter().filter(|node| state.members.contains_key(node)).copied().collect();
-        let alive = self.alive(state);
-        let wanted = wanted_voters(&staying, state, &alive);
-        // Voters of whom no majority is there could not even agree to be the voters: it has to wait.
-        let there = wanted.intersection(&alive).count() > wanted.len() / 2;
-        if wanted != status.voters && !wanted.is_empty() && !there {
-            tracing::debug!(voters = wanted.len(), "who votes cannot change: too few of them are there");
-            return;
-        }
-        if wanted != status.voters && !wanted.is_empty() {
-            if !wanted.contains(&self.shared.me()) {
-                // Who leads does not take its own vote away: its successor does.
-                let now = self.shared.now();
-                if now.millis_since(self.yielded) >= YIELD_EVERY_MS {
-                    self.yielded = now;
-                    let shared = Arc::clone(&self.shared);
-                    tokio::spawn(async move { shared.consensus.yield_leadership().await });
-                }
-                return;
-            }
-            tracing::info!(voters = wanted.len(), "changes who votes");
-            if let Err(error) = self.shared.consensus.change_voters(wanted, true, PROPOSE_LIMIT).await {
-                tracing::info!(%error, "who votes is not changed yet");
-            }
-            return;
-        }
-        for node in gone.into_iter().filter(|node| !status.voters.contains(node)) {
-            if let Err(error) = self.shared.consensus.remove(node, PROPOSE_LIMIT).await {
-                tracing::info!(%error, %node, "is not removed yet");
-            }
-        }
-    }
-
-    /// A change of the voters is two entries, and who led may be gone between them: whoever leads then
-    /// completes it (decision 0041). While the first is under way this is refused, and tried again.
-    async fn finish_change(&self, status: &RaftStatus) {
-        let Some(newest) = status.configs.last() else { return };
-        tracing::info!(voters = newest.len(), "completes a change of who votes");
-        if let Err(error) = self.shared.consensus.change_voters(newest.clone(), true, PROPOSE_LIMIT).await {
-            tracing::info!(%error, "the change of who votes is not complete yet");
-        }
-    }
-
-    /// Returns the members that were heard from lately.
-    fn alive(&self, state: &ClusterState) -> BTreeSet<NodeId> {
-        let (now, me) = (self.shared.now(), self.shared.me());
-        let table = self.shared.table.borrow();
-        state
-            .members
-            .keys()
-            .filter(|node| **node == me || table.get(node).is_some_and(|r| now.millis_since(r.at) < ALIVE_MS))
-            .copied()
-            .collect()
     }
 
     /// The primary's node campaigns later than the others, whether it leads or not, and a witness
@@ -539,27 +464,6 @@ impl Leader {
             tracing::debug!(%error, "the founding entry is not in the log yet");
         }
     }
-}
-
-/// Chooses the voters: those that are there, completed to an odd number by members that are alive.
-fn wanted_voters(
-    staying: &BTreeSet<NodeId>,
-    state: &ClusterState,
-    alive: &BTreeSet<NodeId>,
-) -> BTreeSet<NodeId> {
-    let may = |node: &NodeId| !state.learners.contains(node);
-    let staying: BTreeSet<NodeId> = staying.iter().filter(|node| may(node)).copied().collect();
-    if staying.is_empty() {
-        return BTreeSet::new();
-    }
-    let count = found::voter_count(state.members.keys().filter(|node| may(node)).count());
-    let mut newcomers: Vec<_> = state.members.values().collect();
-    newcomers.retain(|member| {
-        !staying.contains(&member.node) && may(&member.node) && alive.contains(&member.node)
-    });
-    newcomers.sort_by_key(|member| (member.kind == MemberKind::Data, member.name.clone()));
-    let newcomers = newcomers.iter().map(|member| &member.node);
-    staying.iter().chain(newcomers).take(count.max(staying.len())).copied().collect()
 }
 
 fn is_witness(state: &ClusterState, node: NodeId) -> bool {

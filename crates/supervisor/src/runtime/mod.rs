@@ -31,6 +31,7 @@ mod publish;
 pub mod recorder;
 pub mod rehearse;
 pub mod report;
+mod restarts;
 pub mod secret;
 pub mod shared;
 pub mod supervisor;

@@ -238,12 +238,7 @@ impl Operator for RuntimeOperator {
         if request.expected_epoch.is_some_and(|expected| expected != state.epoch) {
             return Err(refused(format!("the epoch is {} by now", state.epoch), Some("rhone status")));
         }
-        let now = self.shared.clock.wall_time();
-        let at = match when {
-            When::At(at) => at.as_ms(),
-            When::After(after) => now.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
-        };
-        let (at, now) = (rhone_consensus::command::WallTime(at), rhone_consensus::command::WallTime(now));
+        let (at, now) = handover::time(&self.shared, when);
         let scheduled = handover::scheduled(state, request.to.as_deref(), at, now, request.by)?;
         let from = state.members.get(&scheduled.from).map(|member| member.name.clone());
         tracing::info!(at = %handover::shown(at), to = ?request.to, "an operator schedules a switchover");

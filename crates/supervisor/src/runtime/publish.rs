@@ -23,8 +23,8 @@ use crate::runtime::ticker::about;
 use crate::status::figures::{Figures, Tally};
 use crate::status::local::{Certificates, Counters, LocalView, PeerView, Recovery, ReplicationRow};
 use crate::status::{
-    ClusterStatus, CopyStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, ScheduledSwitchover,
-    State,
+    ClusterStatus, CopyStatus, HistoryEntry, Kind, MemberStatus, PendingSetting, Role, ScheduledRestart,
+    ScheduledSwitchover, State,
 };
 use crate::tls::Security;
 use crate::view::{Activity, Instance, Moment, Pending, Received, Report};
@@ -149,7 +149,19 @@ fn status_of(shared: &Shared, table: &Table, now: Moment) -> ClusterStatus {
         settings_version: (state.settings_version > 0).then_some(state.settings_version),
         scheduled_switchover: scheduled(state),
         timing: state.is_founded().then(|| outlook::timing_status(state)),
+        scheduled_restarts: scheduled_restarts(state),
     }
+}
+
+/// Returns the restarts that are to begin later.
+fn scheduled_restarts(state: &ClusterState) -> Vec<ScheduledRestart> {
+    let shown =
+        |(node, scheduled): (&NodeId, &rhone_consensus::command::ScheduledRestart)| ScheduledRestart {
+            at: WallTime::from_ms(scheduled.at.0),
+            name: state.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone()),
+            by: scheduled.by.clone(),
+        };
+    state.restarts.iter().map(shown).collect()
 }
 
 /// Returns the switchover that is to begin later.
@@ -275,6 +287,12 @@ fn warnings(state: &ClusterState, led: bool, members: &[MemberStatus]) -> Vec<St
     if let Some(dropped) = &state.schedule_dropped {
         let at = WallTime::from_ms(dropped.scheduled.at.0);
         warnings.push(format!("the switchover scheduled for {at} was dropped: {}", dropped.why));
+    }
+    if let Some((node, at, why)) = &state.restart_dropped
+        && let Some(member) = state.members.get(node)
+    {
+        let at = WallTime::from_ms(at.0);
+        warnings.push(format!("the restart of {} scheduled for {at} was dropped: {why}", member.name));
     }
     for name in state.members.values().filter(|m| state.is_fenced(m.node)).map(|m| &m.name) {
         warnings.push(format!("{name} is fenced (`rhone unfence {name}` lets it go)"));

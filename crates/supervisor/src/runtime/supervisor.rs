@@ -621,6 +621,7 @@ fn first_settings(config: &Config) -> Settings {
     Settings {
         timing: bootstrap.timing,
         max_lag_on_failover: bootstrap.max_lag_on_failover,
+        dead_member_timeout_ms: bootstrap.dead_member_timeout_ms,
         sync: bootstrap.sync.unwrap_or_default(),
         sync_required: bootstrap.sync_required,
         postgres: bootstrap.postgres.clone(),

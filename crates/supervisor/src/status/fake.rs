@@ -100,6 +100,7 @@ pub(crate) fn status() -> ClusterStatus {
             aged_ms: 1500,
             settled: true,
         }),
+        scheduled_restarts: Vec::new(),
     }
 }
 
@@ -130,6 +131,16 @@ pub(crate) fn history() -> Vec<HistoryEntry> {
     ]
 }
 
+/// The time that is meant, by a clock that stands still.
+fn later(when: super::When) -> WallTime {
+    match when {
+        super::When::At(at) => at,
+        super::When::After(after) => {
+            WallTime::from_ms(1_795_245_180_000 + u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+        }
+    }
+}
+
 impl Operator for FakeOperator {
     async fn status(&self) -> Result<ClusterStatus, OperatorError> {
         let mut status = status();
@@ -142,9 +153,17 @@ impl Operator for FakeOperator {
             member.started = Some(WallTime::from_ms(1_795_245_000_000));
         }
         for request in self.work.lock().expect("unpoisoned").iter() {
-            use super::MemberWork::{Demote, Keep, Promote, Reinit, Reload, Remove, Restart};
+            use super::MemberWork::{
+                CancelRestart, Demote, Keep, Promote, Reinit, Reload, Remove, Restart, RestartAt,
+            };
             match request.work {
                 Remove => status.members.retain(|member| member.name != request.name),
+                RestartAt(when) => status.scheduled_restarts.push(super::ScheduledRestart {
+                    at: later(when),
+                    name: request.name.clone(),
+                    by: request.by.clone(),
+                }),
+                CancelRestart => status.scheduled_restarts.retain(|known| known.name != request.name),
                 work @ (Demote | Keep | Promote | Reinit { .. } | Reload | Restart { .. }) => {
                     for member in status.members.iter_mut().filter(|member| member.name == request.name) {
                         match work {
@@ -158,7 +177,7 @@ impl Operator for FakeOperator {
                                 member.state = State::Streaming;
                                 member.role = Role::Standby;
                             }
-                            Keep | Reload | Remove => {}
+                            Keep | Reload | Remove | RestartAt(_) | CancelRestart => {}
                         }
                     }
                 }
@@ -214,12 +233,7 @@ impl Operator for FakeOperator {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
         }
-        let at = match when {
-            super::When::At(at) => at,
-            super::When::After(after) => {
-                WallTime::from_ms(1_795_245_180_000 + u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
-            }
-        };
+        let at = later(when);
         let (from, to, by) = (Some("pg-1".to_owned()), request.to, request.by);
         *self.scheduled.lock().expect("unpoisoned") =
             Some(super::ScheduledSwitchover { at, from: from.clone(), to: to.clone(), by });
@@ -328,8 +342,11 @@ impl Operator for FakeOperator {
         if let Some(refusal) = self.refusal.clone() {
             return Err(refusal);
         }
+        let scheduled =
+            if let super::MemberWork::RestartAt(when) = request.work { Some(later(when)) } else { None };
         self.work.lock().expect("unpoisoned").push(request);
-        Ok(SwitchoverReply { epoch: Some(Epoch(7)), finished: true, ..SwitchoverReply::default() })
+        let (epoch, finished) = (Some(Epoch(7)), scheduled.is_none());
+        Ok(SwitchoverReply { epoch, finished, scheduled, ..SwitchoverReply::default() })
     }
 
     async fn pause(&self, paused: bool) -> Result<(), OperatorError> {

@@ -49,7 +49,7 @@ pub struct SwitchoverRequest {
     pub by: String,
 }
 
-/// When a switchover is to begin.
+/// When a switchover or a restart is to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     /// At that time, by the Raft leader's wall clock.
@@ -126,6 +126,10 @@ pub enum MemberWork {
         /// The start of the server that is meant.
         started: Option<WallTime>,
     },
+    /// Its Postgres is restarted later.
+    RestartAt(When),
+    /// A restart that is scheduled is taken off.
+    CancelRestart,
     /// Its data directory is made anew.
     Reinit {
         /// The data directory that is meant.
@@ -148,6 +152,8 @@ pub struct MemberRequest {
     pub name: String,
     /// What.
     pub work: MemberWork,
+    /// Who asks; told where it is scheduled.
+    pub by: String,
     /// Refuse unless this is the present epoch.
     pub expected_epoch: Option<Epoch>,
 }

@@ -71,6 +71,9 @@ pub struct World {
     losing: u64,
 }
 
+/// After how long a silence a voter is replaced in a world with a learner: faults last about as long.
+const DEAD_MS: u64 = 5_000;
+
 impl World {
     /// Makes the world of a seed.
     pub fn new(asked: Asked, aloud: bool) -> Result<Self, String> {
@@ -80,7 +83,10 @@ impl World {
         let Stage { data, witnesses, sync, .. } = stage;
         let count = data + witnesses;
         let plant = Plant::new(seed, mutant, data, witnesses, aloud).map_err(|error| error.to_string())?;
-        let settings = Settings { max_lag_on_failover: MAX_LAG, sync, ..Settings::default() };
+        let mut settings = Settings { max_lag_on_failover: MAX_LAG, sync, ..Settings::default() };
+        if count == 4 {
+            settings.dead_member_timeout_ms = DEAD_MS;
+        }
         plant.check().sync = sync != SyncMode::Off;
         plant.say(format!("seed {seed}: {stage}"));
         let mut world = Self {

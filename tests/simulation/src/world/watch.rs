@@ -125,10 +125,11 @@ impl World {
     }
 
     /// Returns whether one owner is open and every other data member streams from it (I14), with
-    /// all of them voting.
+    /// all of them voting, but for one where they are an even number.
     pub fn converged(&self) -> bool {
         let Some(primary) = self.primary() else { return false };
         let count = self.plant.count();
+        let voters = count - usize::from(count.is_multiple_of(2));
         let Some(mine) = self.plant.machine(primary).data.clone() else { return false };
         let follows = |index: usize| {
             let machine = self.plant.machine(index);
@@ -145,7 +146,7 @@ impl World {
                 let status = up.shared.consensus.status();
                 let state = up.shared.consensus.state().borrow().clone();
                 status.configs.len() == 1
-                    && status.voters.len() == count
+                    && status.voters.len() == voters
                     && state.state.members.len() == count
                     && state.state.phase == Phase::Established
                     && state.state.members.contains_key(&up.shared.me())
