@@ -61,8 +61,10 @@ fn every_query_of_the_dashboard_has_data() -> Result<()> {
         return Ok(());
     };
     let _turn = take_turn()?;
-    let cluster = Cluster::start(&with_ports(3, ""))?;
+    let mut cluster = Cluster::start(&with_ports(3, ""))?;
     let primary = cluster.wait_whole()?;
+    let to = (primary + 1) % 3;
+    let supervisor = cluster.node_mut(to)?.supervisor().context("a supervisor")?;
     let folder = folder()?;
     let targets: Vec<String> = (0..cluster.members())
         .map(|index| Ok(format!("\"{}:{HTTP_PORT}\"", cluster.node(index)?.address())))
@@ -87,9 +89,9 @@ fn every_query_of_the_dashboard_has_data() -> Result<()> {
         Ok(())
     })?;
     // Something to count.
-    let to = (primary + 1) % 3;
     cluster.switchover(to)?;
     cluster.wait_whole()?;
+    let epoch = cluster.epoch()?;
     let name = cluster.status(to)?["cluster"].as_str().context("a name")?.to_owned();
     for (panel, query) in dashboard_queries()? {
         let query = query.replace("$cluster", &name);
@@ -112,5 +114,24 @@ fn every_query_of_the_dashboard_has_data() -> Result<()> {
     ensure!(prometheus.ask("max by (")?.code != Some(0), "a query that is none passes");
     let firing = prometheus.series("ALERTS{alertstate=\"firing\"}")?;
     ensure!(firing == 0, "{firing} alerts fire on a cluster that is well: {:?}", prometheus.ask("ALERTS")?);
+
+    // A supervisor that stands still: its guardian freezes the primary, and counts that beside it.
+    signal(supervisor, Signal::STOP);
+    cluster.wait_until("another takes over", || {
+        let status = cluster.status(primary)?;
+        ensure!(status["writable"] == true && status["epoch"].as_u64() > Some(epoch), "{status}");
+        Ok(())
+    })?;
+    signal(supervisor, Signal::CONT);
+    cluster.wait_whole()?;
+    for counted in [
+        "rhone_freezes_total > 0",
+        "rhone_fences_total > 0",
+        "rhone_primary_changes_total{reason=\"owner_silent\"} == 1",
+        "max(rhone_last_without_primary_seconds > 0)",
+        "rhone_lease_renewals_total > 0",
+    ] {
+        report(&format!("{counted}: {} series", prometheus.wait_for(counted)?));
+    }
     Ok(())
 }

@@ -123,9 +123,9 @@ pub(super) fn disks(state_dir: std::path::PathBuf) -> Vec<(&'static str, std::pa
 /// How old the last replayed commit is, unless everything is replayed that there is.
 fn replay_lag(probe: &Probe, now: WallTime) -> Option<Duration> {
     let RoleFacts::Standby(standby) = &probe.role else { return None };
-    let receiver = standby.receiver.as_ref().filter(|receiver| receiver.status == "streaming");
-    let received = receiver.and_then(|receiver| receiver.flushed);
-    if received.is_some() && standby.replayed >= received {
+    let streams = standby.receiver.as_ref().filter(|receiver| receiver.status == "streaming");
+    let flushed = streams.and_then(|receiver| receiver.flushed);
+    if flushed.is_some() && standby.replayed >= flushed {
         return Some(Duration::ZERO);
     }
     let at = Duration::try_from_secs_f64(standby.replayed_at?).ok()?;
