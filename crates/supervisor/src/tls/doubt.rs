@@ -38,12 +38,13 @@ impl Doubt {
         let security = Arc::clone(security);
         Self(Some(Box::pin(async move {
             while changes.changed().await.is_ok() {
-                tokio::time::sleep(security.patience()).await;
+                // From the last change on, where several come one after the other.
+                while let Ok(Ok(())) = tokio::time::timeout(security.patience(), changes.changed()).await {}
                 if !security.believes(&chain) {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })))
     }
 
