@@ -17,6 +17,42 @@ fn value(cluster: &Cluster, index: usize, statement: &str) -> Result<String> {
     rows.into_iter().flatten().flatten().next().with_context(|| format!("an answer to {statement}"))
 }
 
+/// pg-4 holds WAL back by its tag, and pg-3 for a while because somebody pauses its replay.
+fn checks_go_by_what_is_replayed(cluster: &Cluster) -> Result<()> {
+    // Two transactions: replay stops at the first one's end, before the two megabytes of the second.
+    ask(&cluster.node(0)?.door(), "postgres", "CREATE TABLE held (t text)", LIMIT)?;
+    let rows = "INSERT INTO held SELECT repeat('x', 1000) FROM generate_series(1, 2000)";
+    ask(&cluster.node(0)?.door(), "postgres", rows, LIMIT)?;
+    let all = ["/replica 200", "/replica?lag=1MB 200", "/readiness?lag=1MB 200"];
+    wait_for_checks(cluster, 2, &all)?;
+    // All WAL is there, and readers see none of it.
+    let held = ["/replica 200", "/replica?lag=1MB 503", "/readiness?lag=1MB 503", "/read-only?lag=1MB 503"];
+    wait_for_checks(cluster, 3, &held)?;
+    wait_for_checks(cluster, 3, &["/readiness?lag=1MB&mode=write 200", "/asynchronous?lag=1MB 503"])?;
+    // Somebody pauses replay on another one, and lets it go on.
+    value(cluster, 2, "SELECT pg_wal_replay_pause()")?;
+    cluster.wait_until("pg-3 has paused", || {
+        let state = value(cluster, 2, "SELECT pg_get_wal_replay_pause_state()")?;
+        ensure!(state == "paused", "{state}");
+        Ok(())
+    })?;
+    ask(&cluster.node(0)?.door(), "postgres", rows, LIMIT)?;
+    wait_for_checks(cluster, 2, &["/replica 200", "/replica?lag=1MB 503", "/readiness?lag=1MB 503"])?;
+    // Every member tells so of it, and that it has received all the same.
+    for index in 0..4 {
+        cluster.wait_until("pg-3's replay lag is told", || {
+            let told: serde_json::Value = serde_json::from_str(&get(cluster, index, "/cluster")?.1)?;
+            let member = told["members"].as_array().and_then(|all| all.iter().find(|m| m["name"] == "pg-3"));
+            let lag = |kind: &str| member.and_then(|m| m[kind].as_u64()).with_context(|| format!("{told}"));
+            ensure!(lag("replay_lag")? > 1 << 20 && lag("receive_lag")? < 1 << 20, "{told}");
+            ensure!(lag("lag")? < 1 << 20, "{told}");
+            Ok(())
+        })?;
+    }
+    value(cluster, 2, "SELECT pg_wal_replay_resume()")?;
+    wait_for_checks(cluster, 2, &all)
+}
+
 /// pg-2 may not lead, pg-3 follows pg-2, pg-4 replays an hour later: when pg-1 is lost, pg-3 it is.
 #[test]
 fn tags_take_members_out_of_the_election_and_never_out_of_the_cluster() -> Result<()> {
@@ -46,38 +82,7 @@ fn tags_take_members_out_of_the_election_and_never_out_of_the_cluster() -> Resul
         Ok(())
     })?;
     ensure!(value(&cluster, 3, present)? == "0", "pg-4 has replayed what it is to hold back");
-    // Two transactions: replay stops at the first one's end, before the two megabytes of the second.
-    ask(&cluster.node(0)?.door(), "postgres", "CREATE TABLE held (t text)", LIMIT)?;
-    let rows = "INSERT INTO held SELECT repeat('x', 1000) FROM generate_series(1, 2000)";
-    ask(&cluster.node(0)?.door(), "postgres", rows, LIMIT)?;
-    let all = ["/replica 200", "/replica?lag=1MB 200", "/readiness?lag=1MB 200"];
-    wait_for_checks(&cluster, 2, &all)?;
-    // All WAL is there, and readers see none of it.
-    let held = ["/replica 200", "/replica?lag=1MB 503", "/readiness?lag=1MB 503", "/read-only?lag=1MB 503"];
-    wait_for_checks(&cluster, 3, &held)?;
-    wait_for_checks(&cluster, 3, &["/readiness?lag=1MB&mode=write 200", "/asynchronous?lag=1MB 503"])?;
-    // Somebody pauses replay on another one, and lets it go on.
-    value(&cluster, 2, "SELECT pg_wal_replay_pause()")?;
-    cluster.wait_until("pg-3 has paused", || {
-        let state = value(&cluster, 2, "SELECT pg_get_wal_replay_pause_state()")?;
-        ensure!(state == "paused", "{state}");
-        Ok(())
-    })?;
-    ask(&cluster.node(0)?.door(), "postgres", rows, LIMIT)?;
-    wait_for_checks(&cluster, 2, &["/replica 200", "/replica?lag=1MB 503", "/readiness?lag=1MB 503"])?;
-    // Every member tells so of it, and that it has received all the same.
-    for index in 0..4 {
-        cluster.wait_until("pg-3's replay lag is told", || {
-            let told: serde_json::Value = serde_json::from_str(&get(&cluster, index, "/cluster")?.1)?;
-            let member = told["members"].as_array().and_then(|all| all.iter().find(|m| m["name"] == "pg-3"));
-            let lag = |kind: &str| member.and_then(|m| m[kind].as_u64()).with_context(|| format!("{told}"));
-            ensure!(lag("replay_lag")? > 1 << 20 && lag("receive_lag")? < 1 << 20, "{told}");
-            ensure!(lag("lag")? < 1 << 20, "{told}");
-            Ok(())
-        })?;
-    }
-    value(&cluster, 2, "SELECT pg_wal_replay_resume()")?;
-    wait_for_checks(&cluster, 2, &all)?;
+    checks_go_by_what_is_replayed(&cluster)?;
     let status = cluster.status(0)?;
     let members = status["members"].as_array().context("members")?;
     let tags = |name: &str| members.iter().find(|m| m["name"] == name).map(|m| m["tags"].clone());

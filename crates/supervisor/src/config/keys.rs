@@ -1,7 +1,7 @@
 //! ✦ The keys of `rhone.toml`, and the environment variables that override them.
 
 /// Every key, with the table it is in.
-pub(super) const KEYS: [&str; 73] = [
+pub(super) const KEYS: [&str; 74] = [
     "cluster",
     "node.name",
     "node.kind",
