@@ -52,8 +52,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let routes = with_health(reflection().expect("descriptors"), &[ADMIN]).await;
-        let router = Server::builder().add_routes(routes);
-        tokio::spawn(router.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
+        let server = Server::builder().add_routes(routes);
+        tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("a URI");
         endpoint.timeout(Duration::from_secs(60)).connect().await.expect("a connection")
     }

@@ -105,7 +105,7 @@ pub(super) struct Facts<'a> {
 pub(super) fn survey(facts: &Facts<'_>) -> Survey {
     let Facts { state, me, .. } = *facts;
     let owner = state.current_grant().map(|grant| grant.owner);
-    let found: Vec<(NodeId, Use, Option<(Lsn, Lsn)>)> = state
+    let found: Vec<(NodeId, Use, Option<Ends>)> = state
         .data_members()
         .map(|member| {
             let report = report_of(facts, member.node);
@@ -117,12 +117,12 @@ pub(super) fn survey(facts: &Facts<'_>) -> Survey {
             (member.node, usable, report.filter(|_| usable != Use::None).and_then(ends))
         })
         .collect();
-    let furthest = found.iter().filter_map(|(_, _, ends)| ends.map(|(held, _)| held)).max();
+    let furthest = found.iter().filter_map(|(_, _, ends)| ends.map(|ends| ends.held)).max();
     let servers = found.into_iter().map(|(node, usable, ends)| Server {
         node,
         here: node == me,
         usable,
-        lag: furthest.zip(ends).map(|(furthest, (_, seen))| furthest.bytes_since(seen)),
+        lag: furthest.zip(ends).map(|(furthest, ends)| furthest.bytes_since(ends.seen)),
     });
     Survey {
         epoch: state.epoch,
@@ -132,10 +132,18 @@ pub(super) fn survey(facts: &Facts<'_>) -> Survey {
     }
 }
 
-/// Returns the end of the WAL that a server holds, and of that which its readers see.
-fn ends(report: &Report) -> Option<(Lsn, Lsn)> {
+/// Where the WAL of a server ends.
+#[derive(Clone, Copy)]
+struct Ends {
+    /// What it holds.
+    held: Lsn,
+    /// What its readers see.
+    seen: Lsn,
+}
+
+fn ends(report: &Report) -> Option<Ends> {
     let held = report.instance.position()?.lsn;
-    Some((held, report.server.replayed.unwrap_or(held)))
+    Some(Ends { held, seen: report.server.replayed.unwrap_or(held) })
 }
 
 /// Returns a member's report where it is young enough to count.

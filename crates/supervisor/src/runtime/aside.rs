@@ -74,7 +74,9 @@ mod tests {
             (NodeId(2), Received { at, report: report() }),
         ]);
         let mut bare = full.clone();
-        bare.values_mut().for_each(|received| received.report = witness::report(false));
+        for received in bare.values_mut() {
+            received.report = witness::report(false);
+        }
         let mut asides = of_table(&full);
         assert_eq!(asides.len(), 1);
         asides.push(Aside { node: 9, ..Aside::default() });
