@@ -110,7 +110,7 @@ impl ConsensusError {
         Self::Io { operation, path: path.into(), source }
     }
 
-    pub(crate) fn snapshot_of(store: &Path, error: &io::Error) -> Self {
+    pub(crate) fn snapshot(store: &Path, error: &io::Error) -> Self {
         Self::StoreDamaged { store: store.to_owned(), reason: format!("its snapshot: {error}") }
     }
 
