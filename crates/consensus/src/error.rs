@@ -110,7 +110,7 @@ impl ConsensusError {
         Self::Io { operation, path: path.into(), source }
     }
 
-    pub(crate) fn snapshot(store: &Path, error: &io::Error) -> Self {
+    pub(crate) fn torn(store: &Path, error: &io::Error) -> Self {
         Self::StoreDamaged { store: store.to_owned(), reason: format!("its snapshot: {error}") }
     }
 

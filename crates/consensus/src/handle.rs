@@ -113,7 +113,7 @@ impl Consensus {
             }
         };
         let (vote, committed, snapshot) = (opened.vote, opened.committed, opened.snapshot.clone());
-        let ahead = Ahead::of_store(&opened).map_err(|e| ConsensusError::snapshot(&dir, &e))?;
+        let ahead = Ahead::of_store(&opened).map_err(|e| ConsensusError::torn(&dir, &e))?;
         let bound = vote.is_some_and(|vote| vote.committed && vote.leader_id.node_id != id);
         let contacts = Arc::new(Contacts::new(Arc::clone(&host), bound));
         let storage = match pace {
@@ -122,7 +122,7 @@ impl Consensus {
                 .map_err(|e| ConsensusError::io("start the storage thread of", &dir, e))?,
         };
         let log = LogStore::new(storage.clone(), vote, committed, id);
-        let machine = Machine::new(storage.clone(), snapshot).map_err(|e| ConsensusError::snapshot(&dir, &e))?;
+        let machine = Machine::new(storage.clone(), snapshot).map_err(|e| ConsensusError::torn(&dir, &e))?;
         let states = machine.states();
         let run = Run(host.random().map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?);
         let me = Arc::new(Me::new(identity, run, known.system_id));
