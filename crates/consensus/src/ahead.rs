@@ -4,18 +4,25 @@
 //! member that starts applies less than it had applied before, until a leader tells it the rest. What it had
 //! acknowledged may have been committed (decision 0065).
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ids::LogIndex;
-use crate::store::machine::AppliedState;
+use crate::store::machine::{self, AppliedState};
+use crate::store::open::Opened;
 
 /// The state with all entries of the log applied, committed or not, as it was at the start.
 #[derive(Debug)]
 pub(crate) struct Ahead(Mutex<Option<Arc<AppliedState>>>);
 
 impl Ahead {
-    /// Begins with what the store came to.
-    pub(crate) fn new(stored: AppliedState) -> Self {
+    /// Applies all that the store holds.
+    pub(crate) fn of_store(opened: &Opened) -> io::Result<Self> {
+        let (last, _, state) = machine::replay(opened.snapshot.as_ref(), opened.mirror.range(..))?;
+        Ok(Self::new(AppliedState { index: LogIndex(last.map_or(0, |last| last.index)), state }))
+    }
+
+    fn new(stored: AppliedState) -> Self {
         Self(Mutex::new(Some(Arc::new(stored))))
     }
 

@@ -1,7 +1,7 @@
 //! What can go wrong, one variant for each thing a caller can do about it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::ids::NodeId;
 
@@ -108,6 +108,10 @@ pub enum ConsensusError {
 impl ConsensusError {
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { operation, path: path.into(), source }
+    }
+
+    pub(crate) fn torn(store: &Path, error: &io::Error) -> Self {
+        Self::StoreDamaged { store: store.to_owned(), reason: format!("its snapshot: {error}") }
     }
 
     pub(crate) fn refused(reason: impl Into<String>) -> Self {

@@ -22,7 +22,7 @@ use crate::status::{self, RaftStatus, Role};
 use crate::store::disk::SyncCount;
 use crate::store::hard::{HardState, HardStateFile};
 use crate::store::log::LogStore;
-use crate::store::machine::{self, AppliedState, Machine};
+use crate::store::machine::{AppliedState, Machine};
 use crate::store::medium::Medium;
 use crate::store::open;
 use crate::store::thread::{Pace, Storage, Work, read};
@@ -124,13 +124,7 @@ impl Consensus {
         let known = hard.get();
         let (opened, dir, pace) = open_store(store, &known, &syncs).await?;
         let (vote, committed, snapshot) = (opened.vote, opened.committed, opened.snapshot.clone());
-        let unreadable = |error: std::io::Error| ConsensusError::StoreDamaged {
-            store: dir.clone(),
-            reason: format!("its snapshot: {error}"),
-        };
-        let (last, _, state) =
-            machine::replay(snapshot.as_ref(), opened.mirror.range(..)).map_err(unreadable)?;
-        let ahead = Ahead::new(AppliedState { index: LogIndex(last.map_or(0, |last| last.index)), state });
+        let ahead = Ahead::of_store(&opened).map_err(|e| ConsensusError::torn(&dir, &e))?;
         let bound = vote.is_some_and(|vote| vote.committed && vote.leader_id.node_id != id);
         let contacts = Arc::new(Contacts::new(Arc::clone(&host), bound));
         let storage = match pace {
@@ -139,7 +133,7 @@ impl Consensus {
                 .map_err(|e| ConsensusError::io("start the storage thread of", &dir, e))?,
         };
         let log = LogStore::new(storage.clone(), vote, committed, id);
-        let machine = Machine::new(storage.clone(), snapshot).map_err(unreadable)?;
+        let machine = Machine::new(storage.clone(), snapshot).map_err(|e| ConsensusError::torn(&dir, &e))?;
         let states = machine.states();
         let run = Run(host.random().map_err(|error| ConsensusError::Fatal { reason: error.to_string() })?);
         let me = Arc::new(Me::new(identity, run, known.system_id));
