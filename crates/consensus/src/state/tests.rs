@@ -35,6 +35,7 @@ fn kind(words: &[&str]) -> PolicyKind {
 }
 
 /// A command as a line: `found`, `prepare`, `grant EPOCH OWNER BASE TIMELINE`, ...
+#[expect(clippy::too_many_lines, reason = "a word for each command")]
 fn command(line: &str) -> ClusterCommand {
     let words: Vec<&str> = line.split(' ').collect();
     let number = |at: usize| words[at].parse::<u64>().expect("a number");

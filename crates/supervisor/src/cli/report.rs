@@ -172,7 +172,8 @@ async fn of_machine(path: &Path, config: Option<&Config>, report: &mut Report) {
     report.add("rhone.toml", text(path));
     let environment = config::environment();
     let ours = environment.iter().filter(|(name, _)| name.starts_with("RHONE_"));
-    report.add("environment.txt", Ok(ours.map(|(name, value)| format!("{name}={value}\n")).collect()));
+    let ours: Vec<String> = ours.map(|(name, value)| format!("{name}={value}")).collect();
+    report.add("environment.txt", Ok(ours.join("\n")));
     report.add("machine.txt", Ok(machine(config)));
     let Some(config) = config else {
         let problems = Config::load(path, &environment).err().map(|errors| errors.to_string());
@@ -180,7 +181,8 @@ async fn of_machine(path: &Path, config: Option<&Config>, report: &mut Report) {
     };
     let found =
         [config::inspect(config), config::advice(config), config::unreadable_secrets(config)].concat();
-    report.add("check.txt", Ok(found.iter().map(|problem| format!("{}\n", problem.message)).collect()));
+    let found: Vec<String> = found.into_iter().map(|problem| problem.message).collect();
+    report.add("check.txt", Ok(found.join("\n")));
     report.add("metrics.txt", metrics(config).await);
     let recorded = config.node.recorder.as_deref();
     report.add("decisions.jsonl", recorded.map_or_else(|| Err("node.recorder is off".to_owned()), tail));

@@ -43,13 +43,11 @@ impl Outage {
     }
 
     fn note(&mut self, now: BootTime, at: WallTime) -> (Told, WallTime) {
-        match self.0 {
-            Some((begun, since)) => (Told::Lasts(now.saturating_since(begun)), since),
-            None => {
-                self.0 = Some((now, at));
-                (Told::Begins, at)
-            }
+        if let Some((begun, since)) = self.0 {
+            return (Told::Lasts(now.saturating_since(begun)), since);
         }
+        self.0 = Some((now, at));
+        (Told::Begins, at)
     }
 
     fn over(&mut self, now: BootTime) -> Option<Duration> {

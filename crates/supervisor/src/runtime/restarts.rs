@@ -112,7 +112,11 @@ impl Restarts {
 fn words(error: OperatorError) -> String {
     match error {
         OperatorError::Refused { reason, .. } => reason,
-        other => other.to_string(),
+        error @ (OperatorError::NotLeader { .. }
+        | OperatorError::NoQuorum
+        | OperatorError::Unknown
+        | OperatorError::NotImplemented { .. }
+        | OperatorError::Failed(_)) => error.to_string(),
     }
 }
 

@@ -48,11 +48,11 @@ impl Secrets {
             let password = line.split_once("\" \"").map(|(_, rest)| rest.trim_end().trim_end_matches('"'));
             found.extend(password.map(|password| password.replace("\"\"", "\"")));
         }
-        Self::known(found)
+        Self::known(&found)
     }
 
     /// Takes values.
-    pub(super) fn known(values: Vec<String>) -> Self {
+    pub(super) fn known(values: &[String]) -> Self {
         let mut values: Vec<String> = values
             .iter()
             .map(|value| value.trim().to_owned())
@@ -99,16 +99,13 @@ fn named(text: &str) -> String {
         } else {
             value_of(text.get(name_end..).unwrap_or_default(), flag)
         };
-        match value {
-            Some((begin, end)) => {
-                out.push_str(text.get(at..name_end + begin).unwrap_or_default());
-                out.push_str(BLANK);
-                at = name_end + end;
-            }
-            None => {
-                out.push_str(text.get(at..name_end).unwrap_or_default());
-                at = name_end;
-            }
+        if let Some((begin, end)) = value {
+            out.push_str(text.get(at..name_end + begin).unwrap_or_default());
+            out.push_str(BLANK);
+            at = name_end + end;
+        } else {
+            out.push_str(text.get(at..name_end).unwrap_or_default());
+            at = name_end;
         }
     }
     out.push_str(text.get(at..).unwrap_or_default());
@@ -216,7 +213,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let secrets = Secrets::known(vec!["s3cr3t\n".to_owned(), "ab".to_owned(), "qu\"ote".to_owned()]);
+        let secrets = Secrets::known(&["s3cr3t\n".to_owned(), "ab".to_owned(), "qu\"ote".to_owned()]);
         assert_eq!(secrets.blank(text), expected.replace('#', BLANK), "{text}");
     }
 

@@ -91,6 +91,7 @@ struct Finished {
     result: Result<Done, LocalError>,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is another fact")]
 struct NodeLoop {
     local: Arc<Local>,
     shared: Arc<Shared>,
