@@ -407,7 +407,12 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
     let member = Member::start(FakeOperator::default());
     let (exit, out, err) = member.run("settings").await;
     assert_eq!(exit, Exit::Done);
-    assert!(out.starts_with("SETTING              VALUE\ndead-member-timeout  5min\nmax-lag-on-failover  1MB\nsync"), "{out}");
+    assert!(
+        out.starts_with(
+            "SETTING              VALUE\ndead-member-timeout  5min\nmax-lag-on-failover  1MB\nsync"
+        ),
+        "{out}"
+    );
     assert_eq!(err, "version 1; `rhone settings history` lists the versions before\n");
     check(
         member.run("settings set postgres.work_mem=8MB postgres.max_connections=200").await,

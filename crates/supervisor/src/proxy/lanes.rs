@@ -80,7 +80,9 @@ impl Lanes {
         let task = lane.runtime.spawn(async move {
             match TcpStream::from_std(client) {
                 Ok(client) => session(client).await,
-                Err(error) => tracing::warn!(%error, "a connection could not be given to a thread of the proxy"),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be given to a thread of the proxy");
+                }
             }
             drop(place);
         });

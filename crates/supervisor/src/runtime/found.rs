@@ -15,8 +15,8 @@ use rhone_consensus::tags::Tags;
 use rhone_pgctl::wal::WalPosition;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
-use crate::decide::members::voter_count;
 use crate::config::Bootstrap;
+use crate::decide::members::voter_count;
 use crate::runtime::shared::Shared;
 use crate::runtime::{codec, generation};
 
