@@ -493,7 +493,8 @@ impl Cluster {
             for index in 0..self.members() {
                 let Ok(status) = self.status(index) else { continue };
                 said = status.get("failover_would_lose").map(ToString::to_string).unwrap_or_default();
-                if said == "\"nothing\"" {
+                // Who is missing is told behind it.
+                if said.trim_matches('"').split(';').next() == Some("nothing") {
                     return Ok(());
                 }
             }
