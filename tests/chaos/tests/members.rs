@@ -39,6 +39,39 @@ fn started(cluster: &Cluster, index: usize) -> Result<String> {
     rows.first().and_then(|row| row.first().cloned().flatten()).context("a start")
 }
 
+/// One value of the primary's.
+fn value(cluster: &Cluster, primary: usize, statement: &str) -> Result<String> {
+    let rows = ask(&cluster.node(primary)?.door(), "postgres", statement, Duration::from_secs(20))?;
+    rows.first()
+        .and_then(|row| row.first().cloned().flatten())
+        .with_context(|| format!("{statement}: {rows:?}"))
+}
+
+/// The replication password is replaced: who streams goes on, and who comes back comes with the new one.
+fn new_password(cluster: &Cluster, primary: usize) -> Result<()> {
+    let hash = "SELECT rolpassword FROM pg_authid WHERE rolname = 'rhone_replicator'";
+    let streams = "SELECT count(*) || ': ' || coalesce(string_agg(pid::text, ' ' ORDER BY pid), '') \
+                   FROM pg_stat_replication WHERE state = 'streaming'";
+    let before = (value(cluster, primary, hash)?, value(cluster, primary, streams)?);
+    ensure!(before.1.starts_with("3: "), "{}", before.1);
+    for index in 0..4 {
+        std::fs::write(cluster.node(index)?.state().join("replication.pw"), "a new one: \\ and all\n")?;
+    }
+    done(cluster, primary, "reload")?;
+    cluster.wait_until("the role has its new password", || {
+        ensure!(value(cluster, primary, hash)? != before.0, "it has the old one");
+        Ok(())
+    })?;
+    let now = value(cluster, primary, streams)?;
+    ensure!(now == before.1, "streams were interrupted: {} became {now}", before.1);
+    value(cluster, primary, "SELECT count(pg_terminate_backend(pid))::text FROM pg_stat_replication")?;
+    cluster.wait_until("everybody streams again", || {
+        let now = value(cluster, primary, streams)?;
+        ensure!(now.starts_with("3: ") && now != before.1, "{now}");
+        Ok(())
+    })
+}
+
 fn voters(cluster: &Cluster, at: usize) -> Result<Vec<String>> {
     let status = cluster.status(at)?;
     let members = status.get("members").and_then(Value::as_array).context("members")?;
@@ -67,6 +100,10 @@ fn a_member_is_restarted_copied_kept_from_voting_and_removed_under_a_writer() ->
     let after = (started(&cluster, first)?, started(&cluster, second)?);
     ensure!(before.0 != after.0 && before.1 == after.1, "{before:?}, then {after:?}");
     ensure!(cluster.epoch()? == epoch, "a planned restart is no failover");
+
+    cluster.wait_whole()?;
+    new_password(&cluster, primary)?;
+    ensure!(cluster.epoch()? == epoch, "a new password is no failover");
 
     // A new copy, never of the primary. A script is not asked.
     refused(&cluster, first, &format!("reinit {}", name(primary)), "is the primary")?;

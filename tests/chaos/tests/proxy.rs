@@ -66,6 +66,7 @@ fn the_ports_lead_to_the_right_servers() -> Result<()> {
     let cluster = Cluster::start(&spec)?;
     let result = rw_ro_any(&cluster)
         .and_then(|()| tls_passes(&cluster))
+        .and_then(|()| new_certificate(&cluster, &folder))
         .and_then(|()| cancels(&cluster))
         .and_then(|()| limits(&cluster))
         .with_context(|| cluster.dump());
@@ -112,6 +113,31 @@ fn tls_passes(cluster: &Cluster) -> Result<()> {
         let output = run_client(cluster, "psql", &["-XAtc", sql, &conninfo], Duration::from_secs(60))?;
         ensure!(output.code == Some(0) && output.stdout.trim() == expected, "sslmode={mode}: {output:?}");
     }
+    Ok(())
+}
+
+/// Postgres's own certificate is replaced and taken at a reload; a session goes on.
+fn new_certificate(cluster: &Cluster, folder: &std::path::Path) -> Result<()> {
+    let address = cluster.node(1)?.address().to_string();
+    let root = folder.join("server.crt");
+    // Only the server that shows this very certificate is believed.
+    let verified = || {
+        let root = root.display();
+        let conninfo =
+            format!("host={address} port={RW} user=chaos dbname=chaos sslmode=verify-ca sslrootcert={root}");
+        run_client(cluster, "psql", &["-XAtc", "SELECT 1", &conninfo], Duration::from_secs(60))
+    };
+    let before = verified()?;
+    ensure!(before.code == Some(0), "{before:?}");
+    let session = begin_to_ask(cluster, 1, RW, "SELECT pg_sleep(3), 'went on'")?;
+    drop(certificate()?);
+    cluster.operate(1, &["reload"])?;
+    until("the new certificate is shown", || Ok(verified()?.code == Some(0)))?;
+    let rows = session.join().map_err(|_| anyhow!("a client panicked"))??;
+    ensure!(
+        rows.first().and_then(|row| row.get(1).cloned().flatten()).as_deref() == Some("went on"),
+        "{rows:?}"
+    );
     Ok(())
 }
 

@@ -58,6 +58,26 @@ impl Secret {
         self.keep(&text)
     }
 
+    /// Reads the file again, and returns whether another password is in it. A file that is away or empty changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn reread(&self) -> std::io::Result<bool> {
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let text = text.trim_end_matches(['\r', '\n']);
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        if text.is_empty() || value.as_deref() == Some(text) {
+            return Ok(false);
+        }
+        *value = Some(text.to_owned());
+        Ok(true)
+    }
+
     /// Forgets the password that was handed over, so that another one can be; a configured one stays.
     ///
     /// # Errors
@@ -91,5 +111,26 @@ impl Secret {
         }
         *value = Some(text.to_owned());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_password_in_the_file_is_taken_and_an_empty_one_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let secret = Secret::open(None, folder.path()).expect("none yet");
+        assert!(!secret.reread().expect("no file"));
+        secret.keep("first").expect("keep");
+        assert!(!secret.reread().expect("the same"));
+        for (text, news, now) in
+            [("second\n", true, "second"), ("\n", false, "second"), ("second", false, "second")]
+        {
+            std::fs::write(folder.path().join(FILE_NAME), text).expect("write");
+            assert_eq!(secret.reread().expect("read"), news, "{text:?}");
+            assert_eq!(secret.get().as_deref(), Some(now), "{text:?}");
+        }
     }
 }

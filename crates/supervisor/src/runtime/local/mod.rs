@@ -175,6 +175,8 @@ pub struct Facts {
     pub configured: Option<u64>,
     /// What waits for a restart.
     pub pending: Vec<Pending>,
+    /// Whether a reload was asked for, and the roles' passwords are not looked at since.
+    pub roles_due: bool,
 }
 
 /// The local Postgres and all that it takes to look after it.
@@ -324,6 +326,22 @@ impl Local {
         let text = format!("*:*:*:{REPLICATOR}:{secret}\n*:*:*:{REWINDER}:{secret}\n");
         rhone_pgctl::file::replace(&path, text.as_bytes(), &self.user, 0o600)?;
         Ok(path)
+    }
+
+    /// Reads the replication password again where an operator asked for a reload; returns whether one did. What
+    /// cannot be read holds nothing up: the password stays.
+    async fn reread_secret(&self) -> bool {
+        if !self.shared.asked.borrow().reload() {
+            return false;
+        }
+        let shared = Arc::clone(&self.shared);
+        let read = tokio::task::spawn_blocking(move || shared.secret.reread()).await;
+        match read.map_err(std::io::Error::from).and_then(|read| read) {
+            Ok(true) => tracing::info!("takes a new replication password from its file"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the replication password cannot be read: it stays"),
+        }
+        true
     }
 
     /// Returns the replication password.

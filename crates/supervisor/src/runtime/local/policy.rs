@@ -183,6 +183,9 @@ impl Local {
     /// The epoch is over, or Postgres does not answer.
     pub async fn set_policy(&self, epoch: Epoch) -> Result<(), LocalError> {
         self.still(epoch)?;
+        if self.reread_secret().await {
+            self.facts().roles_due = true;
+        }
         let version = self.settings_version();
         let (policy, settings) = self.primary_settings(epoch).await?;
         let set = self.facts().policy.max(self.policy_on_disk());

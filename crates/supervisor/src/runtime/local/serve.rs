@@ -346,6 +346,20 @@ impl Local {
         self.ensure_roles().await
     }
 
+    /// Gives the roles the passwords that are in the files now, after a reload. Who streams already goes on.
+    ///
+    /// # Errors
+    /// It did not come to pass; it stays due.
+    pub async fn renew_roles(&self, epoch: Epoch) -> Result<(), LocalError> {
+        self.still(epoch)?;
+        self.facts().roles_due = false;
+        let done = self.ensure_roles().await;
+        if done.is_err() {
+            self.facts().roles_due = true;
+        }
+        done
+    }
+
     /// Keeps one physical slot for each other data member; on a standby moves them along.
     ///
     /// # Errors

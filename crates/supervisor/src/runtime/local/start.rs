@@ -205,6 +205,7 @@ impl Local {
     /// The files could not be written.
     pub async fn follow(&self, node: NodeId) -> Result<(), LocalError> {
         let member = self.member(node)?;
+        self.reread_secret().await;
         let version = self.settings_version();
         let settings = self.settings(Some(&member), self.minimums().await?)?;
         let changed = self.write_settings(settings).await?;

@@ -29,6 +29,7 @@ impl NodeLoop {
                 drop(looked);
             });
         }
+        let roles = now.millis_since(self.upkept) > UPKEEP_EVERY_MS / 5 && self.local.facts().roles_due;
         let strict = self.shared.consensus.state().borrow().state.settings.sync == SyncMode::Strict;
         let local = Arc::clone(&self.local);
         let takes_over = matches!(self.instance, Instance::Unusable(_)) && {
@@ -48,7 +49,10 @@ impl NodeLoop {
                 self.settled = epoch;
                 tokio::spawn(async move { told(local.settle_in(epoch).await, "settle in") })
             }
-            Instance::Primary { gate_open: true, .. } if due => tokio::spawn(async move {
+            Instance::Primary { epoch, gate_open: true, .. } if due || roles => tokio::spawn(async move {
+                if roles {
+                    told(local.renew_roles(epoch).await, "renew the roles");
+                }
                 told(local.keep_slots().await, "keep slots");
                 told(local.remove_old().await, "remove the old data directory");
             }),
