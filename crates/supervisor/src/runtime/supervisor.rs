@@ -1,6 +1,6 @@
 //! Puts one member together, runs it, and takes it apart again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -547,9 +547,7 @@ async fn membership(shared: Arc<Shared>, settings: Settings) {
         }
         let founded = applied.state.is_founded();
         if founded && applied.state.members.get(&me.node) != Some(&me) {
-            if let Some(leader) = leader_address(&shared)
-                && let Err(why) = found::join(&shared, &leader).await
-            {
+            if let Err(why) = introduce(&shared).await {
                 tracing::debug!(reason = %why, "not admitted yet: asks again");
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -561,10 +559,30 @@ async fn membership(shared: Arc<Shared>, settings: Settings) {
     }
 }
 
-fn leader_address(shared: &Shared) -> Option<String> {
+/// Says who this member is, to the Raft leader, or to any member that answers and knows it: nobody can reach a member
+/// that has moved, so that it hears of no leader before it has said where it is.
+async fn introduce(shared: &Arc<Shared>) -> Result<(), String> {
     let status = shared.consensus.status();
-    let leader = status.leader?;
-    status.nodes.get(&leader).map(|node| node.addr.clone())
+    let own = shared.config.node.advertise.to_string();
+    if let Some(node) = status.leader.and_then(|leader| status.nodes.get(&leader))
+        && node.addr != own
+    {
+        return found::join(shared, &node.addr).await;
+    }
+    let peers = shared.config.node.peers.iter().map(ToString::to_string);
+    let known: BTreeSet<String> = status.nodes.values().map(|node| node.addr.clone()).chain(peers).collect();
+    let known: Vec<String> = known.into_iter().filter(|address| *address != own).collect();
+    let mut why = "no other member answers".to_owned();
+    for (address, answer) in found::ask_all(shared, &known).await {
+        if answer.is_none() {
+            continue;
+        }
+        match found::join(shared, &address).await {
+            Ok(()) => return Ok(()),
+            Err(reason) => why = format!("{address}: {reason}"),
+        }
+    }
+    Err(why)
 }
 
 /// Reads the primary's flushed position each renewal, for the lease to carry. Where nothing is renewed it
