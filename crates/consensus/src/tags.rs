@@ -29,6 +29,14 @@ pub struct Tags {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Tags {
+    /// Returns whether the member is to learn only: its label `no-vote`, which needs no field of its own in what
+    /// members say to each other.
+    pub fn no_vote(&self) -> bool {
+        self.labels.get("no-vote").is_some_and(|value| value == "true")
+    }
+}
+
 impl Member {
     /// Returns whether this member may become primary.
     ///

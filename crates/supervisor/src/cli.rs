@@ -130,7 +130,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         Command::Settings { verb } => settings::run(&global, verb, terminal).await,
         Command::ShowConfig => settings::show_config(&global, terminal).await,
         Command::EditConfig { no_wait } => settings::edit(&global, no_wait, terminal).await,
-        Command::Reload { name, no_wait: _ } => restart::reload(&global, name, terminal).await,
+        Command::Reload { name, no_wait } => restart::reload(&global, name, no_wait, terminal).await,
         Command::Restart { name: Some(name), at: Some(at), .. } => {
             schedule::restart_at(&global, &name, &at, terminal).await
         }
@@ -157,7 +157,7 @@ pub async fn execute(cli: Cli, terminal: &mut Terminal) -> Result<(), CliError> 
         }
         Command::Man { folder } => man::run(folder.as_deref(), terminal),
         Command::Inject { file } => inject::run(&file, terminal),
-        Command::Certs(verb) => certs::run(&global, verb, terminal),
+        Command::Certs { verb } => certs::run(&global, verb.unwrap_or_default(), terminal),
         Command::Backup { words: _ } => Err(CliError::new(Exit::Usage, "`rhone backup` is not in this version: it comes later")
             .hint("pgBackRest, WAL-G or pg_basebackup work beside rhone: `rhone settings set postgres.archive_command=…`")),
         Command::Dsn { role } => psql::dsn(&global, role, terminal).await,

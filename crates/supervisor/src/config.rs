@@ -211,6 +211,14 @@ impl Config {
     }
 }
 
+/// Says where in the file, or by which variable, the keys were set that problems of the machine name.
+pub fn located(path: &Path, env: &Environment, problems: Vec<Problem>) -> Vec<Problem> {
+    let Ok(text) = std::fs::read_to_string(path) else { return problems };
+    let entries = file::Entries::read(&text, env);
+    let problems = problems.into_iter().map(|problem| entries.located(problem)).collect();
+    ConfigErrors::new(path, problems).problems
+}
+
 #[cfg(test)]
 #[allow(
     clippy::needless_raw_string_hashes,

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::certs::Certs;
 use super::exit::{CliError, Exit};
+use crate::config::Environment;
 use crate::demo::DemoOptions;
 use crate::status::DsnRole;
 use crate::telemetry::LogFormat;
@@ -70,28 +71,50 @@ impl Global {
 /// The certificate to show to members on other machines.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TlsFlags {
-    /// The CAs that members' certificates are signed by [default: that of the configuration]
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CA", help_heading = EVERY)]
+    /// The CAs that members' certificates are signed by [env: RHONE_TLS_CA] [default: that of the configuration]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERY)]
     pub ca: Option<PathBuf>,
-    /// The certificate to show to members [default: that of the configuration]
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_CERT", help_heading = EVERY)]
+    /// The certificate to show to members [env: RHONE_TLS_CERT] [default: that of the configuration]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERY)]
     pub cert: Option<PathBuf>,
-    /// Its private key
-    #[arg(long, global = true, value_name = "FILE", env = "RHONE_TLS_KEY", help_heading = EVERY)]
+    /// Its private key [env: RHONE_TLS_KEY]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERY)]
     pub key: Option<PathBuf>,
 }
 
 impl TlsFlags {
-    /// Returns the files, when any was named.
+    /// Returns the files, when any was named by a flag; a variable names what no flag does.
+    ///
+    /// The variables alone name nothing here: beside a configuration they are a member's, which is another matter
+    /// than an operator's ([`Self::variables`]).
     ///
     /// # Errors
     /// Not all three were named.
-    pub(crate) fn files(&self) -> Result<Option<TlsFiles>, CliError> {
-        match (&self.ca, &self.cert, &self.key) {
+    pub(crate) fn typed(&self, variables: &Environment) -> Result<Option<TlsFiles>, CliError> {
+        if self.ca.is_none() && self.cert.is_none() && self.key.is_none() {
+            return Ok(None);
+        }
+        self.with(variables)
+    }
+
+    /// Returns the files that variables name: without a configuration they are what an operator shows.
+    ///
+    /// # Errors
+    /// Some of the three are named, and not all.
+    pub(crate) fn variables(variables: &Environment) -> Result<Option<TlsFiles>, CliError> {
+        Self::default().with(variables)
+    }
+
+    fn with(&self, variables: &Environment) -> Result<Option<TlsFiles>, CliError> {
+        let file = |flag: &Option<PathBuf>, variable: &str| {
+            let set = || variables.get(variable).filter(|text| !text.is_empty()).map(PathBuf::from);
+            flag.clone().or_else(set)
+        };
+        let ca = file(&self.ca, "RHONE_TLS_CA");
+        let cert = file(&self.cert, "RHONE_TLS_CERT");
+        match (ca, cert, file(&self.key, "RHONE_TLS_KEY")) {
             (None, None, None) => Ok(None),
-            (Some(ca), Some(cert), Some(key)) => {
-                Ok(Some(TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() }))
-            }
+            (Some(ca), Some(cert), Some(key)) => Ok(Some(TlsFiles { ca, cert, key })),
             (_, _, _) => Err(CliError::new(Exit::Usage, "--ca, --cert and --key go together")
                 .hint("name all three, or set RHONE_TLS_CA, RHONE_TLS_CERT and RHONE_TLS_KEY")),
         }
@@ -170,8 +193,11 @@ pub enum Command {
         no_wait: bool,
     },
     /// A private CA for TLS between members and with operators
-    #[command(subcommand)]
-    Certs(Certs),
+    Certs {
+        /// What to do [default: show those of the configuration]
+        #[command(subcommand)]
+        verb: Option<Certs>,
+    },
     /// Prints what has happened in the cluster
     Events {
         /// Go on with what happens, until Ctrl-C

@@ -64,6 +64,12 @@ pub enum Certs {
     },
 }
 
+impl Default for Certs {
+    fn default() -> Self {
+        Self::Show { files: Vec::new() }
+    }
+}
+
 /// The roles, as they are typed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RoleFlag {

@@ -14,7 +14,7 @@ pub(super) fn check(global: &Global, terminal: &mut Terminal) -> Result<(), CliE
     let (exit, errors) = match Config::load(&path, &environment) {
         Err(errors) => (Exit::Usage, errors),
         Ok(config) => {
-            let problems = config::inspect(&config);
+            let problems = config::located(&path, &environment, config::inspect(&config));
             let warnings = [config::advice(&config), config::unreadable_secrets(&config)].concat();
             if !global.json() {
                 tell(&warnings, terminal);
@@ -78,7 +78,7 @@ fn sound(
 /// Loads what `rhone run` needs, or says all that is wrong with it.
 pub(super) fn checked(global: &Global) -> Result<Config, CliError> {
     let config = client::load_config(global)?;
-    let problems = config::inspect(&config);
+    let problems = config::located(&config.path, &config::environment(), config::inspect(&config));
     if problems.is_empty() {
         return Ok(config);
     }

@@ -11,14 +11,14 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use super::args::Global;
+use super::args::{Global, TlsFlags};
 use super::exit::{CliError, Exit};
 use crate::api::access::PASSED_ON_KEY;
 use crate::api::proto::v1::admin_client::AdminClient;
 use crate::api::socket;
-use crate::config::{self, Config, Tls};
+use crate::config::{self, Config, Environment, Tls};
 use crate::status::OperatorError;
-use crate::tls::{DialError, Dialer, Security, TlsError};
+use crate::tls::{DialError, Dialer, Security, TlsError, TlsFiles};
 
 /// A member that does not accept a connection in so long is passed over.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -134,11 +134,13 @@ fn way(global: &Global) -> Result<Way, CliError> {
     let bad = |error: TlsError| {
         CliError::new(Exit::Usage, error.to_string()).hint("`rhone certs show` reads a certificate")
     };
-    if let Some(files) = global.tls.files()? {
+    let variables = config::environment();
+    let configured = global.config.is_some() || PathBuf::from(config::DEFAULT_PATH).exists();
+    if let Some(files) = operators_files(global, configured, &variables)? {
         let security = Security::of_operator(&files).map_err(bad)?;
         return Ok(Way { dialer: Dialer::Tls(Arc::new(security)), mark: Mark(false) });
     }
-    if global.config.is_none() && !PathBuf::from(config::DEFAULT_PATH).exists() {
+    if !configured {
         return Ok(Way { dialer: Dialer::Plain, mark: Mark(false) });
     }
     let config = load_config(global)?;
@@ -154,6 +156,20 @@ fn way(global: &Global) -> Result<Way, CliError> {
             }
             Err(error) => return Err(bad(error)),
         }),
+    }
+}
+
+/// Returns the files of an operator. Variables beside a configuration are the member's own, over its file, as in a pod,
+/// unless other members are named.
+fn operators_files(
+    global: &Global,
+    configured: bool,
+    variables: &Environment,
+) -> Result<Option<TlsFiles>, CliError> {
+    match global.tls.typed(variables)? {
+        None if !configured => TlsFlags::variables(variables),
+        None if !global.hosts.is_empty() => Ok(TlsFlags::variables(variables).ok().flatten()),
+        typed => Ok(typed),
     }
 }
 
@@ -283,4 +299,43 @@ pub(super) fn idempotency_key() -> Result<String, CliError> {
     let drawn =
         getrandom::u64().map_err(|error| CliError::failed(format!("draw a random number: {error}")))?;
     Ok(format!("{drawn:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    #[test]
+    fn variables_are_an_operators_where_no_member_is_configured() {
+        const ALL: &str = "CA=a CERT=b KEY=c";
+        let cases = [
+            // flags, a configuration is there, variables, the files that are shown
+            ("", false, "", Ok(None)),
+            ("", false, ALL, Ok(Some("a b c"))),
+            ("", false, "CERT=b KEY=c", Err(())),
+            ("", true, ALL, Ok(None)),
+            ("", true, "CERT=b KEY=c", Ok(None)),
+            ("--host pg-2", true, ALL, Ok(Some("a b c"))),
+            ("--host pg-2", true, "CERT=b KEY=c", Ok(None)),
+            ("--ca x --cert y --key z", true, ALL, Ok(Some("x y z"))),
+            ("--cert y --key z", true, ALL, Ok(Some("a y z"))),
+            ("--ca x", true, "", Err(())),
+        ];
+        for (flags, configured, variables, expected) in cases {
+            let words = ["rhone"].into_iter().chain(flags.split_whitespace()).chain(["status"]);
+            let cli = Cli::try_parse_from(words).expect("flags");
+            let variables = variables.split_whitespace().filter_map(|word| word.split_once('='));
+            let variables =
+                variables.map(|(name, value)| (format!("RHONE_TLS_{name}"), value.to_owned())).collect();
+            let found = operators_files(&cli.global, configured, &variables);
+            let shown = |files: TlsFiles| {
+                [files.ca, files.cert, files.key].map(|file| file.display().to_string()).join(" ")
+            };
+            let found = found.map(|files| files.map(shown)).map_err(drop);
+            assert_eq!(found.as_ref().map(Option::as_deref), expected.as_ref().copied(), "{flags} {configured}");
+        }
+    }
 }

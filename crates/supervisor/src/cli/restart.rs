@@ -393,6 +393,7 @@ async fn begin(
 pub(super) async fn reload(
     global: &Global,
     name: Option<String>,
+    no_wait: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
     let before = status::fetch(global).await?;
@@ -427,10 +428,14 @@ pub(super) async fn reload(
             }
         }
     }
-    if global.json() {
-        print_json(terminal, &serde_json::json!({ "reloaded": done }))?;
+    let change = serde_json::json!({ "reloaded": done });
+    let said = format!("told to read the configuration again: {}", done.join(", "));
+    if !done.is_empty() && !no_wait {
+        status::shown(global, &change, &said, terminal).await?;
+    } else if global.json() {
+        print_json(terminal, &change)?;
     } else if !done.is_empty() {
-        terminal.talk(&format!("told to read the configuration again: {}", done.join(", ")));
+        terminal.talk(&said);
     }
     failed.map_or(Ok(()), Err)
 }

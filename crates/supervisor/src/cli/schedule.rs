@@ -3,7 +3,7 @@
 use super::args::Global;
 use super::exit::{CliError, Exit};
 use super::terminal::Terminal;
-use super::{client, operate, print_json, status};
+use super::{client, operate, status};
 use crate::api;
 use crate::api::proto::v1;
 use crate::civil::WallTime;
@@ -31,16 +31,12 @@ pub(super) async fn at(
         api::change_reply(client.switchover(request.clone()).await?.into_inner())
     })
     .await?;
-    if global.json() {
-        return print_json(terminal, &reply);
-    }
     let from = reply.from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
     let to = reply.to.clone().unwrap_or_else(|| "the best standby".to_owned());
     let when = reply.scheduled.map_or_else(String::new, |at| format!(" for {at}"));
-    terminal.talk(&format!(
-        "a switchover{from} to {to} is scheduled{when}; `rhone switchover --cancel` takes it off"
-    ));
-    Ok(())
+    let said =
+        format!("a switchover{from} to {to} is scheduled{when}; `rhone switchover --cancel` takes it off");
+    status::shown(global, &reply, &said, terminal).await
 }
 
 /// Takes the scheduled switchover off.
@@ -51,11 +47,8 @@ pub(super) async fn cancel(global: &Global, terminal: &mut Terminal) -> Result<(
         api::change_reply(client.cancel_switchover(request.clone()).await?.into_inner())
     })
     .await?;
-    if global.json() {
-        return print_json(terminal, &serde_json::json!({ "cancelled": true }));
-    }
-    terminal.talk("the scheduled switchover is cancelled");
-    Ok(())
+    let change = serde_json::json!({ "cancelled": true });
+    status::shown(global, &change, "the scheduled switchover is cancelled", terminal).await
 }
 
 /// Puts a restart of one member down for `at`.
@@ -71,14 +64,10 @@ pub(super) async fn restart_at(
         api::change_reply(client.restart(request.clone()).await?.into_inner())
     })
     .await?;
-    if global.json() {
-        return print_json(terminal, &serde_json::json!({ "name": name, "scheduled": reply.scheduled }));
-    }
     let when = reply.scheduled.map_or_else(String::new, |at| format!(" for {at}"));
-    terminal.talk(&format!(
-        "a restart of {name} is scheduled{when}; `rhone restart {name} --cancel` takes it off"
-    ));
-    Ok(())
+    let said = format!("a restart of {name} is scheduled{when}; `rhone restart {name} --cancel` takes it off");
+    let change = serde_json::json!({ "name": name, "scheduled": reply.scheduled });
+    status::shown(global, &change, &said, terminal).await
 }
 
 /// Takes the scheduled restart of one member off.
@@ -92,11 +81,8 @@ pub(super) async fn cancel_restart(
         api::change_reply(client.restart(request.clone()).await?.into_inner())
     })
     .await?;
-    if global.json() {
-        return print_json(terminal, &serde_json::json!({ "cancelled": true }));
-    }
-    terminal.talk(&format!("the scheduled restart of {name} is cancelled"));
-    Ok(())
+    let said = format!("the scheduled restart of {name} is cancelled");
+    status::shown(global, &serde_json::json!({ "cancelled": true }), &said, terminal).await
 }
 
 fn restart_of(name: &str) -> Result<v1::RestartRequest, CliError> {

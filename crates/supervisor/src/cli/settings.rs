@@ -86,7 +86,9 @@ pub(super) async fn versions(global: &Global, limit: u32) -> Result<Vec<Settings
 }
 
 async fn show(global: &Global, terminal: &mut Terminal) -> Result<(), CliError> {
-    let view = fetch(global).await?;
+    let mut view = fetch(global).await?;
+    let preset = preset_of(&view.values);
+    view.values.insert("timing".to_owned(), preset);
     if global.json() {
         return print_json(terminal, &view);
     }

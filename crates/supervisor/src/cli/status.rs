@@ -8,7 +8,7 @@ use super::exit::{CliError, Exit};
 use super::table::{self, Align, or_dash};
 use super::terminal::Terminal;
 use super::watch::Outage;
-use super::{client, print_json};
+use super::{client, print_changed, print_json};
 use crate::api;
 use crate::api::proto::v1;
 use crate::config::units;
@@ -26,6 +26,25 @@ pub(crate) async fn fetch(global: &Global) -> Result<ClusterStatus, CliError> {
         Ok(api::cluster_status(status))
     })
     .await
+}
+
+/// Tells what was changed, and prints the cluster after it; with JSON both in one object. That the cluster cannot be
+/// looked at afterwards undoes nothing.
+pub(super) async fn shown<T: serde::Serialize>(
+    global: &Global,
+    change: &T,
+    said: &str,
+    terminal: &mut Terminal,
+) -> Result<(), CliError> {
+    let after = fetch(global).await.ok();
+    if global.json() {
+        return print_changed(terminal, change, after.as_ref());
+    }
+    terminal.talk(said);
+    if let Some(after) = after {
+        terminal.data(&render(&after, terminal.colour()));
+    }
+    Ok(())
 }
 
 /// Prints the status, once or again and again.

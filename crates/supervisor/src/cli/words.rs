@@ -24,7 +24,7 @@ pub(super) fn read(
     hosts: Option<&str>,
 ) -> Result<Cli, clap::Error> {
     let mut cli = Cli::try_parse_from(meant(words.into_iter().collect()))?;
-    if cli.global.hosts.is_empty() && !matches!(cli.command, Command::Certs(_)) {
+    if cli.global.hosts.is_empty() && !matches!(cli.command, Command::Certs { .. }) {
         let hosts = hosts.unwrap_or_default().split(',').map(str::trim).filter(|host| !host.is_empty());
         cli.global.hosts = hosts.map(str::to_owned).collect();
     }

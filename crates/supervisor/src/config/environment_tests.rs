@@ -1,5 +1,6 @@
 //! One file for all members: what differs comes from the environment.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rhone_consensus::command::MemberKind;
@@ -67,4 +68,42 @@ fn one_file_serves_a_witness_too() {
         ["`postgres.data-dir` counts for nothing here: RHONE_NODE_KIND makes this member a witness"]
     );
     assert_eq!(load(&[("RHONE_NODE_KIND", "data")]).expect("sound").spare, None);
+}
+
+#[test]
+fn a_tag_by_variable_is_the_tag_that_it_names() {
+    let tags = |env: &[(&str, &str)]| load(env).expect("sound").node.tags;
+    let set = tags(&[
+        ("RHONE_NODE_TAGS_NO_FAILOVER", "true"),
+        ("RHONE_NODE_TAGS_NO_SYNC", "true"),
+        ("RHONE_NODE_TAGS_NOLOADBALANCE", "true"),
+        ("RHONE_NODE_TAGS_CLONE_FROM", "true"),
+        ("RHONE_NODE_TAGS_REPLICATE_FROM", "pg-2"),
+        ("RHONE_NODE_TAGS_DELAY", "1min"),
+        ("RHONE_NODE_TAGS_DISK_TYPE", "nvme"),
+    ]);
+    assert!(set.no_failover && set.no_sync && set.no_load_balance && set.clone_from, "{set:?}");
+    assert_eq!((set.replicate_from.as_deref(), set.delay_ms), (Some("pg-2"), 60_000));
+    assert_eq!(set.labels.get("no-failover").map(String::as_str), Some("true"));
+    assert_eq!(set.labels.get("disk_type").map(String::as_str), Some("nvme"));
+
+    let error = load(&[("RHONE_NODE_TAGS_NO_FAILOVER", "maybe")]).expect_err("no flag");
+    assert!(error.contains("$RHONE_NODE_TAGS_NO_FAILOVER"), "{error}");
+
+    let file = SOUND.replace("[postgres]", "[node.tags]\nnofailover = true\n[postgres]");
+    let env = [("RHONE_NODE_TAGS_NO_FAILOVER".to_owned(), "false".to_owned())].into_iter().collect();
+    let config = Config::parse(Path::new("rhone.toml"), &file, &env).expect("sound");
+    assert!(!config.node.tags.no_failover, "the variable comes before the file, however that spells it");
+}
+
+#[test]
+fn an_extensions_parameter_needs_no_quotes() {
+    let parameters = |line: &str| {
+        let file = format!("{SOUND}[bootstrap.postgres]\n{line}\n");
+        let config = Config::parse(Path::new("rhone.toml"), &file, &BTreeMap::new()).expect("sound");
+        config.bootstrap.postgres
+    };
+    let quoted = parameters("\"pg_stat_statements.max\" = 5000");
+    assert_eq!(parameters("pg_stat_statements.max = 5000"), quoted);
+    assert_eq!(quoted.len(), 1, "{quoted:?}");
 }

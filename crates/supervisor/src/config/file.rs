@@ -1,13 +1,13 @@
 //! Reads TOML into entries that know their line, and collects what is wrong with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
 use super::problem::Problem;
-use super::{Environment, keys, units};
+use super::{Environment, keys, tags, units};
 
 /// A value as it was written.
 #[derive(Clone, Debug)]
@@ -96,7 +96,8 @@ impl Entries {
             let line = Some(line_of(text, &name.span()));
             let origin = Origin { line, variable: None };
             match value.get_ref() {
-                DeValue::Table(inner) if keys::is_table(&key) => {
+                // An extension's parameter without quotes, `pg_stat_statements.max = 5`, is a table in TOML.
+                DeValue::Table(inner) if keys::is_table(&key) || prefix.starts_with(keys::PARAMETERS) => {
                     self.flatten(text, &format!("{key}."), inner);
                 }
                 _ if keys::is_value(&key) => {
@@ -120,19 +121,27 @@ impl Entries {
 
     fn unknown(&mut self, prefix: &str, name: &str, line: Option<usize>) {
         let table = prefix.trim_end_matches('.');
-        let siblings = keys::KEYS.iter().chain(&keys::FREE).filter_map(|known| {
-            known
-                .trim_end_matches('.')
-                .strip_prefix(prefix)
-                .filter(|rest| !rest.is_empty() && !rest.contains('.'))
-        });
+        let siblings: BTreeSet<&str> = keys::KEYS
+            .iter()
+            .chain(&keys::FREE)
+            .filter_map(|known| {
+                known
+                    .trim_end_matches('.')
+                    .strip_prefix(prefix)
+                    .filter(|rest| !rest.is_empty() && !rest.contains('.'))
+            })
+            .collect();
         let elsewhere = keys::KEYS.iter().find(|known| known.rsplit('.').next() == Some(name));
-        let hint = match (nearest(name, siblings), elsewhere) {
+        let hint = match (nearest(name, siblings.iter().copied()), elsewhere) {
             (Some(known), _) => Some(format!("did you mean `{known}`?")),
             (None, Some(known)) => {
                 known.rsplit_once('.').map(|(table, name)| format!("`{name}` belongs in [{table}]"))
             }
-            (None, None) => Some("deploy/rhone.example.toml shows every key; remove this one".to_owned()),
+            (None, None) => {
+                let known = siblings.into_iter().collect::<Vec<_>>().join(", ");
+                let place = if table.is_empty() { "outside of the tables" } else { "there" };
+                Some(format!("known {place}: {known}; deploy/rhone.example.toml shows every key"))
+            }
         };
         let place = if table.is_empty() { String::new() } else { format!(" in [{table}]") };
         let message = format!("unknown key `{name}`{place}");
@@ -151,7 +160,15 @@ impl Entries {
                 if let Some(name) =
                     variable.strip_prefix(&keys::variable(table)).filter(|name| !name.is_empty())
                 {
-                    self.set_from_env(&format!("{table}{}", name.to_lowercase()), variable, value);
+                    let name = name.to_lowercase();
+                    let known = if table == tags::TABLE { tags::known(&name) } else { None };
+                    if known.is_some() && !value.is_empty() {
+                        // The file may spell it in another way.
+                        self.values.retain(|key, _| {
+                            key.strip_prefix(table).is_none_or(|tag| tags::known(tag) != known)
+                        });
+                    }
+                    self.set_from_env(&format!("{table}{}", known.unwrap_or(&name)), variable, value);
                 }
             }
         }
@@ -183,6 +200,13 @@ impl Entries {
             message: message.into(),
             hint: hint.map(str::to_owned),
         });
+    }
+
+    /// Adds to a problem where the key that its message names first was set.
+    pub(super) fn located(&self, problem: Problem) -> Problem {
+        let key = problem.message.split('`').nth(1).unwrap_or_default();
+        let Some(origin) = self.origins.get(key).filter(|_| problem.line.is_none()) else { return problem };
+        Problem { line: origin.line, variable: origin.variable.clone(), ..problem }
     }
 
     /// Records that a key must be set; silent when it was set badly, which is known already.

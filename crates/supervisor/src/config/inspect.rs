@@ -95,6 +95,18 @@ fn check_certificates(config: &Config, say: &mut impl FnMut(String, &str)) {
     let (name, cluster) = (&config.node.name, &config.cluster);
     let hint =
         format!("`rhone certs issue {name} --host {}` makes what is needed", config.node.advertise.host);
+    let (ca, cert, key) = (("tls.ca", &files.ca), ("tls.cert", &files.cert), ("tls.key", &files.key));
+    let missing: Vec<_> = [ca, cert, key]
+        .into_iter()
+        .filter_map(|(key, file)| Some((key, file, std::fs::File::open(file).err()?)))
+        .filter(|(_, _, error)| error.kind() == std::io::ErrorKind::NotFound)
+        .collect();
+    if !missing.is_empty() {
+        for (key, file, error) in missing {
+            say(format!("`{key}`: {} cannot be read: {error}", file.display()), &hint);
+        }
+        return;
+    }
     let own = match files.check() {
         Ok(own) => own,
         Err(error) => {

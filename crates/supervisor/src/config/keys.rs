@@ -80,7 +80,10 @@ pub(super) const KEYS: [&str; 74] = [
 ];
 
 /// Tables whose keys are the operator's own.
-pub(super) const FREE: [&str; 2] = ["node.tags.", "bootstrap.postgres."];
+pub(super) const FREE: [&str; 2] = [super::tags::TABLE, PARAMETERS];
+
+/// The table of Postgres's parameters.
+pub(super) const PARAMETERS: &str = "bootstrap.postgres.";
 
 /// Parameters that Rhone sets itself on every member.
 pub(super) const MANAGED: [&str; 13] = [

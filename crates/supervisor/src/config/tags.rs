@@ -10,29 +10,49 @@ use super::units;
 /// The longest delay, in milliseconds: Postgres takes it as a signed number of 32 bits.
 const DELAY_MAX: u128 = i32::MAX as u128;
 
+/// The table that they are in.
+pub(super) const TABLE: &str = "node.tags.";
+
+/// The tags that mean something, in Rhone's spelling.
+const KNOWN: [&str; 7] =
+    ["no-failover", "no-sync", "no-load-balance", "no-vote", "clone-from", "replicate-from", "delay"];
+
+/// Finds the tag that a spelling stands for: Rhone's, Patroni's (`nofailover`), or a variable's, which has `_` where
+/// the key has `-`.
+pub(super) fn known(spelled: &str) -> Option<&'static str> {
+    let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
+    KNOWN.into_iter().find(|tag| plain(tag) == plain(spelled))
+}
+
 /// Takes the tags of this member, whose name is `name`.
 pub(super) fn tags(entries: &mut Entries, name: Option<&str>) -> Tags {
-    let labels = entries.free("node.tags.");
+    let mut labels = entries.free(TABLE);
     let mut tags = Tags::default();
+    let mut votes = None;
     for (key, value) in &labels {
-        let result = match key.as_str() {
-            "no-failover" | "nofailover" => flag(value).map(|on| tags.no_failover = on),
-            "no-sync" | "nosync" => flag(value).map(|on| tags.no_sync = on),
-            "no-load-balance" | "noloadbalance" => flag(value).map(|on| tags.no_load_balance = on),
-            "clone-from" | "clonefrom" => flag(value).map(|on| tags.clone_from = on),
-            "replicate-from" | "replicatefrom" if name == Some(value.as_str()) => {
+        let result = match known(key).unwrap_or(key) {
+            "no-failover" => flag(value).map(|on| tags.no_failover = on),
+            "no-sync" => flag(value).map(|on| tags.no_sync = on),
+            "no-load-balance" => flag(value).map(|on| tags.no_load_balance = on),
+            "clone-from" => flag(value).map(|on| tags.clone_from = on),
+            "replicate-from" if name == Some(value.as_str()) => {
                 Err("a member cannot follow itself".to_owned())
             }
-            "replicate-from" | "replicatefrom" => {
+            "replicate-from" => {
                 tags.replicate_from = Some(value.clone());
                 Ok(())
             }
+            "no-vote" => flag(value).map(|on| votes = Some(on)),
             "delay" => delay(value).map(|delay| tags.delay_ms = delay),
             _ => Ok(()),
         };
         if let Err(why) = result {
             entries.complain(&format!("node.tags.{key}"), format!("`node.tags.{key}`: {why}"), None);
         }
+    }
+    if let Some(no_vote) = votes {
+        // `Tags::no_vote` knows one spelling.
+        labels.insert("no-vote".to_owned(), no_vote.to_string());
     }
     Tags { labels: labels.into_iter().collect::<BTreeMap<_, _>>(), ..tags }
 }

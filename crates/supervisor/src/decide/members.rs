@@ -63,6 +63,20 @@ pub fn voter_count(members: usize) -> usize {
     if count.is_multiple_of(2) { count.saturating_sub(1).max(1) } else { count }
 }
 
+/// Returns who may vote: whom no operator keeps from it, and who is not tagged `no-vote`. The tag counts for nothing
+/// where it would leave fewer than three.
+pub fn eligible(state: &ClusterState) -> BTreeSet<NodeId> {
+    let allowed: Vec<&Member> =
+        state.members.values().filter(|member| !state.learners.contains(&member.node)).collect();
+    heeded(&allowed).into_iter().map(|member| member.node).collect()
+}
+
+/// Returns those of these members that are not tagged `no-vote`, or all where too few would be left.
+pub fn heeded<'a>(members: &[&'a Member]) -> Vec<&'a Member> {
+    let willing: Vec<&Member> = members.iter().copied().filter(|member| !member.tags.no_vote()).collect();
+    if willing.len() >= members.len().min(VOTERS_MIN) { willing } else { members.to_vec() }
+}
+
 /// What the Raft leader knows when it chooses the voters.
 #[derive(Debug)]
 pub struct Voting<'a> {
@@ -85,12 +99,12 @@ impl Voting<'_> {
     /// What is too many loses its vote; a dead voter loses it to a member that is fit, one at a time. In a paused
     /// cluster only what an operator asked for changes.
     pub fn wanted(&self) -> BTreeSet<NodeId> {
-        let known = |node: &NodeId| self.state.members.get(node).is_some_and(|member| self.may(member));
-        let mut chosen: BTreeSet<NodeId> = self.voters.iter().copied().filter(known).collect();
+        let eligible = eligible(self.state);
+        let mut chosen: BTreeSet<NodeId> = self.voters.intersection(&eligible).copied().collect();
         if chosen.is_empty() {
             return chosen;
         }
-        let count = voter_count(self.state.members.values().filter(|member| self.may(member)).count());
+        let count = voter_count(eligible.len());
         self.fill(&mut chosen, count);
         if self.state.paused {
             return chosen;
@@ -100,10 +114,6 @@ impl Voting<'_> {
             self.replace(&mut chosen);
         }
         chosen
-    }
-
-    fn may(&self, member: &Member) -> bool {
-        !self.state.learners.contains(&member.node)
     }
 
     /// Completes the voters by members that are alive. An even number bears no more losses than the odd one below
@@ -156,11 +166,12 @@ impl Voting<'_> {
     /// takes more than witnesses to decide anything (decision 0019).
     fn newcomer(&self, chosen: &BTreeSet<NodeId>, of: &BTreeSet<NodeId>, count: usize) -> Option<NodeId> {
         let room = self.witnesses(chosen) < count / 2;
+        let eligible = eligible(self.state);
         self.state
             .members
             .values()
             .filter(|member| of.contains(&member.node) && self.alive.contains(&member.node))
-            .filter(|member| !chosen.contains(&member.node) && self.may(member))
+            .filter(|member| !chosen.contains(&member.node) && eligible.contains(&member.node))
             .min_by_key(|member| ((member.kind == MemberKind::Witness) != room, member.name.clone()))
             .map(|member| member.node)
     }
@@ -230,7 +241,7 @@ mod tests {
 
     /// The members in order, `NAME[MARKS]` each, n1 leads. A name that begins with `w` is a witness's. Marks: `v` it
     /// votes, `-` it is not heard, `x` nor was it for longer than the limit, `+` it is fit to replace a dead one,
-    /// `k` it is kept from voting, `r` it was removed. Returns who votes then.
+    /// `k` it is kept from voting, `t` it is tagged `no-vote`, `r` it was removed. Returns who votes then.
     #[track_caller]
     fn check(members: &str, expected: &str) {
         check_paused(false, members, expected);
@@ -260,7 +271,10 @@ mod tests {
             }
             if !marks.contains('r') {
                 let kind = if name.starts_with('w') { MemberKind::Witness } else { MemberKind::Data };
-                let (address, tags) = (String::new(), Tags::default());
+                let (address, mut tags) = (String::new(), Tags::default());
+                if marks.contains('t') {
+                    tags.labels.insert("no-vote".to_owned(), "true".to_owned());
+                }
                 let member = Member {
                     node,
                     name: name.to_owned(),
@@ -298,6 +312,17 @@ mod tests {
         check("n1v n2 n3 w4 w5 w6", "n1 n2 n3 w4 w5"); // but they never are the majority
         check("n1kv n2v n3v n4", "n2 n3 n4"); // the leader as any other: it yields first
         check("n1r n2 n3", ""); // nobody is left who could choose
+    }
+
+    #[test]
+    fn who_is_tagged_learns_as_long_as_three_others_may_vote() {
+        check("n1v n2v n3v n4t n5t", "n1 n2 n3");
+        check("n1v n2v n3v n4 n5t", "n1 n2 n3"); // four may vote: three do
+        check("n1v n2v n3vt n4", "n1 n2 n4");
+        check("n1vt n2v n3v n4", "n2 n3 n4"); // the leader as any other
+        check("n1v n2v n3vt", "n1 n2 n3"); // two would be too few
+        check("n1v n2vt n3vt n4t", "n1 n2 n3");
+        check("n1v n2v n3xv n4t+", "n1 n2 n3"); // it takes no dead one's place
     }
 
     #[test]

@@ -387,9 +387,9 @@ impl RuntimeOperator {
         }
         if !allowed {
             let voters = self.shared().consensus.status().voters;
-            let others =
-                state.members.keys().filter(|node| **node != member.node && !state.learners.contains(node));
-            let left = members::voter_count(others.count());
+            let mut without = state.clone();
+            without.learners.insert(member.node);
+            let left = members::voter_count(members::eligible(&without).len());
             if voters.contains(&member.node) && left < voters.len() {
                 return Err(OperatorError::Refused {
                     reason: format!(

@@ -16,7 +16,7 @@ use rhone_pgctl::wal::WalPosition;
 
 use crate::api::proto::v1::{AcceptFounderRequest, HelloReply, HelloRequest, JoinRequest, StoreState};
 use crate::config::Bootstrap;
-use crate::decide::members::voter_count;
+use crate::decide::members::{heeded, voter_count};
 use crate::runtime::shared::Shared;
 use crate::runtime::{codec, generation};
 
@@ -155,8 +155,9 @@ fn could_lead(hello: &HelloReply) -> bool {
 /// Chooses the voters, the founder among them. A witness is there to vote, so it comes before data
 /// members, as long as it takes more than witnesses to decide anything.
 pub fn voters(founder: NodeId, members: &[Member]) -> BTreeSet<NodeId> {
-    let count = voter_count(members.len());
-    let mut others: Vec<&Member> = members.iter().filter(|member| member.node != founder).collect();
+    let eligible = heeded(&members.iter().collect::<Vec<_>>());
+    let count = voter_count(eligible.len());
+    let mut others: Vec<&Member> = eligible.into_iter().filter(|member| member.node != founder).collect();
     others.sort_by(|one, other| one.name.cmp(&other.name));
     let of = |kind: MemberKind| others.iter().filter(move |member| member.kind == kind).map(|m| m.node);
     let witnesses = count / 2;

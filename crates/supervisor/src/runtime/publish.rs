@@ -227,6 +227,8 @@ fn member_status(
     let address = member.postgres.parse::<crate::config::Address>().ok();
     let position = received.and_then(|r| r.report.instance.position());
     let lag = match (role, primary_lsn, position) {
+        // What it has by now is not known: its last word against the primary's present one would be invented.
+        (_, _, _) if state == State::Unreachable => None,
         (Role::Primary, Some(_), _) => Some(0),
         (_, Some(primary), Some(position)) => Some(primary.bytes_since(position.lsn)),
         (_, None, _) | (_, _, None) => None,
@@ -247,7 +249,9 @@ fn member_status(
         lag_bytes: lag,
         seen_ms: received.map(|received| now.millis_since(received.at)),
         version: received.and_then(|received| received.report.version.clone()),
-        pending_restart: received.map(|received| !received.report.server.pending.is_empty()),
+        pending_restart: received
+            .filter(|_| state != State::Unreachable)
+            .map(|received| !received.report.server.pending.is_empty()),
         tags: member.tags.labels.clone(),
         note: received.and_then(|received| received.report.note.clone()),
         started: received.and_then(|r| r.report.server.started_ms).map(WallTime::from_ms),
@@ -464,6 +468,7 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
     let members: Vec<PeerView> =
         status.members.iter().map(|member| peer_view(state, &table, member)).collect();
     let mine = members.iter().find(|peer| peer.status.name == shared.config.node.name);
+    let own_state = mine.filter(|peer| peer.status.state == State::Fenced).map_or(own_state, |_| State::Fenced);
     LocalView {
         scope: shared.config.cluster.clone(),
         name: shared.config.node.name.clone(),
