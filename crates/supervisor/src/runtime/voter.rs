@@ -43,9 +43,19 @@ impl VoterLease {
         moment(self.clock.now())
     }
 
-    /// Takes note of the applied state: its epoch, and the timings that voters age by.
+    /// Takes note of the applied state: its epoch, and the timings that voters age by. Where that changes this voter's
+    /// word on the lease's age it is told at once: an election waits for it.
     pub fn applied(&self, epoch: Epoch, timing: Timing) {
-        self.lock().applied(epoch, timing);
+        let word = {
+            let mut voter = self.lock();
+            let now = self.now();
+            let before = voter.report(now).aged_for;
+            voter.applied(epoch, timing);
+            (before, voter.report(now).aged_for)
+        };
+        if word.0 != word.1 {
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
     /// Renews the primary's lease, or says why not.
@@ -71,7 +81,7 @@ impl VoterLease {
         voter.next_change(self.now()).map(Duration::from_nanos)
     }
 
-    /// Returns a receiver that fires when the log changed what this voter may say.
+    /// Returns a receiver that fires when the log, or what is applied of it, changed what this voter may say.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -96,5 +106,28 @@ impl LogObserver for VoterLease {
             voter.log_changed(now, held, cause);
         }
         self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock::Clock;
+
+    #[test]
+    fn an_applied_prepare_is_told_at_once_where_the_lease_has_aged() {
+        let voter = VoterLease::new(Clock);
+        let timing = Timing { renewal_ms: 1, suspicion_ms: 1, lease_ms: 1, drift_permille: 0, guard_ms: 0 };
+        let mut changes = voter.changes();
+        voter.applied(Epoch(4), timing);
+        while voter.report().aged_for.is_none() {
+            std::thread::yield_now();
+        }
+        changes.mark_unchanged();
+        voter.applied(Epoch(4), timing);
+        assert_eq!(changes.has_changed().ok(), Some(false), "nothing is new");
+        voter.applied(Epoch(9), timing);
+        assert_eq!(changes.has_changed().ok(), Some(true));
+        assert_eq!(voter.report().aged_for, Some(Epoch(9)));
     }
 }
