@@ -35,6 +35,8 @@ MEMBERS ?=
 MEGABYTES ?=
 FAULTS ?=
 RECORDS ?=
+SYNC ?=
+TIMING ?=
 # This machine's, as Debian names it, and the one that is asked for.
 OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 ARCH ?= $(OWN)
@@ -94,7 +96,7 @@ chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|â€
 
 # PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.
 # RECORDS= names a file of an earlier run that is to be continued.
-bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20; PEERS=1 RUNS=10 with peers
+bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20, SYNC=quorum, TIMING=fast; PEERS=1 RUNS=10 with peers
 ifneq ($(PEERS),)
 	@deploy/install-deps.sh test
 	@deploy/install-peers.sh
@@ -103,7 +105,7 @@ ifneq ($(PEERS),)
 		$(if $(SYSTEMS),--systems "$(SYSTEMS)") $(if $(FAULTS),--faults "$(FAULTS)") $(if $(SECONDS),--cost "$(SECONDS)") \
 		--records "$(or $(RECORDS),$(TARGET)/peers.jsonl)" --page docs/benchmarks.md
 else
-	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
+	"$(TARGET)/release/chaos" bench --runs "$(RUNS)" $(if $(SYNC),--sync "$(SYNC)") $(if $(TIMING),--timing "$(TIMING)")
 endif
 
 bench-proxy: release ## pgbench direct, through Rhone's rw port and through HAProxy, in turns: ROUNDS=5 SECONDS=60

@@ -36,6 +36,17 @@ pub enum Sync {
     Strict,
 }
 
+impl Sync {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Quorum => "quorum",
+            Self::Strict => "strict",
+        }
+    }
+}
+
 /// What kind of cluster.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -84,11 +95,7 @@ impl Spec {
     }
 
     fn bootstrap(&self, clients: &str) -> String {
-        let sync = match self.sync {
-            Sync::Off => "off",
-            Sync::Quorum => "quorum",
-            Sync::Strict => "strict",
-        };
+        let sync = self.sync.name();
         format!(
             "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
              [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",

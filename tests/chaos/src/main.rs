@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rhone_chaos::bench::{self, Fault};
+use rhone_chaos::bench::{self, Fault, Timing};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::resume::Resume;
@@ -58,9 +58,12 @@ struct Bench {
     /// Runs of each fault.
     #[arg(long, default_value_t = 20)]
     runs: u32,
-    /// Which faults; all when absent.
+    /// Which faults; all when absent, that of a synchronous standby only where there are any.
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
+    /// The preset of timings of `[bootstrap]`; the product's default when absent.
+    #[arg(long, value_enum)]
+    timing: Option<Timing>,
     /// Seconds to watch an idle cluster; 0 for not at all.
     #[arg(long, default_value_t = 60)]
     idle: u64,
@@ -268,11 +271,13 @@ fn act(cli: &Cli) -> Result<bool> {
 }
 
 fn measure(asked: &Bench) -> Result<bool> {
-    let faults = if asked.faults.is_empty() { Fault::ALL.to_vec() } else { asked.faults.clone() };
+    let spec = asked.common.spec();
+    let faults = if asked.faults.is_empty() { Fault::all(spec.sync) } else { asked.faults.clone() };
     let findings = bench::run(&bench::Order {
         runs: asked.runs,
         faults,
-        spec: asked.common.spec(),
+        spec,
+        timing: asked.timing,
         idle: Duration::from_secs(asked.idle),
     })?;
     match asked.output {
