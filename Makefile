@@ -36,6 +36,7 @@ MEGABYTES ?=
 FAULTS ?=
 RECORDS ?=
 SYNC ?=
+WITNESS ?=
 TIMING ?=
 # This machine's, as Debian names it, and the one that is asked for.
 OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
@@ -85,13 +86,18 @@ fix: ## formats, and applies what clippy can
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
-# Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies,
-# and everything else in asynchronous mode.
-chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=, DEAD_MAN=1
-	@set -e; for scenario in $(or $(SCENARIO),quorum witness all); do \
+# Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies, everything else in
+# asynchronous mode, and noise in which no failover may come; MINUTES is then shared, a quarter of a minute of each
+# for founding and verdict. SYNC and WITNESS change what a scenario builds: alone they mean SCENARIO=all.
+CHAOS_SCENARIOS = $(or $(SCENARIO),$(if $(SYNC)$(WITNESS),all,quorum witness all calm))
+CHAOS_MINUTES = $(if $(SCENARIO)$(SYNC)$(WITNESS),$(MINUTES),$(shell awk -v minutes="$(MINUTES)" -v runs=$(words $(CHAOS_SCENARIOS)) \
+	'BEGIN { share = minutes / runs - 0.25; print (share > 0.25 ? share : 0.25) }'))
+chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|calm|… or a file, MINUTES=, ROUNDS=, SEED=, SYNC=quorum, WITNESS=1, DEAD_MAN=1
+	@set -e; for scenario in $(CHAOS_SCENARIOS); do \
 		echo "== $$scenario"; \
-		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(MINUTES)) \
-			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(DEAD_MAN),--dead-man); \
+		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(CHAOS_MINUTES)) \
+			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--sync $(SYNC)) \
+			$(if $(WITNESS),--witness) $(if $(DEAD_MAN),--dead-man); \
 	done
 
 # PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.

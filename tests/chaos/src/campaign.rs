@@ -4,13 +4,11 @@
 //! round and judged only where the caller asks for it: this machine may be loaded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Serialize;
 
 use crate::checker;
 use crate::clock::Moment;
@@ -19,6 +17,7 @@ use crate::fault::{Fault, Harm};
 use crate::leak;
 use crate::namespace::Means;
 use crate::noise;
+use crate::outcome::{Outcome, Round};
 use crate::random::Random;
 use crate::resume::Resume;
 use crate::scenario::{Excuse, LEASE, Verdict, hold, report};
@@ -54,118 +53,8 @@ pub struct Order {
     pub only: Vec<Fault>,
     /// Where a long run keeps what it has behind it.
     pub resume: Option<Resume>,
-}
-
-/// One round, as it went.
-#[derive(Clone, Debug, Serialize)]
-pub struct Round {
-    /// From 1.
-    pub number: usize,
-    /// Seconds since the run began.
-    pub at: f64,
-    /// The faults, on whom, how long after the round began.
-    pub faults: Vec<String>,
-    /// Seconds from the first fault until everything was healed.
-    pub held: f64,
-    /// Longest time without an acknowledged write anywhere, seconds.
-    pub gap: f64,
-    /// Seconds from healing until there was one primary and all others streamed from it; `None` if never.
-    pub whole: Option<f64>,
-    /// The primary before and after.
-    pub primary: [String; 2],
-    /// Load average of the machine.
-    pub load: f64,
-}
-
-/// The end of a run.
-#[derive(Debug, Serialize)]
-pub struct Outcome {
-    /// How to run it again.
-    pub command: String,
-    /// The seed.
-    pub seed: u64,
-    /// How often each fault was done.
-    pub faults: BTreeMap<Fault, u32>,
-    /// Faults that could not be done here, and why.
-    pub skipped: BTreeMap<Fault, String>,
-    /// The rounds.
-    pub rounds: Vec<Round>,
-    /// Acknowledged rows a second over the whole run.
-    pub rate: f64,
-    /// Acknowledged rows a second, without each round's longest time without writes.
-    pub rate_of_writing: f64,
-    /// Loss, phantoms, two primaries, differences.
-    pub loss: String,
-    /// What was violated, one sentence each; empty when nothing was.
-    pub violations: Vec<String>,
-    /// Where the logs are, when something was violated.
-    pub logs: Option<String>,
-}
-
-impl Outcome {
-    /// Whether nothing was violated.
-    pub fn passed(&self) -> bool {
-        self.violations.is_empty()
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.passed() {
-            for round in &self.rounds {
-                writeln!(f, "{round}")?;
-            }
-        }
-        let kinds = self.faults.len();
-        let done: u32 = self.faults.values().sum();
-        writeln!(f, "{} rounds, {done} faults of {kinds} kinds:", self.rounds.len())?;
-        let list: Vec<String> = self.faults.iter().map(|(fault, n)| format!("{fault:?} {n}")).collect();
-        writeln!(f, "  {}", list.join(", "))?;
-        for (fault, why) in &self.skipped {
-            writeln!(f, "  {fault:?}: SKIPPED, {why}")?;
-        }
-        let worst = |pick: fn(&Round) -> Option<f64>| {
-            let mut all: Vec<f64> = self.rounds.iter().filter_map(pick).collect();
-            all.sort_by(f64::total_cmp);
-            let middle = all.get(all.len() / 2).copied().unwrap_or_default();
-            format!("median {middle:.1} s, worst {:.1} s", all.last().copied().unwrap_or_default())
-        };
-        writeln!(f, "whole after healing: {}", worst(|round| round.whole))?;
-        writeln!(f, "longest time without writes per round: {}", worst(|round| Some(round.gap)))?;
-        writeln!(
-            f,
-            "{:.0} rows/s acknowledged over the run, faults included; {:.0} without those times",
-            self.rate, self.rate_of_writing
-        )?;
-        writeln!(f, "{}", self.loss)?;
-        for violation in &self.violations {
-            writeln!(f, "VIOLATED: {violation}")?;
-        }
-        if let Some(logs) = &self.logs {
-            writeln!(f, "logs: {logs}")?;
-        }
-        let word = if self.passed() { "PASSED" } else { "FAILED" };
-        write!(f, "{word}; again: {}", self.command)
-    }
-}
-
-impl fmt::Display for Round {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:3} {:7.1} s  {}, healed after {:.1} s: ",
-            self.number,
-            self.at,
-            self.faults.join(" + "),
-            self.held
-        )?;
-        match self.whole {
-            Some(whole) => write!(f, "whole {whole:.1} s later")?,
-            None => write!(f, "NEVER WHOLE")?,
-        }
-        let [before, after] = &self.primary;
-        write!(f, ", {:.1} s without writes, {before} -> {after}, load {:.0}", self.gap, self.load)
-    }
+    /// Further words of the command that repeats it, with a blank before each.
+    pub more: String,
 }
 
 fn load() -> f64 {
@@ -328,7 +217,7 @@ impl Order {
             text.push_str(&format!(" --rounds {rounds}"));
         }
         if let Some(time) = self.time {
-            text.push_str(&format!(" --minutes {}", time.as_secs() / 60));
+            text.push_str(&format!(" --minutes {}", time.as_secs_f64() / 60.0));
         }
         for fault in &self.only {
             text.push_str(&format!(
@@ -336,6 +225,7 @@ impl Order {
                 serde_json::to_string(fault).unwrap_or_default().trim_matches('"')
             ));
         }
+        text.push_str(&self.more);
         text
     }
 }

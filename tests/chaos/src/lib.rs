@@ -27,6 +27,7 @@ pub mod lock;
 pub mod namespace;
 pub mod node;
 pub mod noise;
+pub mod outcome;
 pub mod peers;
 pub mod pki;
 pub mod pooler;

@@ -153,9 +153,9 @@ struct Run {
     /// The seed; drawn from the clock when absent, and printed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Minutes of rounds, instead of what the scenario says.
+    /// Minutes of rounds, also 1.5, instead of what the scenario says.
     #[arg(long)]
-    minutes: Option<u64>,
+    minutes: Option<f64>,
     /// Rounds, instead of what the scenario says.
     #[arg(long)]
     rounds: Option<u32>,
@@ -211,6 +211,17 @@ impl Common {
     }
 }
 
+impl Run {
+    /// The words that change what a scenario says, with a blank before each.
+    fn more(&self) -> String {
+        let sync = self.sync.map(|sync| format!(" --sync {}", sync.setting().name()));
+        let flags =
+            [(self.witness, " --witness"), (self.dead_man, " --dead-man"), (self.strict, " --strict")];
+        let flags = flags.iter().filter(|(given, _)| *given).map(|(_, word)| *word);
+        sync.unwrap_or_default() + &flags.collect::<String>()
+    }
+}
+
 fn main() -> ExitCode {
     match act(&Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
@@ -238,36 +249,38 @@ fn act(cli: &Cli) -> Result<bool> {
         Action::BenchClients(asked) => measure_clients(asked),
         Action::BenchPeers(asked) => measure_peers(asked),
         Action::BenchScale(asked) => measure_scale(asked),
-        Action::Run(run) => {
-            let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
-            let mut script = Script::load(&run.scenario)?;
-            script.topology.dead_man |= run.dead_man;
-            if let Some(sync) = run.sync {
-                script.topology.sync = sync.setting();
-            }
-            if run.witness {
-                (script.topology.data, script.topology.witness) = (2, true);
-            }
-            let outcome = campaign::run(&campaign::Order {
-                name: run.scenario.clone(),
-                script,
-                seed,
-                rounds: run.rounds,
-                time: run.minutes.map(|minutes| Duration::from_secs(minutes * 60)),
-                strict: run.strict,
-                only: run.only.clone(),
-                resume: run.resume.as_deref().map(|path| Resume::open(path, &run.scenario)).transpose()?,
-            })
-            .with_context(|| format!("seed {seed}"))?;
-            match run.output {
-                Format::Text => print(&format!("{outcome}\n"))?,
-                Format::Json => {
-                    print(&format!("{}\n", serde_json::to_string(&outcome).context("print JSON")?))?;
-                }
-            }
-            Ok(outcome.passed())
-        }
+        Action::Run(run) => run_rounds(run),
     }
+}
+
+fn run_rounds(run: &Run) -> Result<bool> {
+    let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
+    let mut script = Script::load(&run.scenario)?;
+    script.topology.dead_man |= run.dead_man;
+    if let Some(sync) = run.sync {
+        script.topology.sync = sync.setting();
+    }
+    if run.witness {
+        (script.topology.data, script.topology.witness) = (2, true);
+    }
+    let time = run.minutes.map(|minutes| Duration::try_from_secs_f64(minutes * 60.0)).transpose();
+    let outcome = campaign::run(&campaign::Order {
+        name: run.scenario.clone(),
+        script,
+        seed,
+        rounds: run.rounds,
+        time: time.context("read --minutes")?,
+        strict: run.strict,
+        only: run.only.clone(),
+        resume: run.resume.as_deref().map(|path| Resume::open(path, &run.scenario)).transpose()?,
+        more: run.more(),
+    })
+    .with_context(|| format!("seed {seed}"))?;
+    match run.output {
+        Format::Text => print(&format!("{outcome}\n"))?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string(&outcome).context("print JSON")?))?,
+    }
+    Ok(outcome.passed())
 }
 
 fn measure(asked: &Bench) -> Result<bool> {
