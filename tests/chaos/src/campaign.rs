@@ -14,7 +14,7 @@ use crate::checker;
 use crate::clock::Moment;
 use crate::cluster::{Cluster, LIMIT, Sync};
 use crate::fault::{Fault, Harm};
-use crate::leak;
+use crate::leak::{self, Holdings};
 use crate::namespace::Means;
 use crate::noise;
 use crate::outcome::{Outcome, Round};
@@ -89,10 +89,8 @@ pub fn run(order: &Order) -> Result<Outcome> {
             violations.extend(wrong);
             let held = leak::look(&mut cluster)?;
             violations.extend(leak::judge(&held, cluster.data_members()));
-            let most = held.iter().map(|one| (one.files, one.rss_kib / 1024, one.wal >> 20)).max();
-            format!(
-                "{verdict}\n{text}\nopen files, MiB of memory, MiB of WAL of the member with most: {most:?}"
-            )
+            violations.extend(leak::growth(&campaign.began, &held));
+            format!("{verdict}\n{text}\n{}", leak::text(&campaign.began, &held))
         }
         Err(error) => {
             let proofs = checker::two_primaries(&history).len();
@@ -239,6 +237,8 @@ struct Campaign<'a> {
     rounds: Vec<Round>,
     excuses: Vec<Excuse>,
     undo: Undo,
+    /// What the members held after the first round.
+    began: Vec<Holdings>,
     start: Moment,
 }
 
@@ -281,6 +281,7 @@ impl<'a> Campaign<'a> {
             rounds: Vec::new(),
             excuses: Vec::new(),
             undo: Undo::default(),
+            began: Vec::new(),
             start: Moment::now(),
         })
     }
@@ -312,6 +313,10 @@ impl<'a> Campaign<'a> {
                 return Ok(());
             };
             self.round(cluster, workload, &blow)?;
+            if self.began.is_empty() {
+                // Where a member does not answer just then, after the next round.
+                self.began = leak::look(cluster).unwrap_or_default();
+            }
             if let Some(resume) = &self.order.resume {
                 resume.keep(self.start.elapsed(), self.rounds.len(), &[])?;
             }
