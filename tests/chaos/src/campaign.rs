@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::checker;
-use crate::clock::Moment;
+use crate::clock::{Moment, wall};
 use crate::cluster::{Cluster, LIMIT, Sync};
 use crate::fault::{Fault, Harm};
 use crate::leak::{self, Holdings};
@@ -20,6 +20,7 @@ use crate::noise;
 use crate::outcome::{Outcome, Round};
 use crate::random::Random;
 use crate::resume::Resume;
+use crate::roles;
 use crate::scenario::{Excuse, LEASE, Verdict, hold, report};
 use crate::script::{Blow, Script, Target};
 use crate::sql::ask;
@@ -33,6 +34,9 @@ use crate::workload::{DATABASE, Workload};
 /// How long a cluster may take to be whole again before the run gives up: far beyond any figure that
 /// is asked for, so that what comes late is told from what never comes.
 const WHOLE_LIMIT: Duration = Duration::from_secs(180);
+
+/// Of so many rounds the roles are told when something was violated.
+const ROUNDS_TOLD: usize = 3;
 
 /// What a run is asked for.
 #[derive(Clone, Debug)]
@@ -104,22 +108,15 @@ pub fn run(order: &Order) -> Result<Outcome> {
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
     let rows = history.acknowledged().len() as f64;
     let gaps: f64 = campaign.rounds.iter().map(|round| round.gap).sum();
-    if order.strict
-        && let Some(limit) = &script.limits.whole
-    {
-        let late = |round: &&Round| round.whole.is_none_or(|whole| whole > limit.0.as_secs_f64());
-        for round in campaign.rounds.iter().filter(late) {
-            violations.push(format!(
-                "round {} was whole after {:?} s, asked for {:?}",
-                round.number, round.whole, limit.0
-            ));
-        }
+    if order.strict {
+        violations.extend(campaign.late());
     }
     match &order.resume {
         Some(resume) if violations.is_empty() => resume.finish(),
         Some(resume) => resume.keep(campaign.start.elapsed(), campaign.rounds.len(), &violations)?,
         None => {}
     }
+    let roles = if violations.is_empty() { Vec::new() } else { campaign.roles(&cluster) };
     let logs = (!violations.is_empty()).then(|| cluster.kept_logs().display().to_string());
     Ok(Outcome {
         command: order.command(),
@@ -131,6 +128,7 @@ pub fn run(order: &Order) -> Result<Outcome> {
         rate_of_writing: rows / (elapsed - gaps).max(1.0),
         loss,
         violations,
+        roles,
         logs,
     })
 }
@@ -304,6 +302,35 @@ impl<'a> Campaign<'a> {
                     || minutes.is_some_and(|minutes| self.gone() >= minutes)
             }
         }
+    }
+
+    /// The rounds after which the cluster was whole later than the scenario allows.
+    fn late(&self) -> Vec<String> {
+        let Some(limit) = &self.order.script.limits.whole else { return Vec::new() };
+        let late = |round: &&Round| round.whole.is_none_or(|whole| whole > limit.0.as_secs_f64());
+        let tell = |round: &Round| {
+            format!("round {} was whole after {:?} s, asked for {:?}", round.number, round.whole, limit.0)
+        };
+        self.rounds.iter().filter(late).map(tell).collect()
+    }
+
+    /// Who was promoted, revoked, frozen in the last rounds, by the members' logs.
+    fn roles(&self, cluster: &Cluster) -> Vec<String> {
+        let began = wall().saturating_sub(self.start.elapsed());
+        let told = self.rounds.iter().skip(self.rounds.len().saturating_sub(ROUNDS_TOLD));
+        let rounds: Vec<(Duration, String)> = told
+            .map(|round| {
+                let at = began + Duration::try_from_secs_f64(round.at).unwrap_or_default();
+                (at, format!("round {}: {}", round.number, round.faults.join(" + ")))
+            })
+            .collect();
+        let from = rounds.first().map_or(began, |(at, _)| *at);
+        let log = |index| {
+            let node = cluster.node(index).ok()?;
+            Some((node.name(), String::from_utf8_lossy(&fs::read(node.log()).ok()?).into_owned()))
+        };
+        let logs: Vec<(String, String)> = (0..cluster.members()).filter_map(log).collect();
+        roles::timeline(&logs, &rounds, from)
     }
 
     fn all(&mut self, cluster: &mut Cluster, workload: &Workload) -> Result<()> {

@@ -35,6 +35,7 @@ pub mod ports;
 pub mod process;
 pub mod random;
 pub mod resume;
+pub mod roles;
 pub mod scale;
 pub mod scenario;
 pub mod script;

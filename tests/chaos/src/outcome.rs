@@ -49,6 +49,8 @@ pub struct Outcome {
     pub loss: String,
     /// What was violated, one sentence each; empty when nothing was.
     pub violations: Vec<String>,
+    /// Who was promoted, revoked, frozen in the last rounds, a line each, when something was violated.
+    pub roles: Vec<String>,
     /// Where the logs are, when something was violated.
     pub logs: Option<String>,
 }
@@ -65,6 +67,10 @@ impl fmt::Display for Outcome {
         if !self.passed() {
             for round in &self.rounds {
                 writeln!(f, "{round}")?;
+            }
+            writeln!(f, "the members' roles in the last rounds:")?;
+            for line in &self.roles {
+                writeln!(f, "  {line}")?;
             }
         }
         let kinds = self.faults.len();
