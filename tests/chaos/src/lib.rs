@@ -39,6 +39,7 @@ pub mod roles;
 pub mod scale;
 pub mod scenario;
 pub mod script;
+pub mod spec;
 pub mod sql;
 pub mod stats;
 pub mod steps;
