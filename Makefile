@@ -35,6 +35,9 @@ MEMBERS ?=
 MEGABYTES ?=
 FAULTS ?=
 RECORDS ?=
+SYNC ?=
+WITNESS ?=
+TIMING ?=
 # This machine's, as Debian names it, and the one that is asked for.
 OWN := $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 ARCH ?= $(OWN)
@@ -83,18 +86,23 @@ fix: ## formats, and applies what clippy can
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
-# Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies,
-# and everything else in asynchronous mode.
-chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|… or a file, MINUTES=, ROUNDS=, SEED=, DEAD_MAN=1
-	@set -e; for scenario in $(or $(SCENARIO),quorum witness all); do \
+# Without SCENARIO: the thirty rounds in which no acknowledged row may be lost, for both topologies, everything else in
+# asynchronous mode, and noise in which no failover may come; MINUTES is then shared, a quarter of a minute of each
+# for founding and verdict. SYNC and WITNESS change what a scenario builds: alone they mean SCENARIO=all.
+CHAOS_SCENARIOS = $(or $(SCENARIO),$(if $(SYNC)$(WITNESS),all,quorum witness all calm))
+CHAOS_MINUTES = $(if $(SCENARIO)$(SYNC)$(WITNESS),$(MINUTES),$(shell awk -v minutes="$(MINUTES)" -v runs=$(words $(CHAOS_SCENARIOS)) \
+	'BEGIN { share = minutes / runs - 0.25; print (share > 0.25 ? share : 0.25) }'))
+chaos: release ## random faults on real Postgres: SCENARIO=all|quorum|witness|calm|… or a file, MINUTES=, ROUNDS=, SEED=, SYNC=quorum, WITNESS=1, DEAD_MAN=1
+	@set -e; for scenario in $(CHAOS_SCENARIOS); do \
 		echo "== $$scenario"; \
-		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(MINUTES)) \
-			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(DEAD_MAN),--dead-man); \
+		"$(TARGET)/release/chaos" run --scenario "$$scenario" $(if $(MINUTES),--minutes $(CHAOS_MINUTES)) \
+			$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--sync $(SYNC)) \
+			$(if $(WITNESS),--witness) $(if $(DEAD_MAN),--dead-man); \
 	done
 
 # PEERS=1: Patroni with etcd and in its raft mode, pg_auto_failover, on the same nodes; docs/benchmarks.md gets the tables.
 # RECORDS= names a file of an earlier run that is to be continued.
-bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20; PEERS=1 RUNS=10 with peers
+bench: release ## write gaps after each fault and the cost of idling, in a table: RUNS=20, SYNC=quorum, TIMING=fast; PEERS=1 RUNS=10 with peers
 ifneq ($(PEERS),)
 	@deploy/install-deps.sh test
 	@deploy/install-peers.sh
@@ -103,7 +111,7 @@ ifneq ($(PEERS),)
 		$(if $(SYSTEMS),--systems "$(SYSTEMS)") $(if $(FAULTS),--faults "$(FAULTS)") $(if $(SECONDS),--cost "$(SECONDS)") \
 		--records "$(or $(RECORDS),$(TARGET)/peers.jsonl)" --page docs/benchmarks.md
 else
-	"$(TARGET)/release/chaos" bench --runs "$(RUNS)"
+	"$(TARGET)/release/chaos" bench --runs "$(RUNS)" $(if $(SYNC),--sync "$(SYNC)") $(if $(TIMING),--timing "$(TIMING)")
 endif
 
 bench-proxy: release ## pgbench direct, through Rhone's rw port and through HAProxy, in turns: ROUNDS=5 SECONDS=60

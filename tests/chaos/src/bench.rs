@@ -6,16 +6,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::binary;
 use crate::checker;
 use crate::clock::{Moment, wall, wall_seconds};
-use crate::cluster::{Cluster, LIMIT, PowerLoss, Spec};
+use crate::cluster::{Cluster, LIMIT, PowerLoss, Spec, Sync};
 use crate::history::ClientKind;
 use crate::idle::{self, Idle, number_after};
 use crate::namespace::Means;
+use crate::node::Node;
 use crate::process;
 use crate::scenario::{hold, report};
 use crate::stats::{Sample, seconds, table};
@@ -33,12 +35,35 @@ pub enum Fault {
     PostmasterKilled,
     /// `rhone switchover`.
     Switchover,
+    /// The node of a standby that acknowledges loses its power, another one stays; connections are reset.
+    SyncStandbyLost,
 }
 
 impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::PowerLossResets, Self::PowerLossBlackHole, Self::PostmasterKilled, Self::Switchover];
+    /// All that there are in a cluster with this `sync` setting.
+    pub fn all(sync: Sync) -> Vec<Self> {
+        let mut all =
+            vec![Self::PowerLossResets, Self::PowerLossBlackHole, Self::PostmasterKilled, Self::Switchover];
+        if sync != Sync::Off {
+            all.push(Self::SyncStandbyLost);
+        }
+        all
+    }
+
+    /// Why it cannot be measured on such a cluster here, `None` when it can.
+    fn impossible(self, spec: &Spec, means: Means) -> Option<&'static str> {
+        let standbys = spec.members.saturating_sub(1 + usize::from(spec.witness));
+        match self {
+            Self::PowerLossBlackHole if means == Means::Loopback => Some("no network namespaces here"),
+            Self::SyncStandbyLost if spec.sync == Sync::Off => Some("no standby is synchronous"),
+            Self::SyncStandbyLost if standbys < 2 => Some("no other standby would stay"),
+            Self::PowerLossResets
+            | Self::PowerLossBlackHole
+            | Self::PostmasterKilled
+            | Self::Switchover
+            | Self::SyncStandbyLost => None,
+        }
+    }
 
     /// What issue 2 asks of a member's client in asynchronous mode, as p50 or p50/p99, in seconds.
     fn goal(self) -> &'static str {
@@ -46,6 +71,7 @@ impl Fault {
             Self::PowerLossResets | Self::PowerLossBlackHole => "2.2/4.4",
             Self::PostmasterKilled => "0.6",
             Self::Switchover => "0.4",
+            Self::SyncStandbyLost => "",
         }
     }
 
@@ -56,6 +82,30 @@ impl Fault {
             Self::PowerLossBlackHole => "power loss, black hole",
             Self::PostmasterKilled => "postmaster killed",
             Self::Switchover => "switchover",
+            Self::SyncStandbyLost => "sync standby lost",
+        }
+    }
+}
+
+/// A preset of `[bootstrap] timing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Timing {
+    /// `"default"`
+    Default,
+    /// `"fast"`
+    Fast,
+    /// `"calm"`
+    Calm,
+}
+
+impl Timing {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Fast => "fast",
+            Self::Calm => "calm",
         }
     }
 }
@@ -72,6 +122,8 @@ pub struct Order {
     pub faults: Vec<Fault>,
     /// What kind of cluster.
     pub spec: Spec,
+    /// The preset of timings that it is founded with; the product's default when absent.
+    pub timing: Option<Timing>,
     /// How long an idle cluster is watched; zero for not at all.
     pub idle: Duration,
 }
@@ -110,6 +162,10 @@ pub struct Findings {
     pub versions: Vec<String>,
     /// How faults are made here, and what is missing.
     pub means: String,
+    /// The `sync` setting.
+    pub sync: Sync,
+    /// The preset of timings, where one was asked for.
+    pub timing: Option<Timing>,
     /// Write gaps.
     pub figures: Vec<Figure>,
     /// Where the time of the failovers went.
@@ -125,11 +181,16 @@ pub struct Findings {
 /// Runs the benchmark.
 pub fn run(order: &Order) -> Result<Findings> {
     let means = Means::detect();
+    let bootstrap = order.timing.map(|timing| format!("timing = \"{}\"\n", timing.name()));
+    let bootstrap = format!("{}{}", order.spec.bootstrap, bootstrap.unwrap_or_default());
+    let spec = Spec { bootstrap, ..order.spec.clone() };
     let mut findings = Findings {
         at: wall_seconds(),
         machine: machine(),
         versions: versions()?,
         means: format!("{means:?}{}", means.missing().map(|text| format!(": {text}")).unwrap_or_default()),
+        sync: order.spec.sync,
+        timing: order.timing,
         figures: Vec::new(),
         steps: Vec::new(),
         idle: Vec::new(),
@@ -137,18 +198,19 @@ pub fn run(order: &Order) -> Result<Findings> {
         skipped: Vec::new(),
     };
     for &fault in order.faults.iter().filter(|_| order.runs > 0) {
-        if fault == Fault::PowerLossBlackHole && means == Means::Loopback {
-            findings.skipped.push(format!("{}: no network namespaces here", fault.name()));
+        if let Some(why) = fault.impossible(&spec, means) {
+            findings.skipped.push(format!("{}: {why}", fault.name()));
             continue;
         }
-        let (figures, steps) = measure(order, fault)?;
+        let (figures, steps) = measure(order.runs, &spec, fault)?;
         findings.figures.extend(figures);
         findings.steps.extend(steps);
     }
     if !order.idle.is_zero() {
-        findings.idle = idle::watch(&order.spec, order.idle, &mut findings.skipped)?;
-        if !order.spec.witness {
-            let two_and_a_witness = Spec::asynchronous(3).with_witness();
+        findings.idle = idle::watch(&spec, order.idle, &mut findings.skipped)?;
+        if !spec.witness {
+            let bootstrap = spec.bootstrap.clone();
+            let two_and_a_witness = Spec { bootstrap, ..Spec::asynchronous(3).with_witness() };
             let mut rows = idle::watch(&two_and_a_witness, order.idle, &mut Vec::new())?;
             findings.idle.extend(rows.pop());
         }
@@ -157,19 +219,19 @@ pub fn run(order: &Order) -> Result<Findings> {
 }
 
 /// Runs one fault often enough, on one cluster.
-fn measure(order: &Order, fault: Fault) -> Result<(Vec<Figure>, Vec<Step>)> {
-    let mut cluster = Cluster::start(&order.spec)?;
+fn measure(runs: u32, spec: &Spec, fault: Fault) -> Result<(Vec<Figure>, Vec<Step>)> {
+    let mut cluster = Cluster::start(spec)?;
     let load_before = load();
     let mut samples: BTreeMap<&'static str, Sample> = BTreeMap::new();
     let (mut lost, mut found) = (0, Vec::new());
-    for run in 1..=order.runs {
+    for run in 1..=runs {
         let Run { gaps, rows_lost, steps } =
             once(&mut cluster, fault).with_context(|| format!("{}, run {run}", fault.name()))?;
         lost += rows_lost;
         found.extend(steps);
         let shown: Vec<String> =
             gaps.iter().map(|(client, gap)| format!("{client} {}", seconds(Some(*gap)))).collect();
-        report(&format!("{} {run}/{}: {}", fault.name(), order.runs, shown.join(", ")));
+        report(&format!("{} {run}/{runs}: {}", fault.name(), shown.join(", ")));
         for (client, gap) in gaps {
             samples.entry(client).or_default().push(gap);
         }
@@ -207,35 +269,46 @@ pub(crate) struct Run {
 pub(crate) fn once(cluster: &mut Cluster, fault: Fault) -> Result<Run> {
     cluster.forget_rows()?;
     let primary = cluster.wait_whole()?;
+    let standby = fault == Fault::SyncStandbyLost;
+    let struck = if standby { acknowledging_standby(cluster, primary)? } else { primary };
     let workload = cluster.workload(&Plan { patient: false, ..Plan::default() });
     workload.wait_for(100, LIMIT)?;
     // The disturbance is over: checkpoints and slots of the last run have settled.
     hold(Duration::from_millis(500));
     let (at, wall_at) = (Moment::now(), wall());
     match fault {
-        Fault::PowerLossResets => cluster.power_loss(primary, PowerLoss::Resets)?,
-        Fault::PowerLossBlackHole => cluster.power_loss(primary, PowerLoss::BlackHole)?,
+        Fault::PowerLossResets | Fault::SyncStandbyLost => cluster.power_loss(struck, PowerLoss::Resets)?,
+        Fault::PowerLossBlackHole => cluster.power_loss(struck, PowerLoss::BlackHole)?,
         Fault::PostmasterKilled => cluster.node(primary)?.kill_postmaster()?,
         Fault::Switchover => cluster.switchover((primary + 1) % cluster.data_members())?,
+    }
+    if standby {
+        wait_dismissed(cluster, primary, struck)?;
     }
     // Counted from when it is done: on a busy machine many rows are written until then.
     wait_for_both(&workload, Moment::now(), LIMIT).with_context(|| cluster.dump())?;
     let logs = (0..cluster.members()).map(|index| Ok(fs::read_to_string(cluster.node(index)?.log())?));
     let logs = logs.collect::<Result<Vec<_>>>().context("read the members' logs")?;
-    let down = matches!(fault, Fault::PowerLossResets | Fault::PowerLossBlackHole);
+    let down = !matches!(fault, Fault::PostmasterKilled | Fault::Switchover);
     // The clients end before the lost node returns: what it costs to rejoin is not this gap.
     let history = workload.stop()?;
     let until = Moment::now();
     if down {
         cluster.network().heal()?;
-        cluster.start_node(primary)?;
+        cluster.start_node(struck)?;
     }
     let now = cluster.wait_whole()?;
     let rows = cluster.rows(&[])?;
     let lost = checker::loss(&history, rows.get(&now).context("the primary's rows")?).lost.len();
     let (mut gaps, mut steps) = (Vec::new(), None);
     for (client, kind) in [(PER_MEMBER, ClientKind::Member), (MULTI_HOST, ClientKind::MultiHost)] {
-        let gap = checker::write_gap(&history.acknowledged_to(&[kind]), at, until).context("no writes")?;
+        let acknowledged = history.acknowledged_to(&[kind]);
+        let until = match acknowledged.last() {
+            // Writes never went away: how long the clients took to end is no gap.
+            Some(last) if standby => last.finished,
+            Some(_) | None => until,
+        };
+        let gap = checker::write_gap(&acknowledged, at, until).context("no writes")?;
         if gap.after.is_none() && client == PER_MEMBER {
             bail!("writes never came back: {gap:?}");
         }
@@ -246,6 +319,36 @@ pub(crate) fn once(cluster: &mut Cluster, fault: Fault) -> Result<Run> {
         gaps.push((client, gap.length));
     }
     Ok(Run { gaps, rows_lost: lost, steps })
+}
+
+/// Waits until the primary's commits wait for any of two standbys or more, and names one of them.
+fn acknowledging_standby(cluster: &Cluster, primary: usize) -> Result<usize> {
+    cluster.wait_until("two standbys acknowledge", || {
+        let acknowledging = acknowledging(cluster, primary)?;
+        ensure!(acknowledging.len() >= 2, "only {acknowledging:?}");
+        acknowledging.first().copied().context("a standby")
+    })
+}
+
+/// Waits until the primary's commits wait for the lost standby no more.
+fn wait_dismissed(cluster: &Cluster, primary: usize, lost: usize) -> Result<()> {
+    cluster.wait_until("nobody waits for the lost standby", || {
+        let acknowledging = acknowledging(cluster, primary)?;
+        ensure!(!acknowledging.contains(&lost), "{acknowledging:?} with {lost}");
+        Ok(())
+    })
+}
+
+/// The standbys that the primary's commits wait for, as its own status says them, when no change is under way.
+fn acknowledging(cluster: &Cluster, primary: usize) -> Result<Vec<usize>> {
+    let status = cluster.status(primary)?;
+    ensure!(status.pointer("/sync/settled") == Some(&Value::Bool(true)), "{:?}", status.get("sync"));
+    let names = status.pointer("/sync/members").and_then(Value::as_array).context("sync.members")?;
+    let named = |index: &usize| {
+        let name = cluster.node(*index).map(Node::name).ok();
+        names.iter().any(|one| one.as_str() == name.as_deref())
+    };
+    Ok((0..cluster.data_members()).filter(named).collect())
 }
 
 /// Waits until both kinds of clients have written 50 rows in a row after the fault.
@@ -299,7 +402,7 @@ impl Findings {
     pub fn text(&self) -> String {
         let mut text = format!("{}\n{}\nfaults by {}\n", self.machine, self.versions.join("\n"), self.means);
         if !self.figures.is_empty() {
-            text.push_str("\nseconds without an acknowledged write\n");
+            text.push_str(&self.heading());
             text.push_str(&table(&self.gap_rows()));
             text.push_str(
                 "per member: a client beside each member; multi-host: as libpq does, hosts in order,\n\
@@ -315,6 +418,18 @@ impl Findings {
         for skipped in &self.skipped {
             text.push_str(&format!("not measured: {skipped}\n"));
         }
+        text
+    }
+
+    fn heading(&self) -> String {
+        let mut text = "\nseconds without an acknowledged write".to_owned();
+        if self.sync != Sync::Off {
+            text.push_str(&format!(", sync = {}", self.sync.name()));
+        }
+        if let Some(timing) = self.timing {
+            text.push_str(&format!(", timing = {}", timing.name()));
+        }
+        text.push('\n');
         text
     }
 
@@ -338,5 +453,44 @@ impl Findings {
             ]
         });
         [head].into_iter().chain(rows).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_standby_is_measured_where_it_is_waited_for_and_another_stays() {
+        assert!(!Fault::all(Sync::Off).contains(&Fault::SyncStandbyLost));
+        assert_eq!(Fault::all(Sync::Strict).last(), Some(&Fault::SyncStandbyLost));
+        let why = |spec: &Spec| Fault::SyncStandbyLost.impossible(spec, Means::Loopback);
+        let quorum = Spec { sync: Sync::Quorum, ..Spec::asynchronous(3) };
+        assert_eq!(why(&quorum), None);
+        assert_eq!(why(&quorum.with_witness()), Some("no other standby would stay"));
+        assert_eq!(why(&Spec::asynchronous(3)), Some("no standby is synchronous"));
+    }
+
+    #[test]
+    fn the_heading_says_what_was_asked_for() {
+        let mut findings = Findings {
+            at: 0,
+            machine: String::new(),
+            versions: Vec::new(),
+            means: String::new(),
+            sync: Sync::Off,
+            timing: None,
+            figures: Vec::new(),
+            steps: Vec::new(),
+            idle: Vec::new(),
+            idle_seconds: 0,
+            skipped: Vec::new(),
+        };
+        assert_eq!(findings.heading(), "\nseconds without an acknowledged write\n");
+        (findings.sync, findings.timing) = (Sync::Quorum, Some(Timing::Fast));
+        assert_eq!(
+            findings.heading(),
+            "\nseconds without an acknowledged write, sync = quorum, timing = fast\n"
+        );
     }
 }

@@ -4,23 +4,23 @@
 //! round and judged only where the caller asks for it: this machine may be loaded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Serialize;
 
 use crate::checker;
-use crate::clock::Moment;
+use crate::clock::{Moment, wall};
 use crate::cluster::{Cluster, LIMIT, Sync};
 use crate::fault::{Fault, Harm};
-use crate::leak;
+use crate::leak::{self, Holdings};
 use crate::namespace::Means;
 use crate::noise;
+use crate::outcome::{Outcome, Round};
 use crate::random::Random;
 use crate::resume::Resume;
+use crate::roles;
 use crate::scenario::{Excuse, LEASE, Verdict, hold, report};
 use crate::script::{Blow, Script, Target};
 use crate::sql::ask;
@@ -34,6 +34,9 @@ use crate::workload::{DATABASE, Workload};
 /// How long a cluster may take to be whole again before the run gives up: far beyond any figure that
 /// is asked for, so that what comes late is told from what never comes.
 const WHOLE_LIMIT: Duration = Duration::from_secs(180);
+
+/// Of so many rounds the roles are told when something was violated.
+const ROUNDS_TOLD: usize = 3;
 
 /// What a run is asked for.
 #[derive(Clone, Debug)]
@@ -54,118 +57,8 @@ pub struct Order {
     pub only: Vec<Fault>,
     /// Where a long run keeps what it has behind it.
     pub resume: Option<Resume>,
-}
-
-/// One round, as it went.
-#[derive(Clone, Debug, Serialize)]
-pub struct Round {
-    /// From 1.
-    pub number: usize,
-    /// Seconds since the run began.
-    pub at: f64,
-    /// The faults, on whom, how long after the round began.
-    pub faults: Vec<String>,
-    /// Seconds from the first fault until everything was healed.
-    pub held: f64,
-    /// Longest time without an acknowledged write anywhere, seconds.
-    pub gap: f64,
-    /// Seconds from healing until there was one primary and all others streamed from it; `None` if never.
-    pub whole: Option<f64>,
-    /// The primary before and after.
-    pub primary: [String; 2],
-    /// Load average of the machine.
-    pub load: f64,
-}
-
-/// The end of a run.
-#[derive(Debug, Serialize)]
-pub struct Outcome {
-    /// How to run it again.
-    pub command: String,
-    /// The seed.
-    pub seed: u64,
-    /// How often each fault was done.
-    pub faults: BTreeMap<Fault, u32>,
-    /// Faults that could not be done here, and why.
-    pub skipped: BTreeMap<Fault, String>,
-    /// The rounds.
-    pub rounds: Vec<Round>,
-    /// Acknowledged rows a second over the whole run.
-    pub rate: f64,
-    /// Acknowledged rows a second, without each round's longest time without writes.
-    pub rate_of_writing: f64,
-    /// Loss, phantoms, two primaries, differences.
-    pub loss: String,
-    /// What was violated, one sentence each; empty when nothing was.
-    pub violations: Vec<String>,
-    /// Where the logs are, when something was violated.
-    pub logs: Option<String>,
-}
-
-impl Outcome {
-    /// Whether nothing was violated.
-    pub fn passed(&self) -> bool {
-        self.violations.is_empty()
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.passed() {
-            for round in &self.rounds {
-                writeln!(f, "{round}")?;
-            }
-        }
-        let kinds = self.faults.len();
-        let done: u32 = self.faults.values().sum();
-        writeln!(f, "{} rounds, {done} faults of {kinds} kinds:", self.rounds.len())?;
-        let list: Vec<String> = self.faults.iter().map(|(fault, n)| format!("{fault:?} {n}")).collect();
-        writeln!(f, "  {}", list.join(", "))?;
-        for (fault, why) in &self.skipped {
-            writeln!(f, "  {fault:?}: SKIPPED, {why}")?;
-        }
-        let worst = |pick: fn(&Round) -> Option<f64>| {
-            let mut all: Vec<f64> = self.rounds.iter().filter_map(pick).collect();
-            all.sort_by(f64::total_cmp);
-            let middle = all.get(all.len() / 2).copied().unwrap_or_default();
-            format!("median {middle:.1} s, worst {:.1} s", all.last().copied().unwrap_or_default())
-        };
-        writeln!(f, "whole after healing: {}", worst(|round| round.whole))?;
-        writeln!(f, "longest time without writes per round: {}", worst(|round| Some(round.gap)))?;
-        writeln!(
-            f,
-            "{:.0} rows/s acknowledged over the run, faults included; {:.0} without those times",
-            self.rate, self.rate_of_writing
-        )?;
-        writeln!(f, "{}", self.loss)?;
-        for violation in &self.violations {
-            writeln!(f, "VIOLATED: {violation}")?;
-        }
-        if let Some(logs) = &self.logs {
-            writeln!(f, "logs: {logs}")?;
-        }
-        let word = if self.passed() { "PASSED" } else { "FAILED" };
-        write!(f, "{word}; again: {}", self.command)
-    }
-}
-
-impl fmt::Display for Round {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:3} {:7.1} s  {}, healed after {:.1} s: ",
-            self.number,
-            self.at,
-            self.faults.join(" + "),
-            self.held
-        )?;
-        match self.whole {
-            Some(whole) => write!(f, "whole {whole:.1} s later")?,
-            None => write!(f, "NEVER WHOLE")?,
-        }
-        let [before, after] = &self.primary;
-        write!(f, ", {:.1} s without writes, {before} -> {after}, load {:.0}", self.gap, self.load)
-    }
+    /// Further words of the command that repeats it, with a blank before each.
+    pub more: String,
 }
 
 fn load() -> f64 {
@@ -200,10 +93,8 @@ pub fn run(order: &Order) -> Result<Outcome> {
             violations.extend(wrong);
             let held = leak::look(&mut cluster)?;
             violations.extend(leak::judge(&held, cluster.data_members()));
-            let most = held.iter().map(|one| (one.files, one.rss_kib / 1024, one.wal >> 20)).max();
-            format!(
-                "{verdict}\n{text}\nopen files, MiB of memory, MiB of WAL of the member with most: {most:?}"
-            )
+            violations.extend(leak::growth(&campaign.began, &held));
+            format!("{verdict}\n{text}\n{}", leak::text(&campaign.began, &held))
         }
         Err(error) => {
             let proofs = checker::two_primaries(&history).len();
@@ -217,22 +108,15 @@ pub fn run(order: &Order) -> Result<Outcome> {
     #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
     let rows = history.acknowledged().len() as f64;
     let gaps: f64 = campaign.rounds.iter().map(|round| round.gap).sum();
-    if order.strict
-        && let Some(limit) = &script.limits.whole
-    {
-        let late = |round: &&Round| round.whole.is_none_or(|whole| whole > limit.0.as_secs_f64());
-        for round in campaign.rounds.iter().filter(late) {
-            violations.push(format!(
-                "round {} was whole after {:?} s, asked for {:?}",
-                round.number, round.whole, limit.0
-            ));
-        }
+    if order.strict {
+        violations.extend(campaign.late());
     }
     match &order.resume {
         Some(resume) if violations.is_empty() => resume.finish(),
         Some(resume) => resume.keep(campaign.start.elapsed(), campaign.rounds.len(), &violations)?,
         None => {}
     }
+    let roles = if violations.is_empty() { Vec::new() } else { campaign.roles(&cluster) };
     let logs = (!violations.is_empty()).then(|| cluster.kept_logs().display().to_string());
     Ok(Outcome {
         command: order.command(),
@@ -244,6 +128,7 @@ pub fn run(order: &Order) -> Result<Outcome> {
         rate_of_writing: rows / (elapsed - gaps).max(1.0),
         loss,
         violations,
+        roles,
         logs,
     })
 }
@@ -328,7 +213,7 @@ impl Order {
             text.push_str(&format!(" --rounds {rounds}"));
         }
         if let Some(time) = self.time {
-            text.push_str(&format!(" --minutes {}", time.as_secs() / 60));
+            text.push_str(&format!(" --minutes {}", time.as_secs_f64() / 60.0));
         }
         for fault in &self.only {
             text.push_str(&format!(
@@ -336,6 +221,7 @@ impl Order {
                 serde_json::to_string(fault).unwrap_or_default().trim_matches('"')
             ));
         }
+        text.push_str(&self.more);
         text
     }
 }
@@ -349,6 +235,8 @@ struct Campaign<'a> {
     rounds: Vec<Round>,
     excuses: Vec<Excuse>,
     undo: Undo,
+    /// What the members held after the first round.
+    began: Vec<Holdings>,
     start: Moment,
 }
 
@@ -391,6 +279,7 @@ impl<'a> Campaign<'a> {
             rounds: Vec::new(),
             excuses: Vec::new(),
             undo: Undo::default(),
+            began: Vec::new(),
             start: Moment::now(),
         })
     }
@@ -415,6 +304,35 @@ impl<'a> Campaign<'a> {
         }
     }
 
+    /// The rounds after which the cluster was whole later than the scenario allows.
+    fn late(&self) -> Vec<String> {
+        let Some(limit) = &self.order.script.limits.whole else { return Vec::new() };
+        let late = |round: &&Round| round.whole.is_none_or(|whole| whole > limit.0.as_secs_f64());
+        let tell = |round: &Round| {
+            format!("round {} was whole after {:?} s, asked for {:?}", round.number, round.whole, limit.0)
+        };
+        self.rounds.iter().filter(late).map(tell).collect()
+    }
+
+    /// Who was promoted, revoked, frozen in the last rounds, by the members' logs.
+    fn roles(&self, cluster: &Cluster) -> Vec<String> {
+        let began = wall().saturating_sub(self.start.elapsed());
+        let told = self.rounds.iter().skip(self.rounds.len().saturating_sub(ROUNDS_TOLD));
+        let rounds: Vec<(Duration, String)> = told
+            .map(|round| {
+                let at = began + Duration::try_from_secs_f64(round.at).unwrap_or_default();
+                (at, format!("round {}: {}", round.number, round.faults.join(" + ")))
+            })
+            .collect();
+        let from = rounds.first().map_or(began, |(at, _)| *at);
+        let log = |index| {
+            let node = cluster.node(index).ok()?;
+            Some((node.name(), String::from_utf8_lossy(&fs::read(node.log()).ok()?).into_owned()))
+        };
+        let logs: Vec<(String, String)> = (0..cluster.members()).filter_map(log).collect();
+        roles::timeline(&logs, &rounds, from)
+    }
+
     fn all(&mut self, cluster: &mut Cluster, workload: &Workload) -> Result<()> {
         while !self.over() {
             let Some(blow) = self.order.script.draw(self.rounds.len(), &mut self.random, &self.possible)
@@ -422,6 +340,10 @@ impl<'a> Campaign<'a> {
                 return Ok(());
             };
             self.round(cluster, workload, &blow)?;
+            if self.began.is_empty() {
+                // Where a member does not answer just then, after the next round.
+                self.began = leak::look(cluster).unwrap_or_default();
+            }
             if let Some(resume) = &self.order.resume {
                 resume.keep(self.start.elapsed(), self.rounds.len(), &[])?;
             }

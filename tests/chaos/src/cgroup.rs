@@ -3,12 +3,14 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::clock::Moment;
+use crate::limits;
 
 /// A cgroup that the harness made.
 #[derive(Clone, Debug)]
@@ -24,12 +26,22 @@ pub fn root() -> Option<PathBuf> {
         .find(|mount| mount.join("cgroup.controllers").is_file())?;
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let within = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let root = mount.join(within);
-    let probe = root.join(format!("rc-{}-probe", std::process::id()));
-    fs::create_dir(&probe).ok()?;
-    let able = probe.join("cgroup.kill").is_file() && probe.join("cgroup.freeze").is_file();
-    fs::remove_dir(&probe).ok()?;
-    able.then_some(root)
+    let mut able = vec![mount.join(within), mount];
+    able.dedup();
+    able.retain(|root| is_able(root));
+    // The own group of a login session has processes, so that it passes no controllers on; the topmost one does.
+    let limiting = able.iter().find(|root| limits::passes_on(root));
+    limiting.or(able.first()).cloned()
+}
+
+fn is_able(root: &Path) -> bool {
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let number = PROBES.fetch_add(1, Ordering::Relaxed);
+    let probe = root.join(format!("rc-{}-probe{number}", std::process::id()));
+    let able = fs::create_dir(&probe).is_ok()
+        && probe.join("cgroup.kill").is_file()
+        && probe.join("cgroup.freeze").is_file();
+    fs::remove_dir(&probe).is_ok() && able
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -15,87 +15,15 @@ use crate::cleanup::{self, Leftovers};
 use crate::clock::Moment;
 use crate::history::Key;
 use crate::namespace::{Means, Network, Place};
-use crate::node::{Extras, GRPC_PORT, Node, POSTGRES_PORT};
+use crate::node::{GRPC_PORT, Node, POSTGRES_PORT};
 use crate::process::{self, Output, Signal};
+pub use crate::spec::{Spec, Sync};
 use crate::sql::{Door, Rows, ask};
 use crate::workload::{DATABASE, Plan, TABLE, Workload};
 
 /// What is generous for any change of state on a loaded two-core machine.
 pub const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: Duration = Duration::from_secs(2);
-
-/// The replicated `sync` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sync {
-    /// Asynchronous: a bounded loss.
-    Off,
-    /// Synchronous while it can be.
-    Quorum,
-    /// Synchronous or not at all.
-    Strict,
-}
-
-/// What kind of cluster.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// How many members, a witness too.
-    pub members: usize,
-    /// What each node is given.
-    pub extras: Extras,
-    /// How many of them found the cluster; the others are not started, and join it later. All when absent.
-    pub founders: Option<usize>,
-    /// Whether the last member is a witness.
-    pub witness: bool,
-    /// Lines under `[node.tags]` of a member, by its index.
-    pub tags: Vec<(usize, &'static str)>,
-    /// The `sync` setting.
-    pub sync: Sync,
-    /// Further lines under `[bootstrap]`.
-    pub bootstrap: String,
-    /// Further tables of each member's file; `{address}` and `{folder}` are the member's.
-    pub tables: String,
-    /// Further Postgres parameters.
-    pub postgres: String,
-    /// The program under test instead of `rhone`, for tests of the harness itself.
-    pub program: Option<PathBuf>,
-}
-
-impl Spec {
-    /// An asynchronous cluster.
-    pub fn asynchronous(members: usize) -> Self {
-        Self {
-            members,
-            founders: None,
-            witness: false,
-            tags: Vec::new(),
-            extras: Extras::default(),
-            sync: Sync::Off,
-            bootstrap: String::new(),
-            tables: String::new(),
-            postgres: String::new(),
-            program: None,
-        }
-    }
-
-    /// The same with a witness as its last member.
-    pub fn with_witness(self) -> Self {
-        Self { witness: true, ..self }
-    }
-
-    fn bootstrap(&self, clients: &str) -> String {
-        let sync = match self.sync {
-            Sync::Off => "off",
-            Sync::Quorum => "quorum",
-            Sync::Strict => "strict",
-        };
-        format!(
-            "[bootstrap]\nsync = \"{sync}\"\npg-hba = [\"host all all {clients} trust\"]\n{}\
-             [bootstrap.postgres]\nshared_buffers = \"32MB\"\n{}",
-            self.bootstrap, self.postgres
-        )
-    }
-}
 
 /// How a node loses its power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

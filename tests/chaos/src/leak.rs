@@ -1,4 +1,4 @@
-//! What a member holds: nothing of it may grow from fault to fault.
+//! What a member holds: nothing of it may be too much, nor grow from fault to fault.
 
 use std::fs;
 use std::time::Duration;
@@ -34,6 +34,10 @@ const FILES: usize = 200;
 const RSS_KIB: u64 = 150 << 10;
 /// Far above `max_wal_size` and what slots of absent members may keep in a test.
 const WAL: u64 = 2 << 30;
+/// Open files that a member may have more at the end than after the first round: connections come and go.
+const MORE_FILES: usize = 50;
+/// Resident memory that it may have more: pages of the program that were not in use before, and buffers.
+const MORE_RSS_KIB: u64 = 30 << 10;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Looks at every member; the cluster is whole.
@@ -101,13 +105,53 @@ pub fn judge(found: &[Holdings], data_members: usize) -> Vec<String> {
     wrong
 }
 
+/// What a member holds more than it may since `began`, after the first round, each in words.
+///
+/// Slots, WAL and what was set aside change with who is primary, and have limits of their own.
+pub fn growth(began: &[Holdings], found: &[Holdings]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (member, files, rss_kib) in grown(began, found) {
+        let mut check = |bad: bool, what: String| {
+            if bad {
+                wrong.push(format!("{member} holds {what} more than after the first round"));
+            }
+        };
+        check(files > MORE_FILES, format!("{files} open files"));
+        check(rss_kib > MORE_RSS_KIB, format!("{rss_kib} KiB of memory"));
+    }
+    wrong
+}
+
+/// By how many open files and KiB of memory each member grew.
+fn grown<'a>(began: &[Holdings], found: &'a [Holdings]) -> Vec<(&'a str, usize, u64)> {
+    let more = |one: &'a Holdings| {
+        // One whose guardian was just being replaced had less than it needs.
+        let same = |first: &&Holdings| first.member == one.member && first.processes >= one.processes;
+        let first = began.iter().find(same)?;
+        let files = one.files.saturating_sub(first.files);
+        Some((one.member.as_str(), files, one.rss_kib.saturating_sub(first.rss_kib)))
+    };
+    found.iter().filter_map(more).collect()
+}
+
+/// What the members with most hold, and by how much those grew that grew most.
+pub fn text(began: &[Holdings], found: &[Holdings]) -> String {
+    let most = found.iter().map(|one| (one.files, one.rss_kib / 1024, one.wal >> 20)).max();
+    let grown = grown(began, found);
+    let files = grown.iter().map(|(_, files, _)| *files).max().unwrap_or(0);
+    let memory = grown.iter().map(|(.., rss_kib)| rss_kib / 1024).max().unwrap_or(0);
+    format!(
+        "open files, MiB of memory, MiB of WAL of the member with most: {most:?}; \
+         since the first round at most {files} files and {memory} MiB more"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_grows_is_caught() {
-        let fine = Holdings {
+    fn fine() -> Holdings {
+        Holdings {
             member: "pg-1".to_owned(),
             processes: 2,
             files: 60,
@@ -115,16 +159,44 @@ mod tests {
             slots: 2,
             wal: 64 << 20,
             aside: 0,
-        };
-        assert!(judge(std::slice::from_ref(&fine), 3).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_caught() {
+        assert!(judge(&[fine()], 3).is_empty());
         let more = [
-            Holdings { processes: 5, ..fine.clone() },
-            Holdings { files: 900, ..fine.clone() },
-            Holdings { rss_kib: 900 << 10, ..fine.clone() },
-            Holdings { slots: 3, ..fine.clone() },
-            Holdings { wal: 9 << 30, ..fine.clone() },
-            Holdings { aside: 3, ..fine },
+            Holdings { processes: 5, ..fine() },
+            Holdings { files: 900, ..fine() },
+            Holdings { rss_kib: 900 << 10, ..fine() },
+            Holdings { slots: 3, ..fine() },
+            Holdings { wal: 9 << 30, ..fine() },
+            Holdings { aside: 3, ..fine() },
         ];
         assert_eq!(judge(&more, 3).len(), more.len());
+    }
+
+    #[test]
+    fn what_grows_is_caught_long_before_it_is_too_much() {
+        let began = [fine()];
+        let grown = |one: Holdings| {
+            assert!(judge(std::slice::from_ref(&one), 3).is_empty(), "{one:?}");
+            growth(&began, &[one])
+        };
+        // As much as it may, and less than before.
+        assert_eq!(grown(Holdings { files: 110, rss_kib: 70 << 10, ..fine() }), Vec::<String>::new());
+        assert_eq!(grown(Holdings { files: 5, rss_kib: 1, ..fine() }), Vec::<String>::new());
+        assert_eq!(
+            grown(Holdings { files: 111, rss_kib: (70 << 10) + 1, ..fine() }),
+            [
+                "pg-1 holds 51 open files more than after the first round",
+                "pg-1 holds 30721 KiB of memory more than after the first round"
+            ]
+        );
+        // Who was not there after the first round has nothing to be compared with.
+        let full = [Holdings { files: 190, ..fine() }];
+        assert!(growth(&[], &full).is_empty());
+        assert!(growth(&[Holdings { processes: 1, files: 9, ..fine() }], &full).is_empty());
+        assert!(text(&began, &full).ends_with("since the first round at most 130 files and 0 MiB more"));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rhone_chaos::bench::{self, Fault};
+use rhone_chaos::bench::{self, Fault, Timing};
 use rhone_chaos::cluster::{Spec, Sync};
 use rhone_chaos::lock::{take_machine, take_turn};
 use rhone_chaos::resume::Resume;
@@ -58,9 +58,12 @@ struct Bench {
     /// Runs of each fault.
     #[arg(long, default_value_t = 20)]
     runs: u32,
-    /// Which faults; all when absent.
+    /// Which faults; all when absent, that of a synchronous standby only where there are any.
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
+    /// The preset of timings of `[bootstrap]`; the product's default when absent.
+    #[arg(long, value_enum)]
+    timing: Option<Timing>,
     /// Seconds to watch an idle cluster; 0 for not at all.
     #[arg(long, default_value_t = 60)]
     idle: u64,
@@ -150,9 +153,9 @@ struct Run {
     /// The seed; drawn from the clock when absent, and printed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Minutes of rounds, instead of what the scenario says.
+    /// Minutes of rounds, also 1.5, instead of what the scenario says.
     #[arg(long)]
-    minutes: Option<u64>,
+    minutes: Option<f64>,
     /// Rounds, instead of what the scenario says.
     #[arg(long)]
     rounds: Option<u32>,
@@ -208,6 +211,17 @@ impl Common {
     }
 }
 
+impl Run {
+    /// The words that change what a scenario says, with a blank before each.
+    fn more(&self) -> String {
+        let sync = self.sync.map(|sync| format!(" --sync {}", sync.setting().name()));
+        let flags =
+            [(self.witness, " --witness"), (self.dead_man, " --dead-man"), (self.strict, " --strict")];
+        let flags = flags.iter().filter(|(given, _)| *given).map(|(_, word)| *word);
+        sync.unwrap_or_default() + &flags.collect::<String>()
+    }
+}
+
 fn main() -> ExitCode {
     match act(&Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
@@ -235,44 +249,48 @@ fn act(cli: &Cli) -> Result<bool> {
         Action::BenchClients(asked) => measure_clients(asked),
         Action::BenchPeers(asked) => measure_peers(asked),
         Action::BenchScale(asked) => measure_scale(asked),
-        Action::Run(run) => {
-            let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
-            let mut script = Script::load(&run.scenario)?;
-            script.topology.dead_man |= run.dead_man;
-            if let Some(sync) = run.sync {
-                script.topology.sync = sync.setting();
-            }
-            if run.witness {
-                (script.topology.data, script.topology.witness) = (2, true);
-            }
-            let outcome = campaign::run(&campaign::Order {
-                name: run.scenario.clone(),
-                script,
-                seed,
-                rounds: run.rounds,
-                time: run.minutes.map(|minutes| Duration::from_secs(minutes * 60)),
-                strict: run.strict,
-                only: run.only.clone(),
-                resume: run.resume.as_deref().map(|path| Resume::open(path, &run.scenario)).transpose()?,
-            })
-            .with_context(|| format!("seed {seed}"))?;
-            match run.output {
-                Format::Text => print(&format!("{outcome}\n"))?,
-                Format::Json => {
-                    print(&format!("{}\n", serde_json::to_string(&outcome).context("print JSON")?))?;
-                }
-            }
-            Ok(outcome.passed())
-        }
+        Action::Run(run) => run_rounds(run),
     }
 }
 
+fn run_rounds(run: &Run) -> Result<bool> {
+    let seed = run.seed.unwrap_or_else(|| clock::Moment::now().0 % 1_000_000);
+    let mut script = Script::load(&run.scenario)?;
+    script.topology.dead_man |= run.dead_man;
+    if let Some(sync) = run.sync {
+        script.topology.sync = sync.setting();
+    }
+    if run.witness {
+        (script.topology.data, script.topology.witness) = (2, true);
+    }
+    let time = run.minutes.map(|minutes| Duration::try_from_secs_f64(minutes * 60.0)).transpose();
+    let outcome = campaign::run(&campaign::Order {
+        name: run.scenario.clone(),
+        script,
+        seed,
+        rounds: run.rounds,
+        time: time.context("read --minutes")?,
+        strict: run.strict,
+        only: run.only.clone(),
+        resume: run.resume.as_deref().map(|path| Resume::open(path, &run.scenario)).transpose()?,
+        more: run.more(),
+    })
+    .with_context(|| format!("seed {seed}"))?;
+    match run.output {
+        Format::Text => print(&format!("{outcome}\n"))?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string(&outcome).context("print JSON")?))?,
+    }
+    Ok(outcome.passed())
+}
+
 fn measure(asked: &Bench) -> Result<bool> {
-    let faults = if asked.faults.is_empty() { Fault::ALL.to_vec() } else { asked.faults.clone() };
+    let spec = asked.common.spec();
+    let faults = if asked.faults.is_empty() { Fault::all(spec.sync) } else { asked.faults.clone() };
     let findings = bench::run(&bench::Order {
         runs: asked.runs,
         faults,
-        spec: asked.common.spec(),
+        spec,
+        timing: asked.timing,
         idle: Duration::from_secs(asked.idle),
     })?;
     match asked.output {

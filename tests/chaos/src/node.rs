@@ -88,8 +88,11 @@ impl Node {
             None
         };
         let id = cluster.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let limits =
-            if extras.limits { Limits::create(&format!("{id}-n{}", index + 1))? } else { Limits::default() };
+        let limits = if extras.limits {
+            Limits::create(&format!("{id}-n{}", index + 1), group.as_ref())?
+        } else {
+            Limits::default()
+        };
         let clock = if extras.clock { Some(WallTime::create(&folder)?) } else { None };
         if let Some((user, owner_group)) = postgres_user() {
             for name in ["pg", "s"] {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::campaign::Round;
 use crate::history::{Answer, History};
+use crate::outcome::Round;
 
 /// Says whether somebody was promoted.
 pub fn judge(rounds: &[Round], history: &History) -> Vec<String> {

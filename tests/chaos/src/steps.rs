@@ -40,7 +40,7 @@ pub struct Step {
 }
 
 /// Reads a log line's time, since the Unix epoch: `2026-11-22T03:28:52.284290Z  INFO …`.
-fn time_of(line: &str) -> Option<Duration> {
+pub(crate) fn time_of(line: &str) -> Option<Duration> {
     let (date, rest) = line.split_once('T')?;
     let (time, _) = rest.split_once('Z')?;
     let mut date = date.split('-').map(|part| part.parse::<u64>().ok());

@@ -3,9 +3,10 @@
 //! Durations are printed and not judged. A failure says how to run it again.
 
 use anyhow::{Result, ensure};
-use rhone_chaos::campaign::{Order, Outcome, run};
+use rhone_chaos::campaign::{Order, run};
 use rhone_chaos::fault::Fault;
 use rhone_chaos::lock::take_turn;
+use rhone_chaos::outcome::Outcome;
 use rhone_chaos::scenario::report;
 use rhone_chaos::script::Script;
 
@@ -20,6 +21,7 @@ fn rounds(name: &str, script: Script, seed: u64, rounds: u32) -> Result<Outcome>
         strict: false,
         only: Vec::new(),
         resume: None,
+        more: String::new(),
     })?;
     outcome.command = "cargo test -p rhone-chaos --test rounds -- --nocapture".to_owned();
     report(&outcome.to_string());
