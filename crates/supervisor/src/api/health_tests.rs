@@ -340,6 +340,23 @@ async fn each_metric_is_described_once() {
         }
     }
     assert!(text.contains("rhone_epoch{cluster=\"main\",member=\"pg-1\"} 7\n"), "{text}");
+    assert!(text.contains("\npatroni_failsafe_mode_is_active{scope=\"main\",name=\"pg-1\"} 0\n"), "{text}");
+}
+
+#[tokio::test]
+async fn the_state_has_patronis_number() {
+    for (state, number) in [
+        (State::Streaming, 5),
+        (State::CrashRecovery, 6),
+        (State::Cloning, 4),
+        (State::Fenced, 12),
+        (State::Crashed, 14),
+        (State::Voting, -1),
+    ] {
+        let (_, text) = ask(&LocalView { state, ..standby() }, "GET /metrics").await;
+        let line = format!("\npatroni_postgres_state{{scope=\"main\",name=\"pg-2\"}} {number}\n");
+        assert!(text.contains(&line), "{state}: {text}");
+    }
 }
 
 #[tokio::test]

@@ -101,6 +101,19 @@ fn own_state(view: &LocalView) -> &'static str {
     }
 }
 
+/// Patroni's fixed number for the local Postgres' state: that of the word above, and -1 for one it has no number for.
+pub(super) fn state_number(view: &LocalView) -> i8 {
+    match view.state {
+        State::Rewinding | State::Cloning => 4,
+        State::Running | State::Streaming | State::ArchiveRecovery | State::Promoting => 5,
+        State::Starting | State::CrashRecovery => 6,
+        State::Frozen | State::Stopped | State::Fenced => 12,
+        State::Crashed => 14,
+        // A witness runs no Postgres.
+        State::Voting | State::Unreachable => -1,
+    }
+}
+
 /// Patroni's word for the role in health checks.
 fn role(view: &LocalView) -> &'static str {
     match view.role {
