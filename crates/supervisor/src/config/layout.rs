@@ -31,7 +31,7 @@ pub fn foreign_configuration(data_dir: &Path) -> Option<ForeignConfiguration> {
     if !MARKS.iter().all(lacks) || !FILES.iter().take(NEEDED).any(lacks) {
         return None;
     }
-    let missing = FILES.iter().copied().filter(|name| lacks(&name)).collect();
+    let missing = FILES.iter().copied().filter(lacks).collect();
     Some(ForeignConfiguration { data_dir: data_dir.to_owned(), major, missing })
 }
 
