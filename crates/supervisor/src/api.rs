@@ -16,6 +16,7 @@ mod page;
 mod patroni;
 pub mod proto;
 pub mod socket;
+mod tags;
 mod timeline;
 
 pub use self::admin::admin_service;

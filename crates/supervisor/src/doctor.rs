@@ -2,8 +2,11 @@
 //!
 //! Nothing here is acted on by Rhone: a finding is for a person, with what to type.
 
+mod defects;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use rhone_pgctl::slots;
 use serde::{Deserialize, Serialize};
 
 /// How bad a finding is.
@@ -106,6 +109,9 @@ const ROOM_PERCENT: u64 = 10;
 
 /// A slot that keeps more is worth a look: the default of `max_slot_wal_keep_size` is four times that.
 const SLOT_BYTES: u64 = 1 << 30;
+
+/// A slot of others that nobody uses is worth a look from one segment on: nobody may know of it any more.
+const FOREIGN_SLOT_BYTES: u64 = 16 << 20;
 
 /// A certificate that expires sooner is to be renewed.
 const CERTIFICATE_DAYS: i64 = 21;
@@ -231,23 +237,11 @@ fn postgres(name: &String, server: &ServerExam, found: &mut Vec<Finding>) {
             "it goes on with what it had, and may not start again: correct the line, then `rhone reload`",
         );
     }
-    for (slot, active, kept, status) in &server.slots {
-        if status == "lost" {
-            add(
-                Severity::Warning,
-                "slot",
-                format!("the slot {slot} has lost its wal"),
-                "its member is cloned anew when it comes back; drop the slot if it is not one of rhone's",
-            );
-        } else if *kept > SLOT_BYTES {
-            let streams = if *active { "lags behind" } else { "is used by nobody" };
-            add(
-                Severity::Warning,
-                "slot",
-                format!("the slot {slot} keeps {} MB of wal and {streams}", kept >> 20),
-                "bring its member back, remove it with `rhone member remove`, or drop the slot if it is not one of rhone's",
-            );
-        }
+    if let Some((severity, message, hint)) = defects::known(server.version) {
+        add(severity, "defect", message, &hint);
+    }
+    for (message, hint) in server.slots.iter().filter_map(slot_to_see) {
+        add(Severity::Warning, "slot", message, &hint);
     }
     if server.prepared > 0 {
         add(
@@ -257,6 +251,34 @@ fn postgres(name: &String, server: &ServerExam, found: &mut Vec<Finding>) {
             "COMMIT PREPARED or ROLLBACK PREPARED them: they hold locks and keep vacuum off",
         );
     }
+}
+
+/// Says what is to be seen to about a slot, and what to do.
+fn slot_to_see((slot, active, kept, status): &(String, bool, u64, String)) -> Option<(String, String)> {
+    let mb = kept >> 20;
+    if status == "lost" {
+        return Some((
+            format!("the slot {slot} has lost its wal"),
+            "its member is cloned anew when it comes back; drop the slot if it is not one of rhone's"
+                .to_owned(),
+        ));
+    }
+    if !slot.starts_with(slots::PREFIX) && !active && *kept > FOREIGN_SLOT_BYTES {
+        return Some((
+            format!("the slot {slot} is not one of rhone's, keeps {mb} MB of wal and is used by nobody"),
+            format!(
+                "start what reads from it; where nothing will, in psql there: SELECT pg_drop_replication_slot('{slot}')"
+            ),
+        ));
+    }
+    let streams = if *active { "lags behind" } else { "is used by nobody" };
+    (*kept > SLOT_BYTES).then(|| {
+        (
+            format!("the slot {slot} keeps {mb} MB of wal and {streams}"),
+            "bring its member back, remove it with `rhone member remove`, or drop the slot if it is not one of rhone's"
+                .to_owned(),
+        )
+    })
 }
 
 /// What differs between members that should be alike.
@@ -417,8 +439,8 @@ mod tests {
             &["Error block_size : the page sizes differ: n1 8192, n2 16384, n3 8192"],
         );
         check(
-            server(|s| s.version = 150_010),
-            &["Warning version : the versions of postgres differ: n1 15.18, n2 15.10, n3 15.18"],
+            server(|s| s.version = 150_014),
+            &["Warning version : the versions of postgres differ: n1 15.18, n2 15.14, n3 15.18"],
         );
         check(
             server(|s| s.collations.push(("app".to_owned(), "2.31".to_owned(), "2.36".to_owned()))),
@@ -431,8 +453,15 @@ mod tests {
             &["Warning not_taken n2: its postgres does not take pg_hba.conf line 9: invalid IP mask"],
         );
         check(
-            server(|s| s.slots.push(("old".to_owned(), false, 3 << 30, "extended".to_owned()))),
-            &["Warning slot n2: the slot old keeps 3072 MB of wal and is used by nobody"],
+            server(|s| s.slots.push(("rhone_old".to_owned(), false, 3 << 30, "extended".to_owned()))),
+            &["Warning slot n2: the slot rhone_old keeps 3072 MB of wal and is used by nobody"],
+        );
+        check(
+            server(|s| s.version = 150_016),
+            &[
+                "Warning defect n2: it runs postgres 15.16: a standby of a primary of an older minor version may crash again and again in replay",
+                "Warning version : the versions of postgres differ: n1 15.18, n2 15.16, n3 15.18",
+            ],
         );
         check(
             server(|s| {
@@ -444,6 +473,26 @@ mod tests {
         check(
             server(|s| s.prepared = 2),
             &["Warning prepared n2: 2 prepared transactions are older than an hour"],
+        );
+    }
+
+    #[test]
+    fn a_forgotten_slot_of_others_is_named_early() {
+        let slot = |name: &'static str, active, kept: u64| {
+            server(move |s| s.slots.push((name.to_owned(), active, kept, "reserved".to_owned())))
+        };
+        check(
+            slot("pg_2", false, 20 << 20),
+            &[
+                "Warning slot n2: the slot pg_2 is not one of rhone's, keeps 20 MB of wal and is used by nobody",
+            ],
+        );
+        check(slot("pg_2", false, 16 << 20), &[]); // a segment is nothing
+        check(slot("debezium", true, 20 << 20), &[]); // it is used
+        check(slot("rhone_pg2", false, 20 << 20), &[]); // a member that is away for a moment
+        check(
+            slot("debezium", true, 3 << 30),
+            &["Warning slot n2: the slot debezium keeps 3072 MB of wal and lags behind"],
         );
     }
 }

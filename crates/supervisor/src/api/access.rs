@@ -103,7 +103,9 @@ impl Access {
         };
         if *identity.cluster != *self.cluster {
             let text = format!("the certificate is for {identity}, and this is cluster {}", self.cluster);
-            return Err(refusal(Code::PermissionDenied, &text, None));
+            let hint =
+                "`rhone certs show FILE` shows for which cluster it is; `--cert` and `--key` name another";
+            return Err(refusal(Code::PermissionDenied, &text, Some(hint)));
         }
         let allowed = match (asked, identity.role) {
             (Asked::Health | Asked::Look, Role::Member | Role::Admin | Role::Observer)

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::disks::Disks;
-use super::{metrics, page, patroni};
+use super::{metrics, page, patroni, tags};
 use crate::civil::WallTime;
 use crate::config::units;
 use crate::runtime::clock::wall_time;
@@ -268,12 +268,8 @@ impl Query {
         lag.is_some_and(|lag| lag <= self.lag.unwrap_or(usual))
     }
 
-    /// A tag that this member does not have matches nothing.
     fn tags_match(&self, view: &LocalView) -> bool {
-        let matches = |(key, value): &(String, String)| {
-            view.tags.get(key).is_some_and(|tag| tag.eq_ignore_ascii_case(value))
-        };
-        self.tags.iter().all(matches)
+        self.tags.iter().all(|(key, value)| tags::matches(&view.tags, key, value))
     }
 
     fn replication_matches(&self, view: &LocalView) -> bool {

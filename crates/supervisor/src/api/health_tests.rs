@@ -179,6 +179,21 @@ async fn checks_for_synchronous_standbys() {
 }
 
 #[tokio::test]
+async fn tags_are_told_and_asked_for_as_patronis() {
+    let mut view = standby();
+    view.tags.insert("no-sync".to_owned(), "true".to_owned());
+    let body: Value = serde_json::from_str(&ask(&view, "GET /patroni").await.1).expect("JSON");
+    assert_eq!(body["tags"], json!({"nosync": true, "zone": "a"}));
+    let paths = "/replica?tag_nosync=true /replica?tag_no-sync=true&tag_zone=a /replica?tag_nosync=false /replica?tag_nofailover=true";
+    let got: Vec<u16> = codes(&view, paths).await.into_iter().map(|(_, code)| code).collect();
+    assert_eq!(got, [200, 200, 503, 503]);
+    view.members[1].status.tags = [("clone-from".to_owned(), "true".to_owned())].into();
+    let body: Value = serde_json::from_str(&ask(&view, "GET /cluster").await.1).expect("JSON");
+    assert_eq!(body["members"][1]["tags"], json!({"clonefrom": true}));
+    assert_eq!(body["members"][0]["tags"], Value::Null);
+}
+
+#[tokio::test]
 async fn a_lag_is_that_of_replay() {
     let paths = "/replica?lag=1MB /replica?lag=1023kB /read-only?lag=1kB /asynchronous?lag=1kB /readiness \
                  /readiness?lag=1kB /readiness?lag=1kB&mode=apply /readiness?lag=1kB&mode=write /replica";
@@ -300,6 +315,7 @@ async fn the_configuration_is_shaped_as_patronis_and_tells_no_secrets() {
         json!({
             "pause": false, "synchronous_mode": "quorum", "synchronous_mode_strict": false,
             "synchronous_node_count": 1, "maximum_lag_on_failover": 1_048_576,
+            "ttl": 2, "loop_wait": 1, "retry_timeout": 1,
             "postgresql": {
                 "parameters": {"shared_buffers": "64MB"}, "use_pg_rewind": true, "use_slots": true,
             },
@@ -324,6 +340,23 @@ async fn each_metric_is_described_once() {
         }
     }
     assert!(text.contains("rhone_epoch{cluster=\"main\",member=\"pg-1\"} 7\n"), "{text}");
+    assert!(text.contains("\npatroni_failsafe_mode_is_active{scope=\"main\",name=\"pg-1\"} 0\n"), "{text}");
+}
+
+#[tokio::test]
+async fn the_state_has_patronis_number() {
+    for (state, number) in [
+        (State::Streaming, 5),
+        (State::CrashRecovery, 6),
+        (State::Cloning, 4),
+        (State::Fenced, 12),
+        (State::Crashed, 14),
+        (State::Voting, -1),
+    ] {
+        let (_, text) = ask(&LocalView { state, ..standby() }, "GET /metrics").await;
+        let line = format!("\npatroni_postgres_state{{scope=\"main\",name=\"pg-2\"}} {number}\n");
+        assert!(text.contains(&line), "{state}: {text}");
+    }
 }
 
 #[tokio::test]

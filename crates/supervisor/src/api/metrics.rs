@@ -295,6 +295,17 @@ fn patroni(page: &mut Page, view: &LocalView, now: Duration) {
         !view.pending_restart.is_empty(),
     );
     page.flag("patroni_is_paused", "Value is 1 if automatic failover is off, 0 otherwise.", view.paused);
+    // Patroni's way of serving without its store; a lease has no such thing.
+    page.flag(
+        "patroni_failsafe_mode_is_active",
+        "Always 0: a primary never serves without a majority.",
+        false,
+    );
+    page.gauge(
+        "patroni_postgres_state",
+        "State of Postgres: 4=creating_replica, 5=running, 6=starting, 12=stopped, 14=crashed, -1=unknown.",
+        super::patroni::state_number(view),
+    );
 }
 
 /// Patroni's figures of WAL positions.

@@ -3,10 +3,12 @@
 //! Patroni calls the primary `leader` in `/cluster` and `primary` elsewhere; so does this file,
 //! and no other.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::tags;
 use crate::civil::WallTime;
 use crate::status::local::{PeerView, ReplicationRow, Synchronous};
 use crate::status::{Kind, LocalView, PendingSetting, Role, State};
@@ -55,8 +57,8 @@ pub(super) fn state(view: &LocalView, now: Duration) -> Value {
         put("pending_restart", json!(true));
         put("pending_restart_reason", reasons(&view.pending_restart));
     }
-    if !view.tags.is_empty() {
-        put("tags", json!(view.tags));
+    if let Some(tags) = tags_of(&view.tags) {
+        put("tags", tags);
     }
     put("dcs_last_seen", json!(view.majority_last_seen.map_or(0, |at| at.as_ms() / 1000)));
     put("database_system_identifier", json!(view.system_id.map(|id| id.to_string()).unwrap_or_default()));
@@ -96,6 +98,19 @@ fn own_state(view: &LocalView) -> &'static str {
         State::Frozen | State::Stopped | State::Fenced => "stopped",
         State::Crashed => "crashed",
         State::Unreachable => "unknown",
+    }
+}
+
+/// Patroni's fixed number for the local Postgres' state: that of the word above, and -1 for one it has no number for.
+pub(super) fn state_number(view: &LocalView) -> i8 {
+    match view.state {
+        State::Rewinding | State::Cloning => 4,
+        State::Running | State::Streaming | State::ArchiveRecovery | State::Promoting => 5,
+        State::Starting | State::CrashRecovery => 6,
+        State::Frozen | State::Stopped | State::Fenced => 12,
+        State::Crashed => 14,
+        // A witness runs no Postgres.
+        State::Voting | State::Unreachable => -1,
     }
 }
 
@@ -199,10 +214,16 @@ fn member(view: &LocalView, peer: &PeerView, now: Duration) -> Value {
         object.insert("pending_restart".to_owned(), json!(true));
         object.insert("pending_restart_reason".to_owned(), reasons(&status.pending));
     }
-    if !status.tags.is_empty() {
-        object.insert("tags".to_owned(), json!(status.tags));
+    if let Some(tags) = tags_of(&status.tags) {
+        object.insert("tags".to_owned(), tags);
     }
     body
+}
+
+/// Gives a member's tags, where it has any.
+fn tags_of(labels: &BTreeMap<String, String>) -> Option<Value> {
+    let tags = tags::as_patronis(labels);
+    tags.as_object().is_some_and(|tags| !tags.is_empty()).then_some(tags)
 }
 
 /// Patroni's word for a member's state in `/cluster`.
@@ -247,6 +268,15 @@ pub(super) fn config(view: &LocalView) -> Value {
     if let (Some(settings), Some(object)) = (&view.settings, body.as_object_mut()) {
         let told = settings.postgres.iter().filter(|(name, _)| !may_hold_a_secret(name));
         let parameters: Map<String, Value> = told.map(|(name, value)| (name.clone(), json!(value))).collect();
+        // Patroni counts in whole seconds: each is the shortest that is not too short.
+        let timing = settings.timing;
+        for (key, ms) in [
+            ("ttl", timing.lease_ms),
+            ("loop_wait", timing.renewal_ms),
+            ("retry_timeout", timing.suspicion_ms),
+        ] {
+            object.insert(key.to_owned(), json!(ms.div_ceil(1000)));
+        }
         object.insert("maximum_lag_on_failover".to_owned(), json!(settings.max_lag_on_failover));
         object.insert(
             "postgresql".to_owned(),

@@ -75,12 +75,17 @@ impl From<anyhow::Error> for CliError {
     }
 }
 
+/// For a refusal that says nothing else.
+const LOOK: &str = "`rhone status` and `rhone explain` show what the cluster does";
+
 impl From<OperatorError> for CliError {
     fn from(error: OperatorError) -> Self {
         let message = error.to_string();
         match error {
+            // An older member may give none.
             OperatorError::Refused { reason, hint } => {
-                Self { hint, ..Self::new(Exit::Refused, format!("refused, nothing was changed: {reason}")) }
+                Self::new(Exit::Refused, format!("refused, nothing was changed: {reason}"))
+                    .hint(hint.unwrap_or_else(|| LOOK.to_owned()))
             }
             OperatorError::NotLeader { .. } => Self::new(Exit::NoQuorum, "no member leads Raft just now")
                 .hint("try again in a second; `rhone status` shows who is reachable"),
@@ -88,8 +93,30 @@ impl From<OperatorError> for CliError {
                 .hint("`rhone status` shows who is reachable; start the missing members"),
             OperatorError::Unknown => Self::new(Exit::Unknown, message)
                 .hint("`rhone status` and `rhone history` show what became of it"),
-            OperatorError::NotImplemented { .. } => Self::new(Exit::Refused, message),
+            OperatorError::NotImplemented { .. } => Self::new(Exit::Refused, message)
+                .hint("a newer rhone may do it: `rhone doctor` shows the members' versions"),
             OperatorError::Failed(_) => Self::failed(message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_refusal_is_without_a_hint() {
+        let hint_of = |error: OperatorError| {
+            let error = CliError::from(error);
+            assert_eq!(error.exit, Exit::Refused);
+            error.hint
+        };
+        let refused = |hint: Option<&str>| OperatorError::Refused {
+            reason: "no".to_owned(),
+            hint: hint.map(str::to_owned),
+        };
+        assert_eq!(hint_of(refused(Some("do that"))).as_deref(), Some("do that"));
+        assert_eq!(hint_of(refused(None)).as_deref(), Some(LOOK));
+        assert!(hint_of(OperatorError::NotImplemented { what: "that".to_owned() }).is_some());
     }
 }

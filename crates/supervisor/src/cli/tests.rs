@@ -448,6 +448,7 @@ async fn settings_are_shown_changed_compared_and_gone_back_to() {
         expect![[r#"
         ---- stderr
         error: refused, nothing was changed: the settings are at version 2 by now
+        hint: `rhone settings history` shows why
         ---- Refused
     "#]],
     );

@@ -65,6 +65,7 @@ async fn a_switchover_is_scheduled_shown_and_cancelled() {
         expect![[r#"
         ---- stderr
         error: refused, nothing was changed: no switchover is scheduled
+        hint: `rhone switchover --at TIME` schedules one
         ---- Refused
     "#]],
     );

@@ -10,7 +10,8 @@ use rhone_consensus::state::{ClusterState, Phase};
 use rhone_pgctl::connection::Session;
 use rhone_pgctl::parameters::{self, Parameter};
 
-use super::operator::{RuntimeOperator, refused};
+use super::hints;
+use super::operator::{RuntimeOperator, advised, refused};
 use crate::api::proto::v1::{ParametersRequest, PerformRequest, Work};
 use crate::decide::members::{self, Presence, THERE_MS, TooFew};
 use crate::runtime::codec;
@@ -116,7 +117,7 @@ pub(super) async fn pass_on(
     member: &Member,
     (work, meant): (Work, Meant),
 ) -> Result<(), OperatorError> {
-    let no = |reason: String| refused(format!("{}: {reason}", member.name), Some("rhone status"));
+    let no = |reason: String| refused(format!("{}: {reason}", member.name), "rhone status");
     if member.kind == MemberKind::Witness {
         return Err(no("a witness runs no postgres".to_owned()));
     }
@@ -181,11 +182,11 @@ impl RuntimeOperator {
         let applied = self.applied();
         let state = &applied.state;
         if request.expected_epoch.is_some_and(|expected| expected != state.epoch) {
-            return Err(refused(format!("the epoch is {} by now", state.epoch), Some("rhone status")));
+            return Err(refused(format!("the epoch is {} by now", state.epoch), "rhone status"));
         }
         let member = state
             .member_named(&request.name)
-            .ok_or_else(|| refused(format!("no member is named {}", request.name), Some("rhone status")))?;
+            .ok_or_else(|| refused(format!("no member is named {}", request.name), "rhone status"))?;
         let reply =
             SwitchoverReply { epoch: Some(state.epoch), finished: true, ..SwitchoverReply::default() };
         tracing::info!(member = %request.name, work = ?request.work, "an operator asks for work on a member");
@@ -214,8 +215,9 @@ impl RuntimeOperator {
             }
             MemberWork::Keep => self.pass_on(state, member, Work::Keep, Meant::default()).await?,
             MemberWork::Remove => {
-                if let Some(reason) = self.shared().would_refuse(&ClusterCommand::Remove(member.node)) {
-                    return Err(refused(reason, None));
+                let command = ClusterCommand::Remove(member.node);
+                if let Some(reason) = self.shared().would_refuse(&command) {
+                    return Err(advised(reason, hints::after(&command)));
                 }
                 self.may_lose_vote(state, member).await?;
                 if member.node == self.shared().me() {
@@ -330,7 +332,7 @@ impl RuntimeOperator {
             });
         }
         if state.phase != Phase::Established {
-            return Err(refused("the primary is not established", Some("rhone status")));
+            return Err(refused("the primary is not established", "rhone status"));
         }
         let handover = Handover { epoch: state.epoch, to: None, leaving: false };
         self.propose(ClusterCommand::SetHandover(Some(handover))).await?;
@@ -368,7 +370,7 @@ impl RuntimeOperator {
         if serves {
             Ok(())
         } else {
-            Err(refused("no primary serves that it could be copied from", Some("rhone status")))
+            Err(refused("no primary serves that it could be copied from", "rhone status"))
         }
     }
 

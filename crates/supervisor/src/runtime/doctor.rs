@@ -106,10 +106,12 @@ async fn ask_server(target: &Target) -> Result<ServerExam, PgError> {
                           WHERE to_jsonb(d)->>'datcollversion' <> pg_database_collation_actual_version(oid)")
     .await
     .unwrap_or_default();
+    // Of slots that a standby only has synchronised the primary's own tells, and they cannot be dropped here.
     let slots = ask("SELECT slot_name, active, coalesce(CASE WHEN pg_is_in_recovery() THEN \
                      pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn) \
                      ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) END, 0)::bigint, \
-                     coalesce(wal_status, '') FROM pg_replication_slots")
+                     coalesce(wal_status, '') FROM pg_replication_slots s \
+                     WHERE to_jsonb(s)->>'synced' IS DISTINCT FROM 'true'")
     .await?;
     let available = ask("SELECT name FROM pg_available_extensions").await?;
     let prepared =

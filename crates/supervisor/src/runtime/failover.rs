@@ -7,7 +7,8 @@ use rhone_consensus::command::{Acceptance, ClusterCommand, Member, Outcome, Prep
 use rhone_consensus::ids::{Epoch, NodeId};
 use rhone_consensus::state::{ClusterState, Phase};
 
-use super::operator::{RuntimeOperator, refused};
+use super::handover::is_primary;
+use super::operator::{RuntimeOperator, advised, refused};
 use super::{outlook, publish};
 use crate::runtime::clock::wall_time;
 use crate::status::{FailoverRequest, OperatorError, SwitchoverReply};
@@ -24,13 +25,13 @@ impl RuntimeOperator {
         let state = &applied.state;
         let present = state.epoch;
         if request.expected_epoch.is_some_and(|expected| expected != present) {
-            return Err(refused(format!("the epoch is {present} by now"), Some("rhone status")));
+            return Err(refused(format!("the epoch is {present} by now"), "rhone status"));
         }
         let to = candidate(state, request.to.as_deref())?;
         let from =
             state.last_owner().and_then(|owner| state.members.get(&owner).map(|member| member.name.clone()));
         let epoch = match &state.phase {
-            Phase::None => return Err(refused("there is no primary yet", Some("rhone explain"))),
+            Phase::None => return Err(refused("there is no primary yet", "rhone explain")),
             Phase::Preparing { .. } if !request.accept_data_loss => {
                 let (_, waits) = self.shared().decided.borrow().clone();
                 let why = self.why_not(state, state.last_owner()).unwrap_or(waits);
@@ -107,15 +108,16 @@ impl RuntimeOperator {
 fn candidate(state: &ClusterState, name: Option<&str>) -> Result<Option<NodeId>, OperatorError> {
     let Some(name) = name else { return Ok(None) };
     let member = state.data_members().find(|member| member.name == name);
-    let member =
-        member.ok_or_else(|| refused(format!("no data member is named {name}"), Some("rhone status")))?;
+    let member = member.ok_or_else(|| refused(format!("no data member is named {name}"), "rhone status"))?;
     if !member.may_lead() {
         let reason =
             format!("{name} is never promoted: it has priority 0, or is tagged no-failover or delayed");
-        return Err(refused(reason, None));
+        let hint =
+            "choose another member, or change its priority or tags in rhone.toml and restart rhone there";
+        return Err(advised(reason, hint));
     }
     if state.phase == Phase::Established && state.last_owner() == Some(member.node) {
-        return Err(refused(format!("{name} is the primary already"), None));
+        return Err(is_primary(name));
     }
     Ok(Some(member.node))
 }

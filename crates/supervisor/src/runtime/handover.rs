@@ -7,7 +7,7 @@ use rhone_consensus::command::{ClusterCommand, Handover, Scheduled, WallTime};
 use rhone_consensus::ids::Epoch;
 use rhone_consensus::state::{ClusterState, Phase};
 
-use super::operator::refused;
+use super::operator::{advised, refused};
 use super::publish;
 use crate::decide::schedule::{Due, Look, due};
 use crate::runtime::shared::Shared;
@@ -32,9 +32,9 @@ pub(super) fn handover(
     let grant = state
         .current_grant()
         .filter(|_| state.phase == Phase::Established)
-        .ok_or_else(|| refused("there is no primary to hand over from now", Some("rhone status")))?;
+        .ok_or_else(|| refused("there is no primary to hand over from now", "rhone status"))?;
     if expected.is_some_and(|expected| expected != grant.epoch) {
-        return Err(refused(format!("the epoch is {} by now", grant.epoch), Some("rhone status")));
+        return Err(refused(format!("the epoch is {} by now", grant.epoch), "rhone status"));
     }
     let status = publish::cluster_status(shared);
     let owner = state.members.get(&grant.owner).map(|m| m.name.clone()).unwrap_or_default();
@@ -53,21 +53,29 @@ pub(super) fn handover(
     };
     let to = match to {
         Some(name) if *name == owner => {
-            return Err(refused(format!("{name} is the primary already"), None));
+            return Err(is_primary(name));
         }
         Some(name) => {
-            ready(name).map_err(|reason| refused(reason, Some("rhone status")))?;
+            ready(name).map_err(|reason| refused(reason, "rhone status"))?;
             state.member_named(name).map(|member| member.node)
         }
         None => {
             let any = status.members.iter().any(|m| m.name != owner && ready(&m.name).is_ok());
             if !any {
-                return Err(refused("no standby is ready to take over", Some("rhone status")));
+                return Err(refused("no standby is ready to take over", "rhone status"));
             }
             None
         }
     };
     Ok(Handover { epoch: grant.epoch, to, leaving: false })
+}
+
+/// Refuses to make the primary of the primary.
+pub(super) fn is_primary(name: &str) -> OperatorError {
+    advised(
+        format!("{name} is the primary already"),
+        "name a standby, or leave `--to` out: the best one is taken",
+    )
 }
 
 fn may_take_over(state: &ClusterState, name: &str) -> Result<(), String> {
@@ -106,16 +114,16 @@ pub(super) fn scheduled(
     let grant = state
         .current_grant()
         .filter(|_| state.phase == Phase::Established)
-        .ok_or_else(|| refused("there is no primary to hand over from now", Some("rhone status")))?;
+        .ok_or_else(|| refused("there is no primary to hand over from now", "rhone status"))?;
     let to = match to {
         None => None,
         Some(name) => {
             let member = state.member_named(name);
             let member =
-                member.ok_or_else(|| refused(format!("no member is named {name}"), Some("rhone status")))?;
-            may_take_over(state, name).map_err(|reason| refused(reason, Some("rhone status")))?;
+                member.ok_or_else(|| refused(format!("no member is named {name}"), "rhone status"))?;
+            may_take_over(state, name).map_err(|reason| refused(reason, "rhone status"))?;
             if member.node == grant.owner {
-                return Err(refused(format!("{name} is the primary already"), None));
+                return Err(is_primary(name));
             }
             Some(member.node)
         }

@@ -19,6 +19,7 @@ mod failover;
 pub mod found;
 pub mod generation;
 mod handover;
+mod hints;
 mod hooks;
 pub mod leader;
 pub mod lease;

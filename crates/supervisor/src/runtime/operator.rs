@@ -9,8 +9,8 @@ use rhone_consensus::{AppliedState, ConsensusError};
 
 use crate::runtime::events::Events;
 use crate::runtime::handover::{self, handover};
-use crate::runtime::publish;
 use crate::runtime::shared::Shared;
+use crate::runtime::{hints, publish};
 use crate::settings::{SettingsVersion, SettingsView};
 use crate::status::{
     ClusterStatus, Event, Explanation, FailoverRequest, FenceRequest, HistoryEntry, MemberDecision,
@@ -66,13 +66,14 @@ impl RuntimeOperator {
     }
 
     pub(super) async fn propose(&self, command: ClusterCommand) -> Result<Outcome, OperatorError> {
+        let hint = hints::after(&command);
         if let Some(reason) = self.shared.would_refuse(&command) {
-            return Err(refused(reason, None));
+            return Err(advised(reason, hint));
         }
         match self.shared.consensus.propose(command, PROPOSE_LIMIT).await {
             Ok(applied) => match applied.outcome {
                 outcome @ (Outcome::Done | Outcome::Prepared(_)) => Ok(outcome),
-                Outcome::Refused(reason) => Err(refused(reason, None)),
+                Outcome::Refused(reason) => Err(advised(reason, hint)),
             },
             Err(ConsensusError::NoQuorum) => Err(OperatorError::NoQuorum),
             Err(ConsensusError::Unknown) => Err(OperatorError::Unknown),
@@ -121,11 +122,14 @@ fn phase_name(phase: &Phase) -> &'static str {
     }
 }
 
-pub(super) fn refused(reason: impl Into<String>, command: Option<&str>) -> OperatorError {
-    OperatorError::Refused {
-        reason: reason.into(),
-        hint: command.map(|command| format!("`{command}` shows why")),
-    }
+/// Refuses, with a command that shows why.
+pub(super) fn refused(reason: impl Into<String>, command: &str) -> OperatorError {
+    advised(reason, format!("`{command}` shows why"))
+}
+
+/// Refuses, with what to do about it.
+pub(super) fn advised(reason: impl Into<String>, hint: impl Into<String>) -> OperatorError {
+    OperatorError::Refused { reason: reason.into(), hint: Some(hint.into()) }
 }
 
 impl Operator for RuntimeOperator {
@@ -236,7 +240,7 @@ impl Operator for RuntimeOperator {
         let applied = self.applied();
         let state = &applied.state;
         if request.expected_epoch.is_some_and(|expected| expected != state.epoch) {
-            return Err(refused(format!("the epoch is {} by now", state.epoch), Some("rhone status")));
+            return Err(refused(format!("the epoch is {} by now", state.epoch), "rhone status"));
         }
         let (at, now) = handover::time(&self.shared, when);
         let scheduled = handover::scheduled(state, request.to.as_deref(), at, now, request.by)?;
@@ -282,7 +286,7 @@ impl Operator for RuntimeOperator {
         let state = &applied.state;
         let member = state
             .member_named(&request.name)
-            .ok_or_else(|| refused(format!("no member is named {}", request.name), Some("rhone status")))?;
+            .ok_or_else(|| refused(format!("no member is named {}", request.name), "rhone status"))?;
         let (node, epoch) = (member.node, Some(state.epoch));
         let mut reply = SwitchoverReply { epoch, finished: true, ..SwitchoverReply::default() };
         if state.is_fenced(node) == request.fenced {

@@ -11,7 +11,8 @@ use rhone_consensus::state::{ClusterState, Phase};
 
 use super::chores::{Meant, pass_on, running};
 use super::handover::{self, handover};
-use super::operator::{RuntimeOperator, refused};
+use super::hints;
+use super::operator::{RuntimeOperator, advised};
 use crate::api::proto::v1::Work;
 use crate::decide::schedule::{Due, Look, due};
 use crate::runtime::shared::Shared;
@@ -139,7 +140,7 @@ async fn ask(
     };
     let command = ClusterCommand::SetHandover(Some(over));
     if let Some(reason) = shared.would_refuse(&command) {
-        return Err(refused(reason, None));
+        return Err(advised(reason, hints::after(&command)));
     }
     let done = shared.consensus.propose(command, PROPOSE_LIMIT).await;
     done.map(drop).map_err(|error| OperatorError::Failed(error.to_string()))

@@ -19,7 +19,11 @@ const APPLIED_LIMIT: Duration = Duration::from_secs(5);
 
 impl From<Refusal> for OperatorError {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused { reason: refusal.reason, hint: refusal.hint }
+        let hint = refusal.hint.unwrap_or_else(|| {
+            "`rhone settings` shows the present values; `rhone settings set --dry-run` tries a change"
+                .to_owned()
+        });
+        Self::Refused { reason: refusal.reason, hint: Some(hint) }
     }
 }
 
@@ -44,12 +48,12 @@ impl RuntimeOperator {
         let state = &applied.state;
         let version = state.settings_version;
         if !state.is_founded() {
-            return Err(refused("the cluster is not founded yet", Some("rhone status")));
+            return Err(refused("the cluster is not founded yet", "rhone status"));
         }
         if request.expected_version.is_some_and(|expected| expected != version) {
             return Err(refused(
                 format!("the settings are at version {version} by now"),
-                Some("rhone settings history"),
+                "rhone settings history",
             ));
         }
         let before = &state.settings;

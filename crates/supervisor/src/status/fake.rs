@@ -244,7 +244,8 @@ impl Operator for FakeOperator {
     async fn cancel_scheduled(&self) -> Result<(), OperatorError> {
         let taken = self.scheduled.lock().expect("unpoisoned").take();
         let reason = "no switchover is scheduled".to_owned();
-        taken.map(drop).ok_or(OperatorError::Refused { reason, hint: None })
+        let hint = Some("`rhone switchover --at TIME` schedules one".to_owned());
+        taken.map(drop).ok_or(OperatorError::Refused { reason, hint })
     }
 
     fn events(&self) -> Option<Subscription> {
@@ -297,7 +298,8 @@ impl Operator for FakeOperator {
         let version = 1 + versions.len() as u64;
         if request.expected_version.is_some_and(|expected| expected != version) {
             let reason = format!("the settings are at version {version} by now");
-            return Err(OperatorError::Refused { reason, hint: None });
+            let hint = Some("`rhone settings history` shows why".to_owned());
+            return Err(OperatorError::Refused { reason, hint });
         }
         let mut after = settings.clone();
         for (key, value) in &request.changes {

@@ -150,7 +150,9 @@ impl Local {
     /// # Errors
     /// The file or the hard state could not be written.
     pub(super) async fn claim_first(&self) -> Result<(), LocalError> {
-        if self.look_at_identity()? != Seen::Unclaimed || !self.may_claim() {
+        let seen = self.look_at_identity()?;
+        // Claimed, it would look like one that is adopted.
+        if seen != Seen::Unclaimed || !self.may_claim() || self.not_adopted(seen).is_some() {
             return Ok(());
         }
         let record = self.new_identity(self.data_dir().to_owned()).await?;

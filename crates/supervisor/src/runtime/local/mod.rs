@@ -129,6 +129,8 @@ pub struct Facts {
     pub old_removed: bool,
     /// Why `rhone.id` cannot be read.
     pub unread_identity: Option<String>,
+    /// Which configuration a data directory that is not Rhone's yet misses, as it was told last.
+    pub foreign: Option<String>,
     /// How often pg_rewind failed in a row.
     pub rewinds_failed: u32,
     /// How often in a row pg_rewind saw no fork where the ledger has one.

@@ -11,7 +11,7 @@ use rhone_pgctl::replication::identify_system;
 use rhone_pgctl::wal::{Timeline, WalPosition};
 
 use super::stall::{HUNG_LOOKS, hung_after};
-use super::{Local, PROGRAM_LIMIT};
+use super::{Local, PROGRAM_LIMIT, Seen};
 use crate::guardian::GuardState;
 use crate::runtime::clock::BootTime;
 use crate::view::Instance;
@@ -31,7 +31,7 @@ impl Local {
             GuardState::Frozen | GuardState::Freezing => Instance::Frozen { epoch },
             GuardState::Starting | GuardState::Running | GuardState::Killing => self.running().await,
             GuardState::Idle | GuardState::Dead => match identity {
-                Ok(_) => self.stopped().await,
+                Ok(seen) => self.stopped(seen).await,
                 Err(error) => Instance::Unusable(crate::runtime::node::chain(&error)),
             },
         };
@@ -189,15 +189,18 @@ impl Local {
         tail.contains("has already been removed")
     }
 
-    async fn stopped(&self) -> Instance {
-        if let Some((position, clean, primary)) = self.facts().stopped {
+    async fn stopped(&self, seen: Seen) -> Instance {
+        let not_adopted = self.not_adopted(seen);
+        if let Some((position, clean, primary)) = self.facts().stopped.filter(|_| not_adopted.is_none()) {
             return Instance::Stopped { position: Some(position), clean, primary };
         }
         if let Some(pid) = datadir::processes_in(self.data_dir()).first() {
-            let what = if self.found_running().await.is_some() {
-                "it is stopped, and started by this rhone, once that is due"
+            let what = if self.found_running().await.is_none() {
+                "stop it first".to_owned()
+            } else if let Some(why) = self.lacks_configuration() {
+                why
             } else {
-                "stop it first"
+                "it is stopped, and started by this rhone, once that is due".to_owned()
             };
             return Instance::Unusable(format!(
                 "process {pid}, which this rhone did not start, runs in {}: {what}",
@@ -205,6 +208,9 @@ impl Local {
             ));
         }
         self.shared.takeover.send_if_modified(|found| found.take().is_some());
+        if let Some(why) = not_adopted {
+            return Instance::Unusable(why);
+        }
         match datadir::inspect(self.data_dir(), &self.install, &self.user, PROGRAM_LIMIT).await {
             Ok(DataDir::Missing | DataDir::Empty) => {
                 self.facts().system_id = None;

@@ -14,6 +14,7 @@ use rhone_pgctl::timeline::seen_timelines;
 use rhone_pgctl::wal::Timeline;
 
 use super::{Local, LocalError, PROGRAM_LIMIT, Seen};
+use crate::config::foreign_configuration;
 
 /// How long the shutdown may take before it is asked for again: its checkpoint, and the last WAL to standbys.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -93,7 +94,25 @@ impl Local {
                 && (state.phase == Phase::Established
                     || (state.phase == Phase::Granted && state.settings.sync == SyncMode::Strict)),
         };
-        turn.is_due(found)
+        turn.is_due(found) && self.lacks_configuration().is_none()
+    }
+
+    /// Says why a data directory that this member would begin the cluster with is not adopted.
+    pub(super) fn not_adopted(&self, seen: Seen) -> Option<String> {
+        if seen == Seen::Unclaimed && self.may_claim() { self.lacks_configuration() } else { None }
+    }
+
+    /// Says, and logs when it is news, which configuration a server that is not Rhone's yet would lose when Rhone
+    /// starts it.
+    pub(super) fn lacks_configuration(&self) -> Option<String> {
+        let foreign = foreign_configuration(self.data_dir());
+        let told = foreign.as_ref().map(|foreign| format!("{foreign} (hint: {})", foreign.hint()));
+        let known = std::mem::replace(&mut self.facts().foreign, told.clone());
+        if let Some(foreign) = foreign.filter(|_| known != told) {
+            tracing::error!(error = %foreign, hint = foreign.hint(),
+                "this data directory is not taken over: a person has to bring its configuration");
+        }
+        told
     }
 
     /// Stops the server that runs here, in order. A standby's data is this member's own from before that on: it was
@@ -103,6 +122,9 @@ impl Local {
     /// It has not stopped yet, or the claim could not be kept: ask again.
     pub async fn take_over(&self) -> Result<(), LocalError> {
         let Some(found) = *self.shared.takeover.borrow() else { return Ok(()) };
+        if let Some(why) = self.lacks_configuration() {
+            return Err(LocalError::Stale(why));
+        }
         if !found.primary && !self.may_claim() && self.look_at_identity()? == Seen::Unclaimed {
             let record = self.new_identity(self.data_dir().to_owned()).await?;
             self.update_hard(move |hard| hard.data = Some(record)).await?;
