@@ -335,7 +335,11 @@ mod tests {
                 [files.ca, files.cert, files.key].map(|file| file.display().to_string()).join(" ")
             };
             let found = found.map(|files| files.map(shown)).map_err(drop);
-            assert_eq!(found.as_ref().map(Option::as_deref), expected.as_ref().copied(), "{flags} {configured}");
+            assert_eq!(
+                found.as_ref().map(Option::as_deref),
+                expected.as_ref().copied(),
+                "{flags} {configured}"
+            );
         }
     }
 }

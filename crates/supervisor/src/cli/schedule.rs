@@ -65,7 +65,8 @@ pub(super) async fn restart_at(
     })
     .await?;
     let when = reply.scheduled.map_or_else(String::new, |at| format!(" for {at}"));
-    let said = format!("a restart of {name} is scheduled{when}; `rhone restart {name} --cancel` takes it off");
+    let said =
+        format!("a restart of {name} is scheduled{when}; `rhone restart {name} --cancel` takes it off");
     let change = serde_json::json!({ "name": name, "scheduled": reply.scheduled });
     status::shown(global, &change, &said, terminal).await
 }

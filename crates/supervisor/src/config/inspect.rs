@@ -267,6 +267,9 @@ fn check_data_dir(postgres: &Postgres, bin_dir: Option<&Path>, say: &mut impl Fn
         (Ok(_), _) => {}
     }
     check_owner(postgres, say);
+    if let Some(foreign) = super::foreign_configuration(dir) {
+        say(format!("`postgres.data-dir`: {foreign}"), &foreign.hint());
+    }
     if dir.join("patroni.dynamic.json").exists() {
         say(
             format!("`postgres.data-dir`: {shown} belongs to a cluster that Patroni runs"),

@@ -468,7 +468,8 @@ fn local_view(shared: &Shared, here: &Here) -> LocalView {
     let members: Vec<PeerView> =
         status.members.iter().map(|member| peer_view(state, &table, member)).collect();
     let mine = members.iter().find(|peer| peer.status.name == shared.config.node.name);
-    let own_state = mine.filter(|peer| peer.status.state == State::Fenced).map_or(own_state, |_| State::Fenced);
+    let own_state =
+        mine.filter(|peer| peer.status.state == State::Fenced).map_or(own_state, |_| State::Fenced);
     LocalView {
         scope: shared.config.cluster.clone(),
         name: shared.config.node.name.clone(),
