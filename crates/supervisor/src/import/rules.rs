@@ -160,7 +160,7 @@ const DECIDE: &[(&str, &str)] = &[
     ("postgresql.custom_conf", "put its parameters into [bootstrap.postgres]"),
     (
         "postgresql.config_dir",
-        "rhone writes rhone.conf and pg_hba.conf into the data directory: move postgresql.conf there",
+        "a server of rhone's reads the data directory: bring what is in this one there, postgresql.base.conf too",
     ),
     (
         "postgresql.create_replica_methods",
