@@ -74,6 +74,7 @@ fn one_file_serves_a_witness_too() {
 fn a_tag_by_variable_is_the_tag_that_it_names() {
     let tags = |env: &[(&str, &str)]| load(env).expect("sound").node.tags;
     let set = tags(&[
+        ("RHONE_NODE_PEERS", "127.0.0.1:7400,127.0.0.1:7401"),
         ("RHONE_NODE_TAGS_NO_FAILOVER", "true"),
         ("RHONE_NODE_TAGS_NO_SYNC", "true"),
         ("RHONE_NODE_TAGS_NOLOADBALANCE", "true"),
