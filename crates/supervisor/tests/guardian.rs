@@ -410,12 +410,20 @@ async fn a_postmaster_inherits_nothing_of_the_guardian() {
     spec.args = vec!["1000".into()];
     let pid = guardian.start(spec).await.expect("start");
     let proc = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read /proc");
-    let mut fds: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("its descriptors")
-        .map(|fd| fd.expect("one").file_name().into_string().expect("a number"))
-        .collect();
-    fds.sort_unstable();
-    assert_eq!(fds, ["0", "1", "2"]);
+    let fds = || {
+        let mut fds: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("its descriptors")
+            .filter_map(|fd| fd.ok()?.file_name().into_string().ok())
+            .collect();
+        fds.sort_unstable();
+        fds
+    };
+    // While it is loaded it has its libraries open, one after the other; what it inherited would stay.
+    let begun = std::time::Instant::now();
+    while fds() != ["0", "1", "2"] {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", fds());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let status = proc("status");
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect("a line").trim();
     assert_eq!(line("SigBlk:"), "0000000000000000");

@@ -9,6 +9,8 @@ use crate::api::{admin_service, socket};
 use crate::status::OperatorError;
 use crate::status::fake::FakeOperator;
 
+#[path = "each_verb_tests.rs"]
+mod each_verb;
 #[path = "outcome_tests.rs"]
 mod outcome;
 #[path = "report_tests.rs"]

@@ -225,6 +225,15 @@ impl Operator for FakeOperator {
         })
     }
 
+    async fn failover(&self, request: super::FailoverRequest) -> Result<SwitchoverReply, OperatorError> {
+        if let Some(refusal) = &self.refusal {
+            return Err(refusal.clone());
+        }
+        let to = request.to.or(Some("pg-2".to_owned()));
+        let (from, epoch) = (Some("pg-1".to_owned()), Some(Epoch(8)));
+        Ok(SwitchoverReply { from, to, epoch, finished: !request.no_wait, ..SwitchoverReply::default() })
+    }
+
     async fn schedule(
         &self,
         request: SwitchoverRequest,
