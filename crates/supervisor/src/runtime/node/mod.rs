@@ -98,6 +98,8 @@ struct NodeLoop {
     instance: Instance,
     /// Whether `instance` was seen after the last change.
     fresh: bool,
+    /// Postgres was killed by a Fence, and not looked at since: what is known of it is older.
+    killed: bool,
     looked_at: Moment,
     looking: Option<JoinHandle<Instance>>,
     running: Option<Running>,
@@ -134,6 +136,7 @@ pub async fn run(
         shared,
         instance: Instance::Unknown,
         fresh: false,
+        killed: false,
         looked_at: now,
         looking: None,
         running: None,
@@ -405,7 +408,9 @@ impl NodeLoop {
         match decision {
             NodeDecision::Rest(reason) => self.say(reason, None),
             NodeDecision::Act(effect, epoch, reason) => {
-                if self.failures.hold_up(effect, now) {
+                // Done already, however often the view of before asks for it: the look at what is left is under way.
+                let done = effect == Effect::Fence && self.killed;
+                if done || self.failures.hold_up(effect, now) {
                     return;
                 }
                 self.say(reason, Some((effect, epoch)));
@@ -479,6 +484,7 @@ impl NodeLoop {
 
     fn looked(&mut self, instance: Instance) {
         self.looked_at = self.shared.now();
+        self.killed = false;
         match instance {
             Instance::Hung { epoch } => {
                 if !matches!(self.instance, Instance::Hung { .. }) {
@@ -511,6 +517,7 @@ impl NodeLoop {
             Ok(done) => {
                 tracing::info!(effect = effect.code(), %epoch, "done");
                 self.failures.end();
+                self.killed = effect == Effect::Fence;
                 self.told_to_instance(effect, reloads);
                 if matches!(effect, Effect::Clone(_)) {
                     self.local.note_copied(None);
